@@ -1,0 +1,159 @@
+"""The command line: every command is a thin Typer shell over a plain function, one file each.
+
+Here the shells are put together, and what they raise becomes an exit code and at most three lines on
+stderr. Importing this imports no torch, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from gru_lm import __version__
+from gru_lm.cli import corpus
+from gru_lm.cli.eval import eval_cli
+from gru_lm.cli.info import info_cli
+from gru_lm.cli.sample import sample_cli
+from gru_lm.cli.train import train_cli
+from gru_lm.errors import EnvironmentProblem, GruLmError, Stopped, nearest
+
+app = typer.Typer(
+    help="Train, sample, measure and compare recurrent language models.",
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Every command has --help, and --debug for a traceback. Start with: gru-lm train",
+)
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train_cli,
+    "sample": sample_cli,
+    "eval": eval_cli,
+    "info": info_cli,
+}
+for _name, _command in COMMANDS.items():
+    app.command(_name)(_command)
+app.add_typer(corpus.app, name="corpus")
+
+INTERNAL = 70
+PIPE_CLOSED = 141
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gru-lm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    del version
+
+
+def main() -> None:
+    """Run the program on the process's arguments and leave with its exit code."""
+    started = time.monotonic()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started us
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
+    code = run(sys.argv[1:], started=started)
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        code = PIPE_CLOSED if isinstance(error, BrokenPipeError) else code or _report(error)
+        # Python flushes once more on its way out; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def run(args: Sequence[str], *, started: float) -> int:
+    """Run one command line; returns the exit code. `started` is on the monotonic clock."""
+    debug = "--debug" in args
+    try:
+        if sys.platform not in ("linux", "darwin"):
+            raise EnvironmentProblem(f"gru-lm runs on Linux and macOS, not on {sys.platform}")
+        args = [arg for arg in args if arg != "--debug"] or ["--help"]
+        result = app(args, standalone_mode=False, obj=started)
+        return result if isinstance(result, int) else 0
+    except BrokenPipeError:
+        return PIPE_CLOSED
+    except BaseException as error:
+        if debug:
+            traceback.print_exc()
+        return _report(error)
+
+
+def _report(error: BaseException) -> int:
+    """Say what went wrong; returns the exit code."""
+    from gru_lm.reporting import console
+
+    match error:
+        case Stopped():
+            console.note(error.message)
+            if error.hint:
+                console.note(error.hint)
+            return error.exit_code
+        case GruLmError():
+            console.error(error.message, why=error.why, hint=error.hint)
+            return error.exit_code
+        case TyperException():
+            message, hint = _usage(error)
+            console.error(message, hint=hint)
+            return 2
+        case KeyboardInterrupt() | typer.Abort():
+            return 130
+        case SystemExit() if isinstance(error.__context__, BrokenPipeError):
+            return PIPE_CLOSED  # Typer makes a plain exit of it
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else 1
+        case OSError() if error.errno in NO_ROOM:
+            console.error(
+                f"cannot write: {error.strerror}", hint="free some space or choose another place"
+            )
+            return EnvironmentProblem.exit_code
+        case MemoryError():
+            console.error("out of memory", hint=LESS_MEMORY)
+            return EnvironmentProblem.exit_code
+        case RuntimeError() if "memory" in str(error) and "alloc" in str(error).lower():
+            console.error("out of memory", why=str(error).splitlines()[0], hint=LESS_MEMORY)
+            return EnvironmentProblem.exit_code
+    console.error(
+        f"internal error: {type(error).__name__}: {error}",
+        hint="this is a bug; the same command with --debug shows where: please report it",
+    )
+    return INTERNAL
+
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+LESS_MEMORY = "a smaller --batch, --bptt, --width or --vocab-size"
+
+
+def _usage(error: TyperException) -> tuple[str, str]:
+    """The message and hint for wrong usage."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "gru-lm"
+    hint = f"{command} --help"
+    message = getattr(error, "message", str(error))
+    possible = getattr(error, "possibilities", None)
+    if message.startswith("No such command"):
+        name = "".join(re.findall("^[^']*'([^']*)'", message))
+        near = nearest(name, getattr(context and context.command, "commands", ()))
+        return f"no such command: {name}", f"{command} {near}" if near else hint
+    if possible:
+        return message, f"did you mean {sorted(possible)[0]}? {hint}"
+    format_message = getattr(error, "format_message", None)
+    return (format_message() if format_message else message), hint

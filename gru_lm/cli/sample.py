@@ -1,0 +1,219 @@
+"""`gru-lm sample RUN`: text out of a model, on standard output as it is made."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gru_lm.errors import InputError, UsageError
+from gru_lm.signals import watch_signals
+
+if TYPE_CHECKING:
+    from gru_lm.generation.sampling import Choice, Sample, Step
+
+LENGTH = 500
+Stop = Callable[[], None]
+
+
+def _never() -> None:
+    """The default of `stop`: nobody asks us to."""
+
+
+def sample(
+    run: Path,
+    *,
+    prompt: str = "",
+    length: int = LENGTH,
+    samples: int = 1,
+    choice: Choice | None = None,
+    stop_strings: Sequence[str] = (),
+    seed: int = 0,
+    device: str = "auto",
+    threads: int | None = None,
+    stop: Stop = _never,
+) -> Iterator[Step]:
+    """Sample texts that go on after `prompt`; yields text as it is made (sampling.Step).
+
+    `stop` is called before every token and raises Stopped. What a user can mend is raised as a
+    GruLmError.
+    """
+    from gru_lm.generation.sampling import generate
+    from gru_lm.opened import open_model
+    from gru_lm.reporting import console
+    from gru_lm.training import runs
+
+    opened = open_model(runs.find(run, console.warn), device=device, threads=threads)
+    tokens = opened.tokenizer.encode_text(prompt)
+    if unknown := sum(token == opened.tokenizer.unknown_id for token in tokens):
+        console.warn(f"{unknown} of the prompt's {len(tokens)} tokens are not in the vocabulary")
+    yield from generate(
+        opened.model,
+        opened.tokenizer,
+        tokens,
+        samples=samples,
+        length=length,
+        choice=choice,
+        stop_strings=stop_strings,
+        seed=seed,
+        check=stop,
+    )
+
+
+def sample_cli(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory or a checkpoint.")],
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Text to go on from; without it, what is piped in.", show_default=False),
+    ] = None,
+    length: Annotated[int, typer.Option(min=0, help="Tokens to sample at most.")] = LENGTH,
+    samples: Annotated[int, typer.Option(min=1, help="Texts to sample.")] = 1,
+    temperature: Annotated[
+        float, typer.Option(help="Below 1 safer, above 1 wilder; 0: greedy.")
+    ] = 1,
+    top_k: Annotated[int, typer.Option(help="Of the K most probable tokens; 0: of all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Of the fewest tokens that hold mass P.")] = 1,
+    min_p: Annotated[
+        float, typer.Option(help="Of tokens at least P times as probable as the most probable one.")
+    ] = 0,
+    typical: Annotated[
+        float, typer.Option(help="Of the tokens of mass P whose surprisal is the most typical.")
+    ] = 1,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: tokens seen before become less probable.")
+    ] = 1,
+    stop_strings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stop",
+            metavar="STRING",
+            help="End the text before this string; may be repeated.",
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, help="The same seed gives the same text.", show_default="a new one"),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:I.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor.")] = None,
+) -> None:
+    """Sample text from a model.
+
+    The prompt comes first, then what the model makes of it. Several samples are separated by a blank
+    line. The filters apply in this order: repetition penalty, temperature, top-k, top-p, min-p,
+    typical.
+    """
+    if "" in (stop_strings or ()):
+        raise UsageError("--stop is empty", hint="leave it out, or name a string")
+    from gru_lm.generation.sampling import Choice
+    from gru_lm.reporting import console
+
+    choice = Choice(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        typical=typical,
+        repetition_penalty=repetition_penalty,
+    )
+    new_seed = False
+    if seed is None:
+        seed, new_seed = secrets.randbits(31), True
+    with watch_signals() as flag:
+        # What an argument holds beside UTF-8 cannot be printed either.
+        given = _piped(flag.check) if prompt is None else prompt
+        given = given.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        steps = sample(
+            run,
+            prompt=given,
+            length=length,
+            samples=samples,
+            choice=choice,
+            stop_strings=stop_strings or (),
+            seed=seed,
+            device=device,
+            threads=threads,
+            stop=flag.check,
+        )
+        if as_json:
+            for made in _in_order(steps):
+                console.result_json(_described(made, given))
+        elif samples == 1:
+            _stream(steps, given)
+        else:
+            for number, made in enumerate(_in_order(steps)):
+                _write(("\n" if number else "") + _whole_lines(given + made.text))
+    if new_seed and temperature:
+        console.note(f"seed: {seed}")
+
+
+def _piped(stop: Stop) -> str:
+    """What is piped into standard input; nothing from a terminal, or where it is closed."""
+    from gru_lm.text.sources import spool_stdin
+
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
+        path = Path(folder) / "prompt"
+        spool_stdin(path, stop=stop)
+        try:
+            return path.read_bytes().decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"the prompt on standard input is not utf-8 at byte {error.start:,}",
+                hint="iconv -t utf-8",
+            ) from error
+
+
+def _stream(steps: Iterator[Step], prompt: str) -> None:
+    """One text, as it is made."""
+    first = True
+    last = ""
+    for step in steps:
+        # The prompt waits for the first step: nothing is printed where the run cannot be opened.
+        text = prompt + step.text if first else step.text
+        first = False
+        if text:
+            _write(text)
+            last = text[-1]
+    if last != "\n":
+        _write("\n")
+
+
+def _in_order(steps: Iterator[Step]) -> Iterator[Sample]:
+    """The finished samples in order, each as soon as those before it are finished."""
+    finished: dict[int, Sample] = {}
+    following = 0
+    for step in steps:
+        if step.sample.stop is not None:
+            finished[step.number] = step.sample
+        while following in finished:
+            yield finished.pop(following)
+            following += 1
+
+
+def _described(made: Sample, prompt: str) -> dict[str, Any]:
+    return {
+        "text": made.text,
+        "prompt": prompt,
+        "tokens": made.tokens,
+        "logprob": made.logprob if math.isfinite(made.logprob) else None,
+        "stop": made.stop,
+    }
+
+
+def _whole_lines(text: str) -> str:
+    return text if text.endswith("\n") else text + "\n"
+
+
+def _write(text: str) -> None:
+    """To standard output, in UTF-8 whatever the terminal's locale, at once."""
+    typer.echo(text.encode(), nl=False)

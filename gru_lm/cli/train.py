@@ -1,0 +1,352 @@
+"""`gru-lm train`: from text to a trained run.
+
+`train` and `resume` prepare (prepare.py), train (trainer.py) and leave the run complete. The options
+of `train_cli` are the fields of config.Settings: one place says what can be set.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from gru_lm.config import Settings, parse_set, read_toml, settings
+from gru_lm.errors import DivergedError, InputError, Stopped, UsageError
+from gru_lm.signals import watch_signals
+
+if TYPE_CHECKING:
+    from gru_lm.prepare import Prepared
+    from gru_lm.training.loop import TrainState
+    from gru_lm.training.runs import Run
+
+RESUMABLE = ("threads", "device")  # what may differ when a run is resumed
+Stop = Callable[[], None]
+
+
+def _never() -> None:
+    """The default of `stop`: nobody asks us to."""
+
+
+def train(
+    chosen: Settings,
+    *,
+    out: Path | None = None,
+    start_from: Path | None = None,
+    started: float | None = None,
+    stop: Stop = _never,
+) -> dict[str, Any]:
+    """Train a new run; returns what `train --json` prints.
+
+    `out` is the run directory (None: runs/<cell>-<n>), `start_from` a run whose weights and tokenizer
+    to begin with, `started` the start of a budget in minutes on the monotonic clock. `stop` is polled
+    and raises Stopped. What a user can mend is raised as a GruLmError. A run that never got to its
+    first checkpoint leaves nothing behind.
+    """
+    from gru_lm.prepare import prepare
+    from gru_lm.training.planner import plan_budget
+    from gru_lm.training.runs import Run
+
+    started = time.monotonic() if started is None else started
+    chosen = plan_budget(chosen)
+    run = Run.create(out, chosen.cell)
+    try:
+        prepared = prepare(chosen, stdin=run.text, start_from=start_from, stop=stop)
+        run.keep = chosen.keep
+        run.write_settings(_recorded(prepared.settings))
+        return _fit(run, prepared, prepared.state(), started=started, stop=stop)
+    finally:
+        run.discard()
+        run.close()
+
+
+def resume(
+    directory: Path,
+    *,
+    threads: int | None = None,
+    device: str | None = None,
+    started: float | None = None,
+    stop: Stop = _never,
+) -> dict[str, Any]:
+    """Go on with a run from its newest whole checkpoint; returns what `train --json` prints.
+
+    The settings and the text are those that the run recorded; only threads and device may differ.
+    Raises InputError where the text has changed since.
+    """
+    from gru_lm.prepare import Prepared, plan_for, read_data, read_texts, set_up
+    from gru_lm.reporting import console
+    from gru_lm.trainer import environment, saved_config
+    from gru_lm.training import runs
+    from gru_lm.training.state import restore, restore_tokenizer
+
+    started = time.monotonic() if started is None else started
+    run = runs.Run.reopen(directory)
+    try:
+        checkpoint = runs.newest_whole(directory, console.warn)
+        meta = checkpoint.meta
+        chosen = runs.read_settings(directory)
+        run.keep = chosen.keep
+        if saved_config(chosen) != meta["config"]:
+            changed = {**saved_config(chosen)}.items() ^ meta["config"].items()
+            raise UsageError(
+                f"{directory}/config.toml was changed: {', '.join(sorted({k for k, _ in changed}))}",
+                why="a resumed run goes on with the settings it began with",
+                hint=f"restore them, or begin anew with train --from {directory}",
+            )
+        where = set_up(chosen, threads=threads, device=device)
+        tokenizer = restore_tokenizer(checkpoint, checkpoint.tensors())
+        texts = read_texts(
+            chosen, stdin=run.text, at_line_ends=lambda _: tokenizer.kind == "word", stop=stop
+        )
+        if texts.fingerprints() != meta["data"]:
+            raise InputError(
+                f"the text of {directory} has changed since the run began",
+                why=f"it was read from: {', '.join(chosen.text)}",
+                hint=f"restore the text, or begin anew with train --from {directory} TEXT",
+            )
+        data = read_data(texts, tokenizer, stop=stop)
+        backend = meta["environment"]["backend"]
+        now = environment(where, backend)
+        for name, before in meta["environment"].items():
+            if now.get(name) != before:
+                console.warn(
+                    f"resumed with {name} {now.get(name)} instead of {before}: "
+                    "not bit-identical to an uninterrupted run"
+                )
+        state = restore(checkpoint, device=where, backend=backend)
+        run.rewind(checkpoint, best=state.best_step == state.step)
+        console.note(f"resuming {directory} after step {state.step:,}")
+        prepared = Prepared(
+            settings=chosen,
+            plan=plan_for(chosen, data, where),
+            data=data,
+            device=where,
+            backend=backend,
+            source=None,
+        )
+        return _fit(run, prepared, state, started=started, stop=stop)
+    finally:
+        run.close()
+
+
+def dry_run(chosen: Settings, *, start_from: Path | None = None, stop: Stop = _never) -> Settings:
+    """The complete settings that `train` would use; nothing but the token cache is written."""
+    from gru_lm.prepare import prepare
+    from gru_lm.training.planner import plan_budget
+
+    with tempfile.TemporaryDirectory() as folder:
+        stdin = Path(folder) / "text.txt"
+        return prepare(plan_budget(chosen), stdin=stdin, start_from=start_from, stop=stop).settings
+
+
+def _fit(
+    run: Run, prepared: Prepared, state: TrainState, *, started: float, stop: Stop
+) -> dict[str, Any]:
+    """Train, and leave the run complete: measured, plotted, summed up."""
+    from gru_lm import atomic
+    from gru_lm.reporting.plots import loss_png
+    from gru_lm.trainer import Trainer, environment
+
+    trainer = Trainer(
+        run=run,
+        settings=prepared.settings,
+        plan=prepared.plan,
+        data=prepared.data,
+        state=state,
+        environment=environment(prepared.device, prepared.backend),
+        started=started,
+        stop=stop,
+    )
+    try:
+        ended = trainer.fit()
+        trainer.measure_test()
+    except Stopped as error:
+        error.message = f"stopped by a signal after step {state.step:,}; saved in {run.directory}"
+        error.hint = f"to go on: gru-lm train --resume {run.directory}"
+        error.result = trainer.result("signal")
+        raise
+    finally:
+        # Not on a full disk or a second Ctrl-C: a plot would hide the one and hold up the other.
+        plain = isinstance(sys.exception(), Stopped | DivergedError | None)
+        if plain and (metrics := run.metrics()):
+            title = f"{prepared.settings.cell}, {state.model.parameter_count():,} parameters"
+            atomic.write_bytes(run.directory / "loss.png", loss_png(metrics, title))
+    return trainer.result(ended)
+
+
+def _recorded(chosen: Settings) -> dict[str, Any]:
+    """The settings with paths made absolute: a run can be resumed from anywhere."""
+
+    def absolute(spec: str) -> str:
+        return spec if spec == "-" or spec.startswith("@") else str(Path(spec).absolute())
+
+    values = chosen.given()
+    values["text"] = [absolute(spec) for spec in chosen.text]
+    for name in ("valid", "test"):
+        if name in values:
+            values[name] = absolute(values[name])
+    return values
+
+
+def _with_settings(shell: Callable[..., None]) -> Callable[..., None]:
+    """`shell` with an option for every field of Settings in place of its **flags."""
+    own = [
+        parameter
+        for parameter in inspect.signature(shell, eval_str=True).parameters.values()
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
+    hints = get_type_hints(Settings)
+    options = [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=Annotated[
+                hints[field.name] | None,
+                typer.Option(
+                    help=_help(field), rich_help_panel=field.metadata["panel"], show_default=False
+                ),
+            ],
+        )
+        for field in dataclasses.fields(Settings)
+        if field.metadata
+    ]
+
+    @functools.wraps(shell)
+    def command(**arguments: Any) -> None:
+        shell(**arguments)
+
+    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in (*own, *options)}
+    return command
+
+
+def _help(field: dataclasses.Field[Any]) -> str:
+    shown = (
+        "" if field.default is None or field.default is False else f" (default: {field.default})"
+    )
+    return f"{field.metadata['help']}{shown}"
+
+
+@_with_settings
+def train_cli(
+    context: typer.Context,
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT",
+            help="Files, folders, globs, - (standard input) or @names of corpora.",
+            show_default=False,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run directory. (default: runs/<cell>-<n>)")
+    ] = None,
+    resume_run: Annotated[
+        Path | None,
+        typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run."),
+    ] = None,
+    from_run: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="RUN", help="Start from another run's weights and tokenizer."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Settings; flags are stronger.")
+    ] = None,
+    set_values: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the settings and leave.")
+    ] = False,
+    only_plan: Annotated[
+        bool, typer.Option("--dry-run", help="Read the text, print the whole plan and leave.")
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end.")
+    ] = False,
+    **flags: Any,
+) -> None:
+    """Train a language model on TEXT.
+
+    Nothing is required: without TEXT it is the documentation of Python's own library (@docstrings),
+    without a budget five minutes. What is left open is chosen by a short rule that prints its
+    choice. Ctrl-C saves; --resume goes on.
+    """
+    from gru_lm.reporting import console
+
+    started: float = context.obj  # a budget in minutes counts from the command's start
+    given = {name: value for name, value in flags.items() if value is not None}
+    if text:
+        given["text"] = tuple(text)
+    with watch_signals() as flag:
+        try:
+            if resume_run:
+                refused = [name for name in given if name not in RESUMABLE]
+                if refused or out or from_run or config or set_values:
+                    name = refused[0] if refused else "out, --from, --config or --set"
+                    raise UsageError(
+                        f"--resume goes on with the run's own settings, not with {name}",
+                        hint=f"gru-lm train --resume {resume_run}",
+                    )
+                result = resume(resume_run, started=started, stop=flag.check, **given)
+            else:
+                layers = [read_toml(config) if config else {}, parse_set(set_values or ()), given]
+                chosen = settings(*layers)
+                if print_config or only_plan:
+                    if only_plan:
+                        chosen = dry_run(chosen, start_from=from_run, stop=flag.check)
+                    _print_settings(chosen, as_json)
+                    return
+                result = train(
+                    chosen, out=out, start_from=from_run, started=started, stop=flag.check
+                )
+        except Stopped as error:
+            if as_json and error.result:
+                console.result_json(error.result)
+            raise
+    if as_json:
+        console.result_json(result)
+    else:
+        _print_result(result)
+
+
+def _print_settings(chosen: Settings, as_json: bool) -> None:
+    import tomli_w
+
+    from gru_lm.reporting import console
+
+    if as_json:
+        console.result_json(chosen.given())
+    else:
+        console.result(tomli_w.dumps(chosen.given()).rstrip("\n"))
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    from gru_lm.reporting import console
+
+    run = result["run"]
+    for name in ("valid", "test"):
+        if figures := result.get(name):
+            what = {"valid": "held out", "test": "test"}[name]
+            console.result(
+                f"{what}: {figures['bits_per_byte']:.4f} bits per byte, "
+                f"{figures['nats_per_token']:.4f} nats a token, "
+                f"perplexity {figures['perplexity'] or math.inf:.2f}"
+            )
+    console.result(
+        f"{result['steps']:,} steps, {result['tokens']:,} tokens in {result['seconds']:.0f} s "
+        f"({result['tokens_per_second']:,.0f} tokens/s), {result['parameters']:,} parameters"
+    )
+    console.result(f"run: {run}")
+    console.note(f"next: gru-lm sample {run}    or: gru-lm eval {run} FILE")

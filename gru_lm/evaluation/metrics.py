@@ -1,0 +1,115 @@
+"""Counts of a text and its surprisal, and the figures made of them.
+
+Every figure is a ratio of sums, so counts add up over files and figures never do. Knows no model,
+no tokens' meaning and no files. What each figure means: bits per byte and per character divide by
+the UTF-8 bytes and the Unicode characters of the text, words are split at white space, a line is
+ended by a newline or by the end of the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+
+UNKNOWN_WARNING = 0.005  # unknown tokens above this share flatter perplexity
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Sums over a text; `a + b` is both texts together.
+
+    >>> (Counts(tokens=3, nats=2.0) + Counts(tokens=1, nats=0.5)).figures()["nats_per_token"]
+    0.625
+    """
+
+    tokens: int = 0
+    bytes: int = 0
+    characters: int = 0
+    words: int = 0
+    lines: int = 0
+    nats: float = 0.0
+    unknown_tokens: int = 0
+    unknown_nats: float = 0.0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
+
+    def figures(self) -> dict[str, int | float | None]:
+        """What eval reports. None where there is nothing to divide by, or no finite value."""
+        known, known_nats = self.tokens - self.unknown_tokens, self.nats - self.unknown_nats
+        return {
+            "tokens": self.tokens,
+            "bytes": self.bytes,
+            "characters": self.characters,
+            "words": self.words,
+            "lines": self.lines,
+            "nats": _finite(self.nats),
+            "nats_per_token": _ratio(self.nats, self.tokens),
+            "perplexity": _exp(_ratio(self.nats, self.tokens)),
+            "bits_per_byte": _ratio(self.nats / math.log(2), self.bytes),
+            "bits_per_character": _ratio(self.nats / math.log(2), self.characters),
+            "word_perplexity": _exp(_ratio(self.nats, self.words)),
+            "unknown_tokens": self.unknown_tokens,
+            "unknown_rate": _ratio(self.unknown_tokens, self.tokens),
+            "perplexity_excluding_unknown": _exp(_ratio(known_nats, known)),
+        }
+
+
+class TextCounter:
+    """Counts a text that comes in pieces; where it is cut does not matter.
+
+    >>> counter = TextCounter()
+    >>> for piece in ("to b", "e\\n", "or"):
+    ...     counter.add(piece)
+    >>> counter.counts().words, counter.counts().lines
+    (3, 2)
+    """
+
+    def __init__(self) -> None:
+        self._bytes = self._characters = self._words = self._newlines = 0
+        self._last = ""
+
+    def add(self, piece: str) -> None:
+        """Count the next piece of the text."""
+        if not piece:
+            return
+        self._bytes += len(piece.encode(errors="surrogatepass"))
+        self._characters += len(piece)
+        self._newlines += piece.count("\n")
+        self._words += len(piece.split())
+        if self._last and not self._last.isspace() and not piece[0].isspace():
+            self._words -= 1  # one word on both sides of the cut was counted twice
+        self._last = piece[-1]
+
+    def watch(self, pieces: Iterable[str]) -> Iterator[str]:
+        """Pass pieces on, counting them."""
+        for piece in pieces:
+            self.add(piece)
+            yield piece
+
+    def counts(self) -> Counts:
+        """What was counted so far."""
+        return Counts(
+            bytes=self._bytes,
+            characters=self._characters,
+            words=self._words,
+            lines=self._newlines + (self._last not in ("", "\n")),
+        )
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return _finite(numerator / denominator) if denominator else None
+
+
+def _exp(value: float | None) -> float | None:
+    try:
+        return None if value is None else math.exp(value)
+    except OverflowError:
+        return None  # JSON knows no infinity

@@ -1,0 +1,290 @@
+"""The log-probability of every token of any text, as a stream.
+
+Independent sequences (documents, or lines) run side by side as the rows of one batch, each with its
+own carried state; `columns` cuts one long token array instead. Knows tokens and a model; no text,
+no tokenizer, no files. Invariant: every token is scored once, given all tokens before it in its
+sequence, the first given the end-of-line token fed to the zero state; `batch` and `chunk` change
+the speed, and no result beyond rounding (except that columns are cut at other places).
+
+Shapes: B batch, T time, N tokens, L layers, S states of the cell, H hidden.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gru_lm.model.language_model import LanguageModel
+
+Tokens = Sequence[int] | np.ndarray
+
+WARM = 512  # tokens before a column that are read and not scored
+LEAST = 4  # a column is at least this many times longer than what warms it
+COLUMN_BATCH, COLUMN_CHUNK = 64, 128
+HELD = 1 << 21  # tokens that may wait for those before them: about 32 MiB
+
+
+class Portion(NamedTuple):
+    """Consecutive scored tokens of one document."""
+
+    document: int
+    tokens_N: np.ndarray  # int32
+    log_probs_N: np.ndarray  # float64, nats
+
+
+class Totals(NamedTuple):
+    """Sums over scored tokens."""
+
+    tokens: int
+    nats: float
+    unknown_tokens: int
+    unknown_nats: float
+
+
+def _never() -> None:
+    """The default of `stop`: nobody asks us to."""
+
+
+def _unseen(tokens_N: np.ndarray) -> None:
+    """The default of `progress`: nobody watches."""
+    del tokens_N
+
+
+class _Row:
+    """One running sequence: tokens read and not yet scored, and the token before them."""
+
+    def __init__(self, document: int, order: int, chunks: Iterable[Tokens], last: int) -> None:
+        self.document = document
+        self.order = order
+        self.chunks = iter(chunks)
+        self.last = last
+        self.tokens_N = np.empty(0, np.int32)
+
+    def fill(self, wanted: int) -> bool:
+        """Read on until `wanted` tokens wait or the sequence ends; whether any wait."""
+        parts, have = [self.tokens_N], len(self.tokens_N)
+        while have < wanted and (chunk := next(self.chunks, None)) is not None:
+            parts.append(np.asarray(chunk, np.int32))
+            have += len(chunk)
+        if len(parts) > 1:
+            self.tokens_N = np.concatenate(parts)
+        return have > 0
+
+    def take(self, inputs_T: np.ndarray, targets_T: np.ndarray) -> np.ndarray:
+        """Write the next tokens into one row of a batch, as inputs and targets; return them."""
+        taken_N = self.tokens_N[: len(targets_T)]
+        inputs_T[0] = self.last
+        inputs_T[1 : len(taken_N)] = taken_N[:-1]
+        targets_T[: len(taken_N)] = taken_N
+        self.last = int(taken_N[-1])
+        self.tokens_N = self.tokens_N[len(taken_N) :]
+        return taken_N
+
+
+def score(
+    model: LanguageModel,
+    sequences: Iterable[tuple[int, Iterable[Tokens]]],
+    *,
+    newline_id: int,
+    batch: int,
+    chunk: int,
+    stop: Callable[[], None] = _never,
+    progress: Callable[[np.ndarray], None] = _unseen,
+) -> Iterator[Portion]:
+    """Score sequences, each (number of its document, its tokens in chunks of any size), in order.
+
+    At most `batch` sequences run at once, at most `chunk` steps a pass. Sequences are opened in
+    order and read only as far as needed, and portions that wait for an earlier sequence are at most
+    about HELD tokens, so memory does not grow with the text. `stop` is called before every pass,
+    `progress` with the tokens of every pass.
+    """
+    source = enumerate(sequences)
+    rows: list[_Row] = []
+    state_LSBH = model.initial_state(0)
+    held: dict[int, list[Portion]] = {}
+    held_tokens = opened = following = 0
+    while True:
+        stop()
+        kept = [index for index, row in enumerate(rows) if row.fill(chunk)]
+        if len(kept) < len(rows):
+            rows = [rows[index] for index in kept]
+            state_LSBH = state_LSBH[:, :, kept]
+
+        # Rows stand in order: all before the first of them is finished and can be handed over.
+        first = rows[0].order if rows else opened
+        for order in range(following, first + 1):
+            for portion in held.pop(order, ()):
+                held_tokens -= len(portion.tokens_N)
+                yield portion
+        following = first
+
+        while len(rows) < batch and held_tokens < HELD and (item := next(source, None)):
+            opened, row = item[0] + 1, _Row(item[1][0], item[0], item[1][1], newline_id)
+            if row.fill(chunk):
+                rows.append(row)
+        if len(rows) > state_LSBH.shape[2]:
+            fresh = model.initial_state(len(rows) - state_LSBH.shape[2])
+            state_LSBH = torch.cat((state_LSBH, fresh), dim=2)
+        if not rows:
+            return
+
+        # Where too much waits for the first row, it runs alone until it has caught up.
+        running = rows if held_tokens < HELD else rows[:1]
+        B, T = len(running), min(chunk, max(len(row.tokens_N) for row in running))
+        inputs_BT = np.full((B, T), newline_id, np.int64)  # the padding's values do not matter
+        targets_BT = np.full((B, T), newline_id, np.int64)
+        taken = [
+            row.take(inputs_T, targets_T)
+            for row, inputs_T, targets_T in zip(running, inputs_BT, targets_BT, strict=True)
+        ]
+        log_probs, after = _forward(model, inputs_BT, targets_BT, state_LSBH[:, :, :B])
+        state_LSBH = torch.cat((after, state_LSBH[:, :, B:]), dim=2) if len(rows) > B else after
+        log_probs_BT = log_probs.cpu().numpy()
+        for row, tokens_N, log_probs_T in zip(running, taken, log_probs_BT, strict=True):
+            portion = Portion(row.document, tokens_N, log_probs_T[: len(tokens_N)])
+            held.setdefault(row.order, []).append(portion)
+            held_tokens += len(tokens_N)
+        progress(np.concatenate(taken))
+
+
+def lines(
+    chunks: Iterable[Tokens], *, newline_id: int, tail: Sequence[int] = ()
+) -> Iterator[list[np.ndarray]]:
+    """The lines of a token stream, each with its own newline; each is a sequence for `score`.
+
+    `tail`, an end-of-document token, goes with the last line. A line is in memory as a whole.
+
+    >>> stream = [[5, 2, 6], [7, 2]]
+    >>> [[part.tolist() for part in line] for line in lines(stream, newline_id=2, tail=[1])]
+    [[[5, 2]], [[6], [7, 2], [1]]]
+    """
+    line: list[np.ndarray] = []
+    complete = False
+    for chunk in chunks:
+        tokens_N = np.asarray(chunk, np.int32)
+        for part in np.split(tokens_N, np.flatnonzero(tokens_N == newline_id) + 1):
+            if not len(part):
+                continue
+            if complete:
+                yield line
+                line = []
+            line.append(part)
+            complete = part[-1] == newline_id
+    if tail:
+        line.append(np.asarray(tail, np.int32))
+    if line:
+        yield line
+
+
+class Columns(NamedTuple):
+    """One pass over B columns: positions in the token array [B, T], and what was found there."""
+
+    positions_BT: np.ndarray
+    valid_BT: np.ndarray  # False where a column has ended a step before the longest one
+    log_probs_BT: Tensor  # float64, on the model's device
+
+
+def columns(
+    model: LanguageModel,
+    tokens: np.ndarray,
+    *,
+    newline_id: int,
+    batch: int = COLUMN_BATCH,
+    chunk: int = COLUMN_CHUNK,
+    warm: int = WARM,
+    stop: Callable[[], None] = _never,
+) -> Iterator[Columns]:
+    """Score an array of tokens [N] in parallel columns that together cover each token once.
+
+    Each column is warmed on the `warm` tokens before it, unscored. Fewer than `batch` columns are
+    used where they would be shorter than LEAST times that; a single one is the exact stream.
+    """
+    N = len(tokens)
+    if N == 0:
+        return
+    tokens = np.asarray(tokens)
+    B = max(1, min(batch, N // max(1, LEAST * warm)))
+    starts_B = np.arange(B + 1) * N // B
+    starts_B1, ends_B1 = starts_B[:-1, None], starts_B[1:, None]
+
+    def inputs_at(positions_BT: np.ndarray) -> np.ndarray:
+        before_BT = tokens[np.maximum(positions_BT - 1, 0)].astype(np.int64)
+        return np.where(positions_BT <= 0, newline_id, before_BT)
+
+    state_LSBH = model.initial_state(B)
+    for begin in range(-warm if B > 1 else 0, 0, chunk):
+        stop()
+        inputs_BT = inputs_at(starts_B1 + np.arange(begin, min(0, begin + chunk)))
+        state_LSBH = _warm(model, inputs_BT, state_LSBH)
+    with torch.inference_mode():
+        state_LSBH[:, :, 0] = 0  # nothing precedes the first column
+
+    longest = int((ends_B1 - starts_B1).max())
+    for begin in range(0, longest, chunk):
+        stop()
+        positions_BT = starts_B1 + np.arange(begin, min(longest, begin + chunk))
+        valid_BT = positions_BT < ends_B1
+        targets_BT = tokens[np.minimum(positions_BT, N - 1)].astype(np.int64)
+        log_probs_BT, state_LSBH = _forward(model, inputs_at(positions_BT), targets_BT, state_LSBH)
+        yield Columns(positions_BT, valid_BT, log_probs_BT)
+
+
+def validate(
+    model: LanguageModel,
+    tokens: np.ndarray,
+    *,
+    newline_id: int,
+    unknown_id: int | None = None,
+    batch: int = COLUMN_BATCH,
+    chunk: int = COLUMN_CHUNK,
+    warm: int = WARM,
+    stop: Callable[[], None] = _never,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Totals:
+    """The sums over all of an array of tokens, by `columns`; `progress` hears of tokens scored."""
+    nats = unknown_nats = torch.zeros((), dtype=torch.float64, device=model.initial_state(1).device)
+    unknown_tokens = 0
+    for positions_BT, valid_BT, log_probs_BT in columns(
+        model, tokens, newline_id=newline_id, batch=batch, chunk=chunk, warm=warm, stop=stop
+    ):
+        # Sums stay on the device: asking for their value would make the processor wait each pass.
+        nats = nats - _where(log_probs_BT, valid_BT).sum()
+        if unknown_id is not None:
+            unknown_BT = valid_BT & (
+                tokens[np.minimum(positions_BT, len(tokens) - 1)] == unknown_id
+            )
+            unknown_tokens += int(unknown_BT.sum())
+            unknown_nats = unknown_nats - _where(log_probs_BT, unknown_BT).sum()
+        progress(int(valid_BT.sum()))
+    return Totals(len(tokens), float(nats), unknown_tokens, float(unknown_nats))
+
+
+def _where(log_probs_BT: Tensor, wanted_BT: np.ndarray) -> Tensor:
+    if wanted_BT.all():
+        return log_probs_BT
+    # Not a product: an impossible token's -inf times 0 would be NaN.
+    return log_probs_BT.where(torch.from_numpy(wanted_BT).to(log_probs_BT.device), 0)
+
+
+def _forward(
+    model: LanguageModel, inputs_BT: np.ndarray, targets_BT: np.ndarray, state_LSBH: Tensor
+) -> tuple[Tensor, Tensor]:
+    """log p of the targets [B, T] in float64, and the state after."""
+    with torch.inference_mode():
+        log_probs_BT, state_LSBH = model.target_log_probs(
+            torch.from_numpy(inputs_BT).to(state_LSBH.device),
+            torch.from_numpy(targets_BT).to(state_LSBH.device),
+            state_LSBH,
+        )
+        return log_probs_BT.double(), state_LSBH
+
+
+def _warm(model: LanguageModel, inputs_BT: np.ndarray, state_LSBH: Tensor) -> Tensor:
+    """The state after reading `inputs_BT`."""
+    with torch.inference_mode():
+        inputs = torch.from_numpy(inputs_BT).to(state_LSBH.device)
+        return model.hidden(inputs, state_LSBH)[1]

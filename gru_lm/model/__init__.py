@@ -1,0 +1,1 @@
+"""The networks, in torch alone; knows no text, no files, no command line."""

@@ -1,0 +1,96 @@
+"""Runs a stack of cells over time; the one place that knows what does the arithmetic.
+
+A backend is chosen once, before the first step, and kept: "fused" hands a layer to torch.nn where
+torch.nn has it (cuDNN on CUDA, oneDNN or PyTorch's own loop on a CPU), "reference" is the readable
+loop over `Cell.step`. Both compute the same function. Knows nothing of tokens or losses.
+
+Shapes: T time, B batch, D input, H hidden, L layers, S states of a cell.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gru_lm.errors import EnvironmentProblem, UsageError
+from gru_lm.model.cells import CELLS, LSTM, Cell
+
+BACKENDS = ("fused", "reference")
+
+
+class Recurrent(nn.Module):
+    """L layers of one cell, with dropout between them."""
+
+    def __init__(
+        self, cell: str, *, inputs: int, width: int, layers: int, dropout: float, backend: str
+    ) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            CELLS[cell](inputs if layer == 0 else width, width) for layer in range(layers)
+        )
+        self.states = CELLS[cell].states
+        self.dropout = dropout
+        self.backend = backend
+
+    def forward(
+        self, x_TBD: Tensor, state_LSBH: Tensor, noise: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """The last layer's outputs [T, B, H] and the state after the last step [L, S, B, H].
+
+        Dropout falls between layers, drawn from `noise`; without it there is none.
+        """
+        final = []
+        for layer, cell in enumerate(self.layers):
+            if layer > 0:
+                x_TBD = dropout(x_TBD, self.dropout, noise)
+            x_TBD, state_SBH = _run(cell, x_TBD, state_LSBH[layer], self.backend)
+            final.append(state_SBH)
+        return x_TBD, torch.stack(final).to(state_LSBH.dtype)
+
+
+def _run(cell: nn.Module, x_TBD: Tensor, state_SBH: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+    """One layer over all steps: outputs [T, B, H], the state after the last [S, B, H]."""
+    if backend == "fused" and isinstance(cell, nn.RNNBase):
+        if isinstance(cell, LSTM):
+            out_TBH, (h, c) = cell(x_TBD, (state_SBH[:1].contiguous(), state_SBH[1:].contiguous()))
+            return out_TBH, torch.cat((h, c))
+        return cell(x_TBD, state_SBH.contiguous())  # type: ignore[no-any-return]
+    assert isinstance(cell, Cell)
+    state = state_SBH.unbind()
+    outputs = []
+    for x_BG in cell.project(x_TBD):
+        state = cell.step(x_BG, state)
+        outputs.append(state[0])
+    return torch.stack(outputs), torch.stack(state)
+
+
+def dropout(x: Tensor, probability: float, noise: torch.Generator | None) -> Tensor:
+    """Inverted dropout from an explicit generator; without one, x itself.
+
+    Our own rather than torch's, whose hidden global generator any other draw would move.
+    """
+    if noise is None or probability == 0:
+        return x
+    keep = 1 - probability
+    mask = torch.empty_like(x).bernoulli_(keep, generator=noise)
+    return x * mask.div_(keep)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:I".
+
+    Raises UsageError for another name, EnvironmentProblem for a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal())):
+        raise UsageError(f"unknown device {name!r}", hint="--device auto, cpu, cuda or cuda:0")
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        if int(index or 0) >= count:
+            raise EnvironmentProblem(
+                f"no device {name}: PyTorch sees {count} CUDA device(s)", hint="--device cpu"
+            )
+        return torch.device("cuda", int(index or 0))
+    return torch.device("cpu")

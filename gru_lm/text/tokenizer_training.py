@@ -1,0 +1,216 @@
+"""A SentencePiece model from a text: `char` and `word` by counting, `bpe` and `unigram` by training.
+
+Counting reads the whole text in constant memory. Training happens in a child process, so that an
+abort in native code becomes a clean error, on an evenly spread sample of a large text, always on one
+thread. Knows nothing of encoding. Invariant: the same text gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from gru_lm import atomic
+from gru_lm.errors import InputError, UsageError
+from gru_lm.text import tokenizer_model as models
+from gru_lm.text.segments import LONGEST, segments
+
+SAMPLE_CHARACTERS = 10_000_000
+MAX_COUNTED_PIECES = 65_536  # the default of `char` and `word`: ids fit 16 bits
+MAX_WORD = 128  # characters
+# Distinct words held while counting, about half a gigabyte; past it those seen once are dropped.
+_MAX_COUNTED_WORDS = 4_000_000
+_SPECIALS = 3  # <unk>, </s>, end of line
+_CHILD = Path(__file__).with_name("tokenizer_child.py")
+_UNHOLDABLE = re.compile(f"[{models.UNHOLDABLE}]")
+
+Pieces = Callable[[], Iterable[str]]
+Stop = Callable[[], None]
+
+
+def train_model(kind: str, pieces: Pieces, *, vocab_size: int | None, stop: Stop) -> bytes:
+    """The serialised model of `kind` (char, word, bpe or unigram) for the text of `pieces()`.
+
+    Raises UsageError for a `vocab_size` that is out of reach, InputError where SentencePiece fails.
+    """
+    if vocab_size is not None and vocab_size > models.MAX_PIECES:
+        raise _size_error(kind, vocab_size, f"at most {models.MAX_PIECES}")
+    if kind == "char":
+        return _char(pieces, vocab_size, stop)
+    if kind == "word":
+        return _word(pieces, vocab_size, stop)
+    return _subword(kind, pieces, vocab_size, stop)
+
+
+def _size_error(kind: str, vocab_size: int, bound: str) -> UsageError:
+    return UsageError(
+        f"--vocab-size {vocab_size} does not go with --tokenizer {kind} and this text",
+        hint=f"use {bound}, or leave --vocab-size out",
+    )
+
+
+def _char(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
+    """Every character of the text, or the most frequent; the rest are spelled in bytes."""
+    specials = _SPECIALS + 256
+    if vocab_size is not None and vocab_size <= specials:
+        raise _size_error("char", vocab_size, f"at least {specials + 1}")
+    counts: Counter[str] = Counter()
+    for piece in pieces():
+        counts.update(piece)
+        stop()
+    for character in models.UNHOLDABLE + models.NEWLINE:
+        counts.pop(character, None)
+    # Without it a space would be spelled in the bytes of SentencePiece's sign, and come back as it.
+    space = (models.SPACE, max(counts.pop(" ", 0), 1))
+    kept = _most_frequent(counts, (vocab_size or MAX_COUNTED_PIECES) - specials - 1)
+    return models.build("char", [space, *kept], spell_bytes=True)
+
+
+def _word(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
+    """The words of the text, most frequent first.
+
+    Where the text itself holds a literal <unk>, all its words; else those seen once become unknown,
+    so that the unknown token is trained. At most 65,536 pieces unless a size is asked for.
+    """
+    if vocab_size is not None and vocab_size <= _SPECIALS:
+        raise _size_error("word", vocab_size, f"at least {_SPECIALS + 1}")
+    counts: Counter[str] = Counter()
+    rest = ""
+    for piece in pieces():
+        words = (rest + piece).split()
+        rest = words.pop()[: MAX_WORD + 1] if words and not piece[-1:].isspace() else ""
+        counts.update(words)
+        if len(counts) > _MAX_COUNTED_WORDS:
+            counts = Counter({word: count for word, count in counts.items() if count > 1})
+        stop()
+    if rest:
+        counts[rest] += 1
+    marked = counts.pop(models.UNKNOWN, 0)
+    least = 1 if marked else 2
+    held = Counter(
+        {
+            word: count
+            for word, count in counts.items()
+            if count >= least and len(word) <= MAX_WORD and not _UNHOLDABLE.search(word)
+        }
+    )
+    kept = _most_frequent(held, (vocab_size or MAX_COUNTED_PIECES) - _SPECIALS)
+    return models.build(
+        "word", ((models.SPACE + word, count) for word, count in kept), spell_bytes=False
+    )
+
+
+def _most_frequent(counts: Counter[str], number: int) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:number]
+
+
+def _subword(kind: str, pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
+    total = 0
+    for piece in pieces():
+        total += len(piece)
+        stop()
+    try:
+        data = _trained(kind, pieces, total, vocab_size=vocab_size, stop=stop)
+    except OSError as error:
+        raise atomic.disk_problem(Path(tempfile.gettempdir()), error) from error
+    largest = len(models.checked(data).pieces)
+    if vocab_size is not None and largest < vocab_size:
+        raise _size_error(kind, vocab_size, f"at most {largest}")
+    return data
+
+
+def _trained(kind: str, pieces: Pieces, total: int, *, vocab_size: int | None, stop: Stop) -> bytes:
+    alphabet: set[str] = set()
+    with tempfile.TemporaryFile() as sample:
+        for segment in _spread(pieces, total):
+            stop()
+            for line in _UNHOLDABLE.split(segment.rstrip("\n")):
+                if line:
+                    alphabet.update(line)
+                    sample.write(line.encode() + b"\n")
+        if " " not in alphabet:  # as for `char`: the space must have a piece
+            alphabet.add(" ")
+            sample.write(b" \n")
+        least = _SPECIALS + 256 + len(alphabet)
+        if vocab_size is not None and vocab_size < least:
+            raise _size_error(kind, vocab_size, f"at least {least}")
+        sample.seek(0)
+        return _train_in_child(kind, sample, vocab_size or default_vocab_size(least, total), stop)
+
+
+def default_vocab_size(least: int, characters: int) -> int:
+    """The characters and bytes, and one more piece for every 500 characters, at most 8,192.
+
+    A piece spans about four characters, so that each is then met about a hundred times, enough to
+    learn it; past 8,192 the output layer of a small model costs more than all the rest.
+    """
+    return least + min(8192, characters // 500)
+
+
+def _spread(pieces: Pieces, total: int) -> Iterator[str]:
+    """Segments of about SAMPLE_CHARACTERS, evenly spread over a text of `total` characters."""
+    seen = kept = 0
+    for found in segments(pieces()):
+        for segment in found:
+            if kept * total <= seen * SAMPLE_CHARACTERS:
+                kept += len(segment)
+                yield segment
+            seen += len(segment)
+
+
+def _train_in_child(kind: str, sample: IO[bytes], vocab_size: int, stop: Stop) -> bytes:
+    options = {
+        "model_type": kind,
+        "vocab_size": vocab_size,
+        "hard_vocab_limit": False,  # a small text gives fewer pieces, not an error
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "add_dummy_prefix": False,
+        "allow_whitespace_only_pieces": True,  # indentation: a third fewer tokens for source code
+        "byte_fallback": True,
+        "user_defined_symbols": [models.NEWLINE],
+        "unk_id": 0,
+        "eos_id": 1,
+        "bos_id": -1,
+        "pad_id": -1,
+        "character_coverage": 1.0,
+        "max_sentence_length": 4 * LONGEST,  # bytes; a longer line would be left out silently
+        "num_threads": 1,  # another number changes the model
+        "minloglevel": 2,
+    }
+    # -P: this folder's names must not shadow the library's. A session of its own: Ctrl-C in the
+    # terminal reaches us alone, and `stop` then ends the child.
+    command = [sys.executable, "-P", str(_CHILD), json.dumps(options)]
+    with tempfile.TemporaryFile() as model, tempfile.TemporaryFile() as messages:
+        child = subprocess.Popen(
+            command, stdin=sample, stdout=model, stderr=messages, start_new_session=True
+        )
+        try:
+            while child.poll() is None:
+                stop()
+                try:
+                    child.wait(timeout=0.05)
+                except subprocess.TimeoutExpired:
+                    continue
+        finally:
+            child.kill()
+            child.wait()
+        if child.returncode:
+            messages.seek(0)
+            said = messages.read().decode(errors="replace").strip().splitlines()
+            code = child.returncode
+            ended = f"signal {-code} ended its process" if code < 0 else f"it left with {code}"
+            raise InputError(
+                f"SentencePiece could not train a {kind} tokenizer on this text",
+                why=said[-1][:200] if said else ended,
+                hint="try --tokenizer char, or byte, which always works",
+            )
+        model.seek(0)
+        return model.read()

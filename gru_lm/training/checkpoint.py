@@ -1,0 +1,153 @@
+"""The checkpoint file: one safetensors file with everything inside, under a SHA-256 over all its bytes.
+
+`encode` makes the bytes, `read` checks them and takes them apart, `tensors` builds the tensors from
+those same bytes. Reading and checking need no torch, run nothing and follow no links, so that a hostile
+file is refused before torch is imported. What the JSON must say is meta.py's; what tensors mean,
+state.py's.
+
+    safetensors header, one metadata key "gru_lm": canonical JSON {"format": 1, "sha256": ..., ...}
+    tensors: "model.*", "optimizer.*", "hidden", "tokenizer" (the tokenizer's bytes)
+
+The hash is taken with its own 64 digits set to zero. Nothing in a file depends on clock, host, process
+or path, so that identical runs write identical files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gru_lm.errors import InputError
+from gru_lm.training.meta import FORMAT, FormatError, parsed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MAX_FILE = 64 << 30  # bytes; a larger file is refused unread
+MAX_HEADER = 16 << 20
+ZEROS = b"0" * 64
+SUFFIX = ".safetensors"
+
+# How well-known files that are not ours begin.
+FOREIGN = {
+    b"PK\x03\x04": "a zip archive (or a PyTorch pickle)",
+    b"\x80": "a Python pickle",
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A file that was read and found whole."""
+
+    path: Path
+    meta: dict[str, Any]
+    data: bytes
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors, on the CPU, built from the bytes that were checked."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        try:
+            return load(self.data)
+        except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+            raise damaged(self.path, f"its tensors cannot be read: {error}") from error
+
+
+def encode(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
+    """The bytes of a checkpoint. `meta` must be JSON; tensors are named and may be on any device."""
+    from safetensors.torch import save
+
+    text = json.dumps(
+        {**meta, "format": FORMAT, "sha256": ZEROS.decode()},
+        sort_keys=True,
+        separators=(",", ":"),
+        allow_nan=False,
+    )
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    data = bytearray(save(plain, {"gru_lm": text}))
+    at = _digits(data)
+    assert at is not None
+    data[at : at + 64] = hashlib.sha256(data).hexdigest().encode()
+    return bytes(data)
+
+
+def read(path: Path) -> Checkpoint:
+    """Read and check a checkpoint. Raises InputError for anything but one whole file of ours."""
+    data = _read_regular(path)
+    for magic, what in FOREIGN.items():
+        if data.startswith(magic) and data[8:9] != b"{":
+            raise InputError(
+                f"{path} is not a checkpoint of gru-lm but {what}",
+                hint="name a run directory, or a step-*.safetensors in one",
+            )
+    length = int.from_bytes(data[:8], "little")
+    if len(data) < 9 or data[8:9] != b"{" or not 2 <= length <= min(MAX_HEADER, len(data) - 8):
+        raise damaged(path, "it does not begin as a checkpoint does")
+    at = _digits(data)
+    if at is None:
+        raise damaged(path, "it holds no checksum of gru-lm")
+    digest = hashlib.sha256(data[:at])
+    digest.update(ZEROS)
+    digest.update(memoryview(data)[at + 64 :])
+    if digest.hexdigest().encode() != data[at : at + 64]:
+        raise damaged(path, "its bytes do not match its checksum")
+    try:
+        meta = parsed(json.loads(data[8 : 8 + length])["__metadata__"]["gru_lm"])
+    except FormatError as error:
+        raise InputError(
+            f"{path} has format {error.version}; this gru-lm reads format {FORMAT}",
+            hint="pip install --upgrade gru-lm",
+        ) from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise damaged(path, "its header cannot be read") from error
+    return Checkpoint(path, meta, data)
+
+
+def damaged(path: Path, why: str) -> InputError:
+    """The error for a checkpoint that must not be used."""
+    return InputError(
+        f"{path} is damaged or not a checkpoint",
+        why=why,
+        hint=f"another checkpoint of the same run: ls {path.parent}/*{SUFFIX}",
+    )
+
+
+def _digits(data: bytes | bytearray) -> int | None:
+    """Where the checksum's 64 digits are: the metadata is JSON within JSON, so quotes are escaped."""
+    key = rb"\"sha256\":\""
+    end = 8 + int.from_bytes(data[:8], "little")
+    at = data.find(key, 8, end)
+    if at < 0 or data.find(key, at + 1, end) >= 0 or at + len(key) + 64 > end:
+        return None
+    return at + len(key)
+
+
+def _read_regular(path: Path) -> bytes:
+    try:
+        # O_NONBLOCK: a FIFO must not make us wait before we can see that it is one.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise InputError(f"no checkpoint {path}") from error
+    except OSError as error:
+        link = path.is_symlink()
+        why = "it is a symbolic link, and those are not followed" if link else error.strerror
+        raise InputError(f"cannot open {path}", why=why) from error
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{path} is not a regular file")
+        if status.st_size > MAX_FILE:
+            raise InputError(f"{path} is larger than any checkpoint ({status.st_size:,} bytes)")
+        try:
+            return file.read()
+        except OSError as error:
+            raise InputError(f"cannot read {path}", why=error.strerror) from error

@@ -1,0 +1,100 @@
+"""What a checkpoint's JSON must say, and of which types: checked before anyone uses a word of it.
+
+A checkpoint is somebody else's file. What `parsed` returns has every key that this program reads, with
+the right type and in range, finite numbers only, and no text that could steer a terminal. Whether the
+tensors fit it is state.py's business. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+FORMAT = 1
+DEEPEST = 8  # of lists and objects in each other
+LARGEST = 2**63 - 1  # of whole numbers: a seed may be as large
+
+MODEL = {
+    "cell": str,
+    "vocab_size": int,
+    "layers": int,
+    "width": int,
+    "embed": int,
+    "tied": bool,
+    "dropout": float,
+}
+DATA = {"train": str, "valid": str, "test": str}
+ENVIRONMENT = {"torch": str, "threads": int, "device": str, "backend": str}
+COUNTERS = ("step", "tokens", "validated_tenths", "since_best")  # from 0
+STEPS = ("validated_step", "best_step")  # from -1, which is none
+_OBJECTS: dict[str, Mapping[str, type]] = {
+    "model": MODEL,
+    "data": DATA,
+    "environment": ENVIRONMENT,
+    "config": {},
+    "scaler": {},
+}
+
+
+class FormatError(ValueError):
+    """Another format than ours; `version` is it."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(version)
+        self.version = version
+
+
+def parsed(text: str) -> dict[str, Any]:
+    """The JSON object in `text`. Raises ValueError, or FormatError for another format."""
+    meta: dict[str, Any] = json.loads(text, parse_float=_finite, parse_constant=_finite)
+    _check_plain(meta, DEEPEST)
+    version = meta.get("format") if isinstance(meta, dict) else None
+    if type(version) is not int:
+        raise ValueError("no format")
+    if version != FORMAT:
+        raise FormatError(version)
+    _check_types(meta, dict.fromkeys((*COUNTERS, *STEPS), int) | dict.fromkeys(_OBJECTS, dict))
+    for name, types in _OBJECTS.items():
+        _check_types(meta[name], types)
+    _check_types(meta, {"tokenizer": str, "best_unknown_nats": float})
+    for name in ("best_nats", "seconds"):
+        if meta.get(name, "") is not None:
+            _check_types(meta, {name: float})
+    if any(meta[name] < 0 for name in COUNTERS) or any(meta[name] < -1 for name in STEPS):
+        raise ValueError("a negative count")
+    if meta["best_step"] >= 0 and meta["best_nats"] is None:
+        raise ValueError("a best step without its figures")
+    return meta
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
+def _check_types(values: Mapping[str, Any], types: Mapping[str, type]) -> None:
+    for name, wanted in types.items():
+        # bool is an int to isinstance, and not to us
+        if name not in values or type(values[name]) is not wanted:
+            raise ValueError(f"{name} is not {wanted.__name__}")
+
+
+def _check_plain(value: Any, depth: int) -> None:
+    if depth < 0:
+        raise ValueError("nested too deeply")
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            _check_plain(name, depth)
+            _check_plain(inner, depth - 1)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_plain(inner, depth - 1)
+    elif isinstance(value, str):
+        if not value.isprintable():
+            raise ValueError("text that cannot be printed")
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise ValueError("a number beyond all measure")

@@ -1,0 +1,285 @@
+"""The run directory: its lock, its files, which checkpoints are kept, and which one is meant.
+
+    config.toml            the settings and where the text lies
+    step-00001000.safetensors, best.safetensors
+    metrics.jsonl samples.txt loss.png
+    text.txt               the training text, if it was piped in
+    .lock                  held (flock) as long as a trainer lives, so that it is never stale
+
+A run exists from its first checkpoint on; one that never got there is removed. Old checkpoints are
+removed only after the new one is durable, and never the newest whole one or the best.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import tomllib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from gru_lm import atomic
+from gru_lm.config import Settings, settings
+from gru_lm.errors import EnvironmentProblem, GruLmError, InputError, UsageError
+from gru_lm.training.checkpoint import SUFFIX, Checkpoint, damaged, read
+
+BEST = "best" + SUFFIX
+NAMES = ("config.toml", "metrics.jsonl", "samples.txt", "text.txt", "loss.png")
+Warn = Callable[[str], None]
+
+
+def step_path(directory: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies."""
+    return directory / f"step-{step:08d}{SUFFIX}"
+
+
+def step_paths(directory: Path) -> list[Path]:
+    """The checkpoints of steps, newest first."""
+    return sorted(directory.glob(f"step-*{SUFFIX}"), reverse=True)
+
+
+def holds_run(directory: Path) -> bool:
+    """Whether there is a run in `directory`, whole or not."""
+    return bool(step_paths(directory)) or (directory / BEST).exists()
+
+
+def newest_whole(directory: Path, warn: Warn) -> Checkpoint:
+    """The newest checkpoint that is whole; each one skipped is named. Raises InputError if none."""
+    if not directory.is_dir():
+        raise InputError(f"no run {directory}", hint="gru-lm train FILE starts one")
+    for path in step_paths(directory):
+        try:
+            return read(path)
+        except InputError as error:
+            warn(f"skipped: {error.message}: {error.why}")
+    if not holds_run(directory):
+        raise InputError(
+            f"{directory} is not a run: it holds no checkpoint", hint="gru-lm train FILE starts one"
+        )
+    raise damaged(directory, "none of its checkpoints is whole")
+
+
+def find(path: Path, warn: Warn) -> Checkpoint:
+    """The checkpoint that RUN means: a file itself, a directory's best, else its newest whole one."""
+    if not path.exists() and not path.is_symlink():
+        raise InputError(f"no run or checkpoint {path}", hint="ls runs")
+    if not path.is_dir():
+        return read(path)
+    if (path / BEST).exists():
+        try:
+            return read(path / BEST)
+        except InputError as error:
+            warn(f"skipped: {error.message}: {error.why}")
+    return newest_whole(path, warn)
+
+
+def read_settings(directory: Path) -> Settings:
+    """The settings that a run recorded."""
+    path = directory / "config.toml"
+    try:
+        return settings(tomllib.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, GruLmError) as error:
+        raise InputError(f"{path} cannot be read", why=str(error)) from error
+
+
+@dataclass
+class Run:
+    """A run directory that this process, and no other, writes."""
+
+    directory: Path
+    lock: int  # the descriptor that holds .lock
+    keep: int = 1
+    ours: bool = False  # the directory was made by this process, for this run
+
+    @classmethod
+    def create(cls, out: Path | None, cell: str) -> Run:
+        """A directory for a new run, locked.
+
+        Raises UsageError if it holds a run, or a file whose name a run would take: what a run that
+        fails removes must be its own.
+        """
+        if out is None:
+            for number in count(1):
+                out = Path("runs") / f"{cell}-{number}"
+                try:
+                    out.parent.mkdir(exist_ok=True)
+                    out.mkdir()
+                    return cls(out, _lock(out), ours=True)
+                except FileExistsError:
+                    continue
+                except OSError as error:
+                    raise atomic.disk_problem(out, error) from error
+        assert out is not None
+        try:
+            ours = not out.exists()
+            out.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UsageError(f"--out {out} is a file", hint="name a directory") from error
+        except OSError as error:
+            raise atomic.disk_problem(out, error) from error
+        _refuse_taken(out)
+        run = cls(out, _lock(out), ours=ours)
+        try:
+            _refuse_taken(out)  # another trainer may have come and gone
+        except UsageError:
+            run.close()
+            raise
+        return run
+
+    @classmethod
+    def reopen(cls, directory: Path) -> Run:
+        """The directory of an existing run, locked, with what dead processes left swept away."""
+        if not directory.is_dir() or not holds_run(directory):
+            raise InputError(
+                f"{directory} is not a run: it holds no checkpoint",
+                hint="gru-lm train FILE starts one",
+            )
+        run = cls(directory, _lock(directory))
+        atomic.sweep(directory)
+        return run
+
+    @property
+    def text(self) -> Path:
+        """Where text from standard input is kept."""
+        return self.directory / "text.txt"
+
+    def write_settings(self, values: dict[str, Any]) -> None:
+        """Record the settings, with the text's paths made absolute."""
+        atomic.write_bytes(self.directory / "config.toml", tomli_w.dumps(values).encode())
+
+    def check_space(self, size: int) -> None:
+        """Raise EnvironmentProblem unless keep + 1 checkpoints of `size` bytes, and the best, fit."""
+        need = (self.keep + 2) * size
+        free = shutil.disk_usage(self.directory).free
+        if free < need:
+            raise EnvironmentProblem(
+                f"{self.directory}: {free:,} bytes free, {need:,} needed for checkpoints",
+                hint="free some space, or --keep 1, or a smaller --width",
+            )
+
+    def save(self, data: bytes, step: int, *, best: bool) -> Path:
+        """Write a step's checkpoint durably, make it the best if it is, and remove old ones."""
+        path = step_path(self.directory, step)
+        atomic.write_bytes(path, data)
+        if best:
+            atomic.link(path, self.directory / BEST)
+        others = [other for other in step_paths(self.directory) if other != path]
+        if len(others) >= self.keep:
+            whole = 1
+            for old in others:
+                if whole >= self.keep:
+                    old.unlink(missing_ok=True)
+                elif _is_whole(old):
+                    whole += 1
+        return path
+
+    def append_metrics(self, values: dict[str, Any]) -> None:
+        """Add a line to metrics.jsonl."""
+        self._append("metrics.jsonl", json.dumps(values) + "\n")
+
+    def append_sample(self, step: int, text: str) -> None:
+        """Add a sample to samples.txt."""
+        self._append("samples.txt", f"--- step {step}\n{text}\n\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; one cut short by a crash is left out."""
+        return list(_metrics(self.directory / "metrics.jsonl"))
+
+    def rewind(self, checkpoint: Checkpoint, *, best: bool) -> None:
+        """Bring the other files back to what `checkpoint`, which may be the best, knows."""
+        step, validated_step = checkpoint.meta["step"], checkpoint.meta["validated_step"]
+        if best:  # the crash may have come between the two names of one file
+            atomic.link(checkpoint.path, self.directory / BEST)
+        lines = [
+            json.dumps(line)
+            for line in self.metrics()
+            if line["step"] <= (validated_step if "valid_nats_per_token" in line else step)
+        ]
+        atomic.write_bytes(
+            self.directory / "metrics.jsonl", "".join(line + "\n" for line in lines).encode()
+        )
+        samples = self.directory / "samples.txt"
+        if samples.exists():
+            head, *sections = ("\n" + samples.read_text(encoding="utf-8")).split("\n--- step ")
+            kept = [s for s in sections if int(s.partition("\n")[0] or 0) <= validated_step]
+            text = "".join("--- step " + section.rstrip("\n") + "\n\n" for section in kept)
+            atomic.write_bytes(samples, (head.lstrip("\n") + text).encode())
+
+    def discard(self) -> None:
+        """Undo a run that never saved: nothing of it stays."""
+        if not holds_run(self.directory):
+            for name in (*NAMES, ".lock"):
+                (self.directory / name).unlink(missing_ok=True)
+            if self.ours:
+                with suppress(OSError):
+                    self.directory.rmdir()
+                    if self.directory.parent == Path("runs"):
+                        self.directory.parent.rmdir()
+
+    def close(self) -> None:
+        """Let another trainer have the directory."""
+        os.close(self.lock)
+
+    def _append(self, name: str, text: str) -> None:
+        path = self.directory / name
+        try:
+            with path.open("a", encoding="utf-8", newline="") as file:
+                file.write(text)
+        except OSError as error:
+            raise atomic.disk_problem(path, error) from error
+
+
+def _refuse_taken(out: Path) -> None:
+    if holds_run(out):
+        raise UsageError(f"{out} holds a run", hint=f"gru-lm train --resume {out}")
+    for name in NAMES:
+        if (out / name).exists():
+            raise UsageError(
+                f"--out {out} holds a file {name}, which a run would overwrite",
+                hint="name a directory of its own",
+            )
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        read(path)
+    except InputError:
+        return False
+    return True
+
+
+def _metrics(path: Path) -> Iterator[dict[str, Any]]:
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            with suppress(ValueError):
+                yield json.loads(line)
+
+
+def _lock(directory: Path) -> int:
+    path = directory / ".lock"
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise atomic.disk_problem(path, error) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # A run that was discarded takes its lock file along: hold the one that is there.
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise EnvironmentProblem(
+                f"{directory} is in use by another trainer", hint="choose another --out, or wait"
+            ) from error
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)

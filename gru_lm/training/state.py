@@ -1,0 +1,166 @@
+"""From a training state to a checkpoint's tensors and JSON, and back.
+
+`capture` and `restore` are each other's inverse, bit for bit. `restore_model` is what sampling and
+evaluation need. A checkpoint is somebody else's file: names, shapes and types are checked against the
+model it claims to be before any memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gru_lm.errors import DivergedError, GruLmError
+from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.text.tokenizer import Tokenizer, load_tokenizer
+from gru_lm.training.checkpoint import Checkpoint, damaged, encode
+from gru_lm.training.loop import TrainState
+from gru_lm.training.meta import COUNTERS, STEPS
+from gru_lm.training.optimizers import make_optimizer
+
+# What the optimizers keep for each parameter once they have made a step.
+SLOTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+
+
+def capture(
+    state: TrainState,
+    tokenizer: Tokenizer,
+    *,
+    config: Mapping[str, Any],
+    data: Mapping[str, str],
+    environment: Mapping[str, Any],
+) -> bytes:
+    """The checkpoint of `state`.
+
+    `config` is the settings without paths, `data` the text's fingerprints, `environment` what bit-equal
+    results depend on (PyTorch, threads, device, backend). Raises DivergedError rather than write down
+    a number that is not finite.
+    """
+    tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
+    for index, parameter in enumerate(_parameters(state.optimizer)):
+        for slot, value in state.optimizer.state[parameter].items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{slot}"] = value
+    tensors["hidden"] = state.hidden_LSBH
+    if not _all_finite(tensors.values()):
+        raise DivergedError(f"step {state.step}: numbers that are not finite in the training state")
+    tensors["tokenizer"] = torch.from_numpy(np.frombuffer(tokenizer.data, dtype=np.uint8).copy())
+    meta: dict[str, Any] = {name: getattr(state, name) for name in (*COUNTERS, *STEPS)}
+    meta |= {
+        "best_nats": state.best_nats if state.best_step >= 0 else None,
+        "best_unknown_nats": state.best_unknown_nats,
+        "seconds": state.seconds if "minutes" in config else None,
+        "scaler": state.scaler.state_dict(),
+        "model": dataclasses.asdict(state.model.config),
+        "tokenizer": tokenizer.kind,
+        "config": config,
+        "data": data,
+        "environment": environment,
+    }
+    return encode(tensors, meta)
+
+
+def restore(checkpoint: Checkpoint, *, device: torch.device, backend: str) -> TrainState:
+    """The state that `checkpoint` captured. Raises InputError where the file is not what it claims."""
+    tensors, meta = checkpoint.tensors(), checkpoint.meta
+    model = restore_model(checkpoint, tensors, device=device, backend=backend)
+    try:
+        config = meta["config"]
+        optimizer = make_optimizer(model, config["optimizer"], weight_decay=config["weight_decay"])
+        scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
+        if scaler.is_enabled():
+            scaler.load_state_dict(meta["scaler"])
+        for index, parameter in enumerate(_parameters(optimizer)):
+            prefix = f"optimizer.{index}."
+            slots = {
+                name.removeprefix(prefix): value
+                for name, value in tensors.items()
+                if name.startswith(prefix)
+            }
+            shapes = {name: value.shape for name, value in slots.items()}
+            scalar = torch.Size()
+            if slots and shapes != {
+                slot: scalar if slot == "step" else parameter.shape
+                for slot in SLOTS[config["optimizer"]]
+            }:
+                raise ValueError("its optimizer does not fit its model")
+            optimizer.state[parameter] = {slot: value.to(device) for slot, value in slots.items()}
+        hidden_LSBH, size = tensors["hidden"], model.config
+        shape = (size.layers, model.recurrent.states, config["batch"], size.width)
+        if hidden_LSBH.shape != shape:
+            raise ValueError("its hidden state does not fit its model")
+        if not _plain_floats(
+            value for name, value in tensors.items() if name.partition(".")[0] != "tokenizer"
+        ):
+            raise ValueError("its numbers are not finite float32 numbers")
+        state = TrainState(model, optimizer, scaler, hidden_LSBH.to(device))
+        for name in (*COUNTERS, *STEPS):
+            setattr(state, name, meta[name])
+        if state.best_step >= 0:
+            state.best_nats = meta["best_nats"]
+            state.best_unknown_nats = meta["best_unknown_nats"]
+        state.seconds = meta["seconds"] or 0.0
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise damaged(checkpoint.path, f"its training state cannot be read: {error}") from error
+    return state
+
+
+def restore_model(
+    checkpoint: Checkpoint,
+    tensors: dict[str, Tensor],
+    *,
+    device: torch.device,
+    backend: str = "fused",
+) -> LanguageModel:
+    """The model alone, on `device`. Raises InputError where the tensors are not the model's."""
+    try:
+        config = ModelConfig(**checkpoint.meta["model"])
+        with torch.device("meta"):  # shapes alone: a claim of any size costs nothing yet
+            model = LanguageModel(config, backend=backend)
+        wanted = {name: value.shape for name, value in model.state_dict().items()}
+        found = {
+            name.removeprefix("model."): value
+            for name, value in tensors.items()
+            if name.startswith("model.")
+        }
+        if {name: value.shape for name, value in found.items()} != wanted:
+            raise ValueError("its weights do not fit its own description")
+        if not _plain_floats(found.values()):
+            raise ValueError("its weights are not finite float32 numbers")
+        model.load_state_dict(found, assign=True)
+    except (KeyError, TypeError, ValueError, GruLmError) as error:
+        raise damaged(checkpoint.path, f"its model cannot be read: {error}") from error
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    return model.to(device)
+
+
+def restore_tokenizer(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> Tokenizer:
+    """The tokenizer inside. Raises InputError where it is refused or does not fit the model."""
+    try:
+        data = tensors["tokenizer"].numpy().tobytes()
+        tokenizer = load_tokenizer(str(checkpoint.meta["tokenizer"]), data)
+        if tokenizer.vocab_size != checkpoint.meta["model"]["vocab_size"]:
+            raise ValueError("its vocabulary is not the model's")
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(checkpoint.path, f"its tokenizer cannot be read: {error}") from error
+    return tokenizer
+
+
+def _plain_floats(tensors: Iterable[Tensor]) -> bool:
+    """Whether all are float32, as we write them, and finite."""
+    found = list(tensors)
+    return all(value.dtype is torch.float32 for value in found) and _all_finite(found)
+
+
+def _all_finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(torch.isfinite(value).all()) for value in tensors)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]

@@ -1,0 +1,221 @@
+"""`gru-lm eval`: the contract's fields, the tables, every way to name a text, every wrong use."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gru_lm import cli
+from gru_lm.cli.eval import evaluate
+from gru_lm.errors import EnvironmentProblem, InputError, Stopped, UsageError
+from tests.conftest import TINY, Program, interrupt, words
+
+CONTRACT = [
+    "tokens",
+    "bytes",
+    "characters",
+    "words",
+    "lines",
+    "nats",
+    "nats_per_token",
+    "perplexity",
+    "bits_per_byte",
+    "bits_per_character",
+    "word_perplexity",
+    "unknown_tokens",
+    "unknown_rate",
+    "perplexity_excluding_unknown",
+    "mode",
+    "seconds",
+    "tokens_per_second",
+    "checkpoint",
+    "device",
+]
+
+Inside = Callable[..., tuple[str, str]]
+
+
+@pytest.fixture
+def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
+    """The program in this process, with standard input closed: a twentieth of the time."""
+    monkeypatch.setattr("sys.stdin", None)
+
+    def run(*args: object, code: int = 0) -> tuple[str, str]:
+        assert cli.run([str(arg) for arg in args], started=time.monotonic()) == code
+        return capsys.readouterr()
+
+    return run
+
+
+def table(path: Path) -> list[list[str]]:
+    return [row.split("\t") for row in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def test_one_file_as_json(trained: Path, text: Path, program: Program) -> None:
+    result = program.json("eval", trained, text)
+    assert list(result) == CONTRACT
+    content = text.read_text(encoding="utf-8")
+    assert result["tokens"] == result["characters"] == len(content)
+    assert result["bytes"] == len(content.encode())
+    assert result["words"] == len(content.split())
+    assert result["lines"] == content.count("\n")
+    assert result["bits_per_byte"] == pytest.approx(
+        result["nats"] / math.log(2) / result["bytes"], rel=1e-12
+    )
+    assert result["mode"] == "stream"
+    assert result["checkpoint"] == str(trained / "best.safetensors")
+
+
+def test_several_texts_from_everywhere(trained: Path, program: Program, inside: Inside) -> None:
+    folder = program.cwd / "folder"
+    folder.mkdir()
+    (folder / "b.txt").write_text("the dog\n")
+    (folder / "a.txt").write_text("the cat, 猫")
+    result = program.json("eval", trained, "-", "folder", stdin="who knows?\n")
+    names = [each["file"] for each in result["files"]]
+    assert names == ["-", "folder/a.txt", "folder/b.txt"]
+    for name in ("tokens", "bytes", "characters", "words", "lines", "nats", "unknown_tokens"):
+        assert result[name] == pytest.approx(sum(each[name] for each in result["files"]))
+    # Each character is a token, 猫 in its three bytes, and two ends of a document.
+    assert result["tokens"] == result["bytes"] + 2
+    total = result["nats"] / math.log(2) / result["bytes"]
+    assert result["bits_per_byte"] == pytest.approx(total)
+
+    out, err = inside("eval", trained, folder)
+    header, first, second, total_row = (row.split("\t") for row in out.splitlines())
+    assert header[:2] == ["file", "bits per byte"]
+    assert [first[0], second[0]] == [str(folder / "a.txt"), str(folder / "b.txt")]
+    assert total_row[0] == "total"
+    assert "the first too" in err
+
+
+def test_without_a_file_it_is_the_runs_held_out_text(
+    trained: Path, inside: Inside, tmp_path: Path
+) -> None:
+    content = (trained.parent / "text.txt").read_text(encoding="utf-8")
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text(content[int(0.9 * len(content)) :], encoding="utf-8")
+    lines = dict(row.split("\t") for row in inside("eval", trained)[0].splitlines())
+    named = evaluate(trained, [str(held_out)])
+    assert lines["bits per byte"] == f"{named['bits_per_byte']:.4f}"
+    assert lines["bytes"] == f"{named['bytes']:,}"
+    # The training's own figure of the same text: columns of a text this short are its stream.
+    with (trained / "metrics.jsonl").open() as file:
+        validations = [json.loads(line).get("valid_bits_per_byte") for line in file]
+    best = min(value for value in validations if value)
+    assert named["bits_per_byte"] == pytest.approx(best, rel=1e-5)
+
+
+def test_a_held_out_text_that_is_gone_or_changed(trained: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "run"
+    shutil.copytree(trained, copy)
+    config = (copy / "config.toml").read_text()
+    other = tmp_path / "text.txt"
+    (copy / "config.toml").write_text(config.replace(str(trained.parent / "text.txt"), str(other)))
+    with pytest.raises(InputError) as gone:
+        evaluate(copy)
+    assert gone.value.hint == f"gru-lm eval {copy / 'best.safetensors'} FILE"
+    other.write_text(words(400, seed=1))
+    with pytest.raises(InputError, match="has changed"):
+        evaluate(copy)
+
+
+@pytest.mark.parametrize("mode", ["stream", "line", "columns"])
+def test_batch_chunk_and_threads_change_the_speed_alone(
+    trained: Path, tmp_path: Path, mode: str
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(words(30 + 50 * number, seed=number))
+    found = [
+        evaluate(trained, [str(tmp_path / "[0-2].txt")], mode=mode, threads=1, **options)
+        for options in ({}, {"batch": 1, "chunk": 1}, {"batch": 2, "chunk": 7}, {"batch": 50})
+    ]
+    for other in found[1:]:
+        assert other["nats"] == pytest.approx(found[0]["nats"], rel=1e-5)
+        for one, two in zip(found[0]["files"], other["files"], strict=True):
+            assert two["nats"] == pytest.approx(one["nats"], rel=1e-5)
+
+
+def test_tables(trained: Path, text: Path, tmp_path: Path) -> None:
+    tokens, lines = tmp_path / "tokens.tsv", tmp_path / "lines.tsv"
+    result = evaluate(trained, [str(text)], per_token=tokens, per_line=lines)
+    header, *rows = table(tokens)
+    assert header == ["index", "id", "piece", "surprisal_bits"]
+    assert len(rows) == result["tokens"]
+    content = "".join(row[2] for row in rows).replace("\\n", "\n").replace("▁", " ")
+    assert content == text.read_text(encoding="utf-8")
+    assert sum(float(row[3]) for row in rows) * math.log(2) == pytest.approx(result["nats"])
+    header, *rows = table(lines)
+    assert header == ["line", "tokens", "nats"]
+    assert [int(row[0]) for row in rows] == list(range(1, result["lines"] + 1))
+    lengths = [len(line) for line in content.splitlines(keepends=True)]
+    assert [int(row[1]) for row in rows] == lengths
+    assert sum(float(row[2]) for row in rows) == pytest.approx(result["nats"])
+
+
+def test_unknown_words_are_counted_and_warned_of(
+    text: Path, inside: Inside, tmp_path: Path
+) -> None:
+    options: list[Any] = [option if option != "char" else "word" for option in TINY]
+    inside("train", text, "--out", tmp_path / "run", "--steps", 2, *options)
+    new = tmp_path / "new.txt"
+    new.write_text("the zebra sat\n")
+    out, err = inside("eval", tmp_path / "run", new, "--json")
+    result = json.loads(out)
+    assert (result["tokens"], result["unknown_tokens"], result["unknown_rate"]) == (4, 1, 0.25)
+    assert result["perplexity_excluding_unknown"] != result["perplexity"]
+    assert "warning: 25.00% of the tokens are unknown" in err
+
+
+def test_wrong_use(trained: Path, text: Path, inside: Inside) -> None:
+    assert "did you mean line?" in inside("eval", trained, "--mode", "lines", code=2)[1]
+    assert "--batch" in inside("eval", trained, text, "--batch", 0, code=2)[1]
+    assert "error: no run" in inside("eval", "nowhere", text, code=3)[1]
+    assert "missing.txt" in inside("eval", trained, "missing.txt", code=3)[1]
+
+
+def test_what_cannot_be_used_is_said_and_leaves_no_table(trained: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.txt"
+    bad.write_bytes(b"fine " * 5000 + b"\xff not")
+    out = tmp_path / "out.tsv"
+    with pytest.raises(InputError, match="at byte 25,000"):
+        evaluate(trained, [str(bad)], per_token=out)
+    latin = evaluate(trained, [str(bad)], encoding="latin-1", per_token=out)
+    assert len(table(out)) == latin["tokens"] + 1
+    with pytest.raises(UsageError, match="not a regular file"):
+        evaluate(trained, [str(bad)], per_line=Path("/dev/null"))
+    with pytest.raises(EnvironmentProblem, match="no-folder"):
+        evaluate(trained, [str(bad)], encoding="latin-1", per_line=tmp_path / "no-folder" / "x")
+    with pytest.raises(EnvironmentProblem, match="cuda:7"):
+        evaluate(trained, [str(bad)], encoding="latin-1", device="cuda:7")
+
+
+def test_a_signal_ends_it_and_leaves_no_table(trained: Path, program: Program) -> None:
+    (program.cwd / "long.txt").write_text(words(400_000))
+    process = program.start("eval", trained, "long.txt", "--per-token", "out.tsv")
+    assert process.stderr is not None
+    progress = process.stderr.readline().decode()
+    while "scoring" not in progress:
+        progress = process.stderr.readline().decode()
+    assert re.match(r"scoring +\d+%, \d+:\d\d left", progress)
+    out, _ = interrupt(process, signal.SIGINT)
+    assert (process.returncode, out) == (130, "")
+    assert sorted(path.name for path in program.cwd.iterdir()) == ["long.txt"]
+
+
+def test_stop_is_polled_while_reading(trained: Path, text: Path) -> None:
+    def stop() -> None:
+        raise Stopped(15)
+
+    with pytest.raises(Stopped):
+        evaluate(trained, [str(text)], stop=stop)

@@ -1,0 +1,125 @@
+"""What all tests share: a cache of their own, one thread, a small text, and the program as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+# As small as a run gets: a few steps take no time.
+TINY = "--tokenizer char --width 8 --layers 1 --embed 4 --batch 2 --bptt 8 --threads 1".split()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The user's cache is neither read nor written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+def words(count: int, seed: int = 0) -> str:
+    """Text of `count` words with lines, made of a few words, so that a model can learn it."""
+    chosen = random.Random(seed)
+    stock = "the cat sat on a mat and the dog, too: who knows? Ünïcode wörds".split()
+    parts = [chosen.choice(stock) + chosen.choice([" "] * 7 + ["\n"]) for _ in range(count)]
+    return "".join(parts) + "\n"
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(words(400), encoding="utf-8")
+    return path
+
+
+class Program:
+    """gru-lm as a real process."""
+
+    def __init__(self, cwd: Path) -> None:
+        self.cwd = cwd
+
+    def __call__(
+        self, *args: object, code: int = 0, stdin: str | bytes | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run it to its end; fails unless it leaves with `code` and prints no traceback."""
+        data = stdin.encode() if isinstance(stdin, str) else stdin
+        done = subprocess.run(
+            [sys.executable, "-m", "gru_lm", *map(str, args)],
+            cwd=self.cwd,
+            capture_output=True,
+            timeout=120,
+            **({"stdin": subprocess.DEVNULL} if data is None else {"input": data}),
+        )
+        out, err = done.stdout.decode(), done.stderr.decode()
+        assert done.returncode == code, f"exit {done.returncode}, not {code}\n{out}\n{err}"
+        assert "Traceback" not in err
+        assert "\x1b" not in out + err
+        assert "\r" not in err
+        return subprocess.CompletedProcess(done.args, code, out, err)
+
+    def json(self, *args: object, **options: Any) -> Any:
+        """What it prints on stdout, parsed."""
+        return json.loads(self(*args, "--json", **options).stdout)
+
+    def error(self, *args: object, code: int, stdin: str | bytes | None = None) -> str:
+        """Its error message: at most three lines, and nothing on stdout."""
+        done = self(*args, code=code, stdin=stdin)
+        assert done.stdout == ""
+        lines = done.stderr.splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+        assert len(lines) - start <= 3, done.stderr
+        return "\n".join(lines[start:])
+
+    def start(self, *args: object, **options: Any) -> subprocess.Popen[bytes]:
+        """Start it, to be signalled."""
+        return subprocess.Popen(
+            [sys.executable, "-m", "gru_lm", *map(str, args)],
+            cwd=self.cwd,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **options,
+        )
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Program:
+    return Program(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+    """A run of 30 steps on a small text, to be read only; its text lies beside it as text.txt."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "text.txt").write_text(words(400), encoding="utf-8")
+    Program(folder)("train", "text.txt", "--out", "run", "--steps", 30, *TINY)
+    return folder / "run"
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Poll until `condition` holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.01)
+
+
+def interrupt(process: subprocess.Popen[bytes], signum: int = signal.SIGTERM) -> tuple[str, str]:
+    """Send a signal; returns what the process printed until its end."""
+    os.kill(process.pid, signum)
+    out, err = process.communicate(timeout=60)
+    return out.decode(), err.decode()

@@ -1,0 +1,34 @@
+"""A training process that is asked to stop right after a given step: python stop_at.py STEP ARGS..."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+from gru_lm import cli, trainer
+from gru_lm.errors import Stopped
+
+
+def main() -> int:
+    step, args = int(sys.argv[1]), sys.argv[2:]
+    original = trainer.Trainer.__post_init__
+
+    def with_stop(self: trainer.Trainer) -> None:
+        original(self)
+        asked = self.stop
+
+        def stop() -> None:
+            asked()
+            if self.state.step >= step:
+                raise Stopped(signal.SIGTERM)
+
+        self.stop = stop
+
+    trainer.Trainer.__post_init__ = with_stop  # type: ignore[method-assign]
+    return cli.run(args, started=0.0)
+
+
+if __name__ == "__main__":
+    result: Any = main()
+    sys.exit(result)

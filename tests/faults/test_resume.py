@@ -1,0 +1,163 @@
+"""Stop anywhere and resume: the final bytes are those of a run that was never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gru_lm import cli
+from gru_lm.cli.train import resume
+from tests.conftest import TINY, Program, interrupt, wait_for, words
+
+STEPS = 60
+# Dropout on, two layers, state carried; the text ends (an epoch) between steps 10 and 20.
+OPTIONS = [*TINY, "--steps", STEPS, "--dropout", 0.3, "--layers", 2, "--bptt", 16]
+OPTIONS += ["--eval-every", 13]
+
+
+def final(run: Path) -> dict[str, bytes]:
+    """The bytes that must not depend on interruptions: checkpoints, samples, reports less time."""
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    reports = [json.loads(line) for line in lines]
+    timed = ("seconds", "tokens_per_second")
+    plain = [
+        {name: value for name, value in report.items() if name not in timed}
+        for report in reports
+        if report["step"] <= 10 or "valid_perplexity" in report  # later losses are means over time
+    ]
+    return {
+        "last": (run / f"step-{STEPS:08d}.safetensors").read_bytes(),
+        "best": (run / "best.safetensors").read_bytes(),
+        "samples": (run / "samples.txt").read_bytes(),
+        "metrics": json.dumps(plain).encode(),
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+    """A run that was never stopped, and whose every step is kept."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "text.txt").write_text(words(100), encoding="utf-8")
+    keep = ["--save-every", 1, "--keep", 1000]
+    Program(folder)("train", "text.txt", "--out", "run", *OPTIONS, *keep)
+    meta = json.loads((folder / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert meta["tokens"] > 2 * len(words(100)), "more than two epochs"
+    return folder / "run"
+
+
+def test_every_step_in_one_process(whole: Path, tmp_path: Path) -> None:
+    expected = final(whole)
+    for step in range(STEPS + 1):
+        run = tmp_path / f"run-{step}"
+        run.mkdir()
+        for name in ("config.toml", "metrics.jsonl", "samples.txt"):
+            if (whole / name).exists():
+                shutil.copy(whole / name, run)
+        shutil.copy(whole / f"step-{step:08d}.safetensors", run)
+        best = json.loads(_meta(run / f"step-{step:08d}.safetensors"))["best_step"]
+        if best >= 0:
+            shutil.copy(whole / f"step-{best:08d}.safetensors", run / "best.safetensors")
+        # What a process may have drawn before: nothing of it may matter.
+        torch.manual_seed(random.randrange(2**31))
+        np.random.seed(step)
+        random.seed(step + 1)
+        result = resume(run, threads=1)
+        assert result["steps"] == STEPS
+        assert final(run) == expected, f"resumed after step {step}"
+
+
+def _meta(path: Path) -> str:
+    from gru_lm.training.checkpoint import read
+
+    return json.dumps(read(path).meta)
+
+
+def stop_and_resume(folder: Path, step: int) -> Path:
+    """A run stopped by itself right after `step`, then resumed, each in a fresh process."""
+    run = folder / f"stopped-{step}"
+    stopped = subprocess.run(
+        [
+            *(sys.executable, Path(__file__).with_name("stop_at.py"), str(step)),
+            *("train", folder / "text.txt", "--out", run, *map(str, OPTIONS)),
+            *("--save-every", "1", "--keep", "1000"),
+        ],
+        capture_output=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+    )
+    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr.decode()
+    assert b"--resume" in stopped.stderr
+    Program(folder)("train", "--resume", run)
+    return run
+
+
+@pytest.mark.parametrize("step", [0, 17, 60])
+def test_a_few_steps_in_fresh_processes(whole: Path, step: int) -> None:
+    run = stop_and_resume(whole.parent, step)
+    assert final(run) == final(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", range(STEPS + 1))
+def test_every_step_in_fresh_processes(whole: Path, step: int) -> None:
+    run = stop_and_resume(whole.parent, step)
+    assert final(run) == final(whole)
+
+
+def test_two_runs_of_one_seed_are_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(words(100), encoding="utf-8")
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "renamed.txt").write_text(words(100), encoding="utf-8")
+    Program(tmp_path)("train", "text.txt", "--out", "a", *OPTIONS)
+    Program(other)("train", "renamed.txt", "--out", "deep/b", *OPTIONS)
+    assert final(tmp_path / "a") == final(other / "deep/b")
+
+
+def test_a_kill_loses_no_more_than_since_the_last_save(tmp_path: Path, program: Program) -> None:
+    (tmp_path / "text.txt").write_text(words(100), encoding="utf-8")
+    options = [*OPTIONS, "--save-every", 5]
+    program("train", "text.txt", "--out", "whole", *options)
+    process = program.start("train", "text.txt", "--out", "killed", *options)
+    wait_for((tmp_path / "killed" / "step-00000010.safetensors").exists)
+    interrupt(process, signal.SIGKILL)
+    done = program("train", "--resume", "killed")
+    assert "resuming killed after step" in done.stderr
+    assert final(tmp_path / "killed") == final(tmp_path / "whole")
+
+
+def test_what_changed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(code: int, *args: object) -> str:
+        assert cli.run(["train", *map(str, args)], started=time.monotonic()) == code
+        return capsys.readouterr().err
+
+    text, run = tmp_path / "text.txt", tmp_path / "run"
+    text.write_text(words(100), encoding="utf-8")
+    said(0, text, "--out", run, *OPTIONS)
+    assert "threads 2 instead of 1" in said(0, "--resume", run, "--threads", 2)
+
+    config = run / "config.toml"
+    before = config.read_text()
+    config.write_text(before.replace("dropout = 0.3", "dropout = 0.2"))
+    assert "config.toml was changed: dropout" in said(2, "--resume", run)
+    config.write_text(before)
+
+    content = text.read_bytes()
+    text.write_bytes(content.replace(b"cat", b"bat", 1))
+    message = said(3, "--resume", run)
+    assert "has changed since the run began" in message
+    assert f"--from {run}" in message
+    text.write_bytes(content)
+    assert "instead of" not in said(0, "--resume", run)
+    assert "--resume" in said(2, "--resume", run, "--lr", 1)

@@ -1,0 +1,61 @@
+"""Golden losses: float64, the reference path, one thread, to 1e-9. A refactor keeps them.
+
+A change that moves them on purpose says why in its commit, and prints the new ones with
+`python -m tests.golden.test_golden`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gru_lm.model.cells import CELLS
+from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.text.batches import Batches
+from gru_lm.training.loop import TrainState, train_steps
+from gru_lm.training.optimizers import Budget, Schedule, make_optimizer
+
+GOLDEN = Path(__file__).with_name("losses.json")
+STEPS = 12
+
+
+def losses(cell: str, backend: str) -> list[float]:
+    """The losses of a short training run on made-up tokens with two layers and dropout."""
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = ModelConfig(cell=cell, vocab_size=17, layers=2, width=12, embed=7, dropout=0.2)
+    model = LanguageModel(config, backend=backend).double()
+    tokens = (np.arange(500) ** 2 // 7 % 17).astype(np.uint8)
+    model.set_unigram(torch.from_numpy(np.bincount(tokens, minlength=17)))
+    state = TrainState(
+        model,
+        make_optimizer(model, "adamw", weight_decay=0.1),
+        torch.amp.GradScaler("cpu", enabled=False),
+        model.initial_state(4),
+    )
+    steps = train_steps(
+        state,
+        Batches(tokens=tokens, batch=4, bptt=10, seed=0),
+        budget=Budget(steps=STEPS, seconds=None),
+        schedule=Schedule(kind="cosine", lr=0.02, warmup=0.1),
+        clip=1.0,
+        seed=0,
+        precision="float32",  # no autocast: the model is float64
+        clock=lambda: 0.0,
+    )
+    return [report.loss for report in steps]
+
+
+@pytest.mark.parametrize("backend", ["reference", "fused"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_losses_are_the_golden_ones(cell: str, backend: str) -> None:
+    golden = json.loads(GOLDEN.read_text())
+    assert losses(cell, backend) == pytest.approx(golden[cell], rel=0, abs=1e-9)
+
+
+if __name__ == "__main__":
+    GOLDEN.write_text(json.dumps({cell: losses(cell, "reference") for cell in CELLS}, indent=1))

@@ -1,0 +1,133 @@
+"""The house: who may import whom, who owns which library, how long a module may be."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import gru_lm
+
+ROOT = Path(gru_lm.__file__).parent
+# From left to right; a module imports from rooms to its left, and within its own room.
+ORDER = ["errors", "signals", "atomic", "config", "text", "model", "training", "evaluation"]
+ORDER += ["generation", "reporting", "trainer", "prepare", "opened", "cli"]
+OWNERS = {
+    "rich": {"reporting/console.py"},
+    "typer": {"cli/"},
+    "sentencepiece": {"text/tokenizer"},
+    "safetensors": {"training/checkpoint.py"},
+    "matplotlib": {"reporting/plots.py"},
+    "fcntl": {"training/runs.py", "text/"},
+}
+MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+LONGEST = 350
+
+
+def room(module: Path) -> str:
+    return module.parts[0].removesuffix(".py")
+
+
+def imports(module: Path, *, top: bool = False) -> Iterator[str]:
+    """The dotted names that a module imports, what is for type checkers alone left out."""
+    nodes: list[ast.AST] = [ast.parse((ROOT / module).read_text(encoding="utf-8"))]
+    while nodes:
+        node = nodes.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if top and isinstance(node, ast.FunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            assert node.module
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}"
+        nodes.extend(ast.iter_child_nodes(node))
+
+
+def ours(name: str) -> Path | None:
+    """The module file behind a dotted name of this package."""
+    parts = name.split(".")
+    if parts[0] != "gru_lm":
+        return None
+    for length in range(len(parts), 0, -1):
+        stem = ROOT.joinpath(*parts[1:length])
+        for path in (stem.with_suffix(".py"), stem / "__init__.py"):
+            if path.is_file() and path != ROOT / "__init__.py":
+                return path.relative_to(ROOT)
+    return None
+
+
+def test_the_walk_sees_what_it_should() -> None:
+    assert "gru_lm.errors.InputError" in set(imports(Path("training/checkpoint.py")))
+    assert ours("gru_lm.errors.InputError") == Path("errors.py")
+    assert ours("gru_lm.text.store") == Path("text/store.py")
+    assert "torch.Tensor" not in set(imports(Path("training/checkpoint.py"))), "for type checkers"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_imports_go_from_right_to_left_alone(module: Path) -> None:
+    here = room(module)
+    if here in ("__init__", "__main__"):
+        return
+    assert here in ORDER, f"{module}: where does it belong?"
+    for name in imports(module):
+        target = ours(name)
+        if target is None:
+            continue
+        there = room(target)
+        assert ORDER.index(there) <= ORDER.index(here), f"{module} imports {name}"
+        if here == "model":
+            assert there in ("model", "errors"), f"{module} imports {name}"
+        if here == "cli" and target.name != "__init__.py":
+            assert there != "cli" or module.name == "__init__.py", f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_every_foreign_library_has_one_owner(module: Path) -> None:
+    for name in imports(module):
+        library = name.split(".")[0]
+        owners = OWNERS.get(library)
+        if owners:
+            assert str(module).startswith(tuple(owners)), f"{module} imports {name}"
+        assert library != "pickle", f"{module} imports pickle"
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_modules_are_short_and_say_what_they_are(module: Path) -> None:
+    text = (ROOT / module).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= LONGEST
+    assert ast.get_docstring(ast.parse(text))
+
+
+def test_the_command_line_loads_no_torch_and_no_numpy() -> None:
+    """All that `gru_lm.cli` imports, at module level, at any remove."""
+    seen: set[Path] = set()
+    todo = [Path("cli/__init__.py")]
+    while todo:
+        module = todo.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        for name in imports(module, top=True):
+            library = name.split(".")[0]
+            heavy = ("torch", "numpy", "matplotlib", "sentencepiece", "safetensors")
+            assert library not in heavy, f"{module} imports {name}"
+            target = ours(name)
+            if target:
+                todo.append(target)
+    assert Path("config.py") in seen
+
+
+def test_only_atomic_writes_durable_files() -> None:
+    for module in MODULES:
+        text = (ROOT / module).read_text(encoding="utf-8")
+        if str(module) != "atomic.py":
+            assert ".write_bytes(" not in text.replace("atomic.write_bytes(", ""), module
+            assert ".write_text(" not in text, module
+            assert "torch.save" not in text, module
+        assert "torch.load" not in text, module

@@ -1,0 +1,69 @@
+"""Plots are PNG whatever the figures; the console keeps results, notes and control codes apart."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from gru_lm.reporting import console
+from gru_lm.reporting.plots import loss_png
+
+TRAIN = [{"step": i, "tokens": 100 * i, "loss": 5.0 / i} for i in range(1, 9)]
+VALID = [{"step": 8, "tokens": 800, "valid_nats_per_token": 1.25}]
+
+
+@pytest.mark.parametrize("metrics", [[], TRAIN[:1], TRAIN, VALID, TRAIN + VALID, TRAIN * 500])
+def test_a_picture_of_any_run(metrics: list[dict[str, Any]]) -> None:
+    png = loss_png(metrics, "gru, 1,000 parameters")
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    assert png[16:24] == (840).to_bytes(4, "big") + (504).to_bytes(4, "big")
+
+
+def test_the_picture_depends_on_the_figures() -> None:
+    assert loss_png(TRAIN, "a") == loss_png(TRAIN, "a") != loss_png(TRAIN + VALID, "a")
+
+
+def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    console.result_json({"a": "ü\n", "b": None})
+    console.note("a note [bold]with brackets[/bold]")
+    console.warn("careful")
+    with console.progress("working", 10) as advance:
+        advance(10)
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"a": "ü\n", "b": None}
+    assert out.count("\n") == 1
+    assert err == "a note [bold]with brackets[/bold]\nwarning: careful\n"
+
+
+def test_json_holds_no_nan() -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        console.result_json({"a": float("nan")})
+
+
+def test_an_error_is_three_lines_and_cannot_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    console.error("bad\nname \x1b[31m\x9b", why="two\n\nlines\r", hint="h" * 500)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == ["error: bad name \\x1b[31m\\x9b", "two lines", "hint: " + "h" * 500]
+
+
+def test_a_table_in_a_pipe_is_tab_separated(capsys: pytest.CaptureFixture[str]) -> None:
+    console.table(("name", "bytes"), [("a", "1,000"), ("b", "2")])
+    assert capsys.readouterr().out == "name\tbytes\na\t1,000\nb\t2\n"
+
+
+def test_plain_progress_comes_ever_more_slowly(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    with console.progress("training", 100) as advance:
+        for second in range(100):
+            now = float(second)
+            advance(1, "loss 2")
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "training   3%, 1:04 left  loss 2"
+    assert 4 <= len(lines) <= 6

@@ -1,0 +1,289 @@
+"""Scoring: whatever is run side by side, and in whatever portions, each token's probability is the
+one that a plain loop over single steps finds."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gru_lm.errors import Stopped
+from gru_lm.evaluation import scoring
+from gru_lm.evaluation.scoring import lines, score, validate
+from gru_lm.evaluation.texts import MODES, PerLine, PerToken, measure
+from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.text.tokenizer import Tokenizer, load_tokenizer
+
+NEWLINE = 2
+V = 9
+
+
+def tiny_model(vocab_size: int = V, cell: str = "gru", seed: int = 1) -> LanguageModel:
+    torch.manual_seed(seed)
+    config = ModelConfig(cell=cell, vocab_size=vocab_size, layers=2, width=6, embed=5)
+    model = LanguageModel(config).eval()
+    with torch.no_grad():  # sharp enough that a wrong state or input shows
+        for parameter in model.parameters():
+            parameter.uniform_(-1.2, 1.2)
+    return model
+
+
+MODEL = tiny_model()
+
+
+@torch.inference_mode()
+def step_by_step(model: LanguageModel, tokens: list[int], newline_id: int = NEWLINE) -> np.ndarray:
+    """The definition: one token at a time, from the zero state fed the end of a line."""
+    state, last, found = model.initial_state(1), newline_id, []
+    for token in tokens:
+        log_probs, state = model.log_probs(torch.tensor([[last]]), state)
+        found.append(float(log_probs[0, 0, token]))
+        last = token
+    return np.array(found)
+
+
+def in_chunks(tokens: list[int], size: int) -> Iterator[list[int]]:
+    yield []
+    for start in range(0, len(tokens), size):
+        yield tokens[start : start + size]
+
+
+SEQUENCES = st.lists(st.lists(st.integers(0, V - 1), max_size=40), max_size=9)
+
+
+@settings(deadline=None, max_examples=60)
+@given(SEQUENCES, st.integers(1, 4), st.integers(1, 30), st.integers(1, 50), st.integers(1, 60))
+def test_any_batch_and_chunk_equals_single_steps(
+    sequences: list[list[int]], batch: int, chunk: int, size: int, held: int
+) -> None:
+    source = [(number, in_chunks(tokens, size)) for number, tokens in enumerate(sequences)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scoring, "HELD", held)
+        portions = list(score(MODEL, source, newline_id=NEWLINE, batch=batch, chunk=chunk))
+    order = [portion.document for portion in portions]
+    assert order == sorted(order)
+    for number, tokens in enumerate(sequences):
+        mine = [portion for portion in portions if portion.document == number]
+        assert [t for portion in mine for t in portion.tokens_N.tolist()] == tokens
+        if tokens:
+            found = np.concatenate([portion.log_probs_N for portion in mine])
+            assert found.dtype == np.float64
+            np.testing.assert_allclose(found, step_by_step(MODEL, tokens), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru-before", "rnn"])
+def test_every_cell_carries_its_whole_state(cell: str) -> None:
+    model = tiny_model(cell=cell)
+    tokens = np.random.default_rng(0).integers(0, V, 50).tolist()
+    portions = score(model, [(0, [tokens])], newline_id=NEWLINE, batch=3, chunk=7)
+    found = np.concatenate([portion.log_probs_N for portion in portions])
+    np.testing.assert_allclose(found, step_by_step(model, tokens), rtol=1e-5, atol=1e-6)
+
+
+def test_memory_stays_bounded_behind_a_long_first_sequence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(scoring, "HELD", 50)
+    opened = 0
+
+    def sequences() -> Iterator[tuple[int, list[list[int]]]]:
+        nonlocal opened
+        yield 0, [[3] * 400]
+        for opened in range(1, 200):
+            yield opened, [[4] * 5]
+
+    portions = score(MODEL, sequences(), newline_id=NEWLINE, batch=4, chunk=5)
+    assert next(portions).document == 0
+    for _ in range(70):
+        assert next(portions).document == 0
+    assert opened < 30
+    assert sum(len(portion.tokens_N) for portion in portions) == 400 - 71 * 5 + 199 * 5
+
+
+def test_stop_is_asked_before_every_pass() -> None:
+    def stop() -> None:
+        raise Stopped(15)
+
+    with pytest.raises(Stopped):
+        next(score(MODEL, [(0, [[1]])], newline_id=NEWLINE, batch=1, chunk=1, stop=stop))
+    with pytest.raises(Stopped):
+        validate(MODEL, np.array([1, 2]), newline_id=NEWLINE, stop=stop)
+
+
+@given(st.lists(st.integers(0, 5), max_size=30), st.integers(1, 7), st.booleans())
+def test_lines_cut_after_newlines_alone(tokens: list[int], size: int, ended: bool) -> None:
+    tail = [7] if ended else []
+    found = [
+        np.concatenate(line).tolist()
+        for line in lines(in_chunks(tokens, size), newline_id=NEWLINE, tail=tail)
+    ]
+    assert [token for line in found for token in line] == tokens + tail
+    assert all(line for line in found)
+    assert len(found) == max(bool(tail), tokens.count(NEWLINE) + (tokens[-1:] not in ([], [2])))
+    assert all(NEWLINE not in line[:-1] or line[-2:] == [NEWLINE, 7] for line in found)
+
+
+def columns_by_definition(tokens: list[int], batch: int, warm: int) -> float:
+    batch = max(1, min(batch, len(tokens) // (scoring.LEAST * warm)))
+    total = 0.0
+    for column in range(batch):
+        start = column * len(tokens) // batch
+        end = (column + 1) * len(tokens) // batch
+        first = max(0, start - warm)
+        newline_or_last = tokens[first - 1] if first else NEWLINE
+        total -= step_by_step(MODEL, tokens[first:end], newline_or_last)[start - first :].sum()
+    return total
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.lists(st.integers(0, V - 1), min_size=1, max_size=150),
+    st.integers(1, 5),
+    st.integers(1, 40),
+    st.integers(1, 8),
+)
+def test_validate_covers_each_token_once_in_warmed_columns(
+    tokens: list[int], batch: int, chunk: int, warm: int
+) -> None:
+    array = np.array(tokens, np.uint16)
+    seen: list[int] = []
+    totals = validate(
+        MODEL,
+        array,
+        newline_id=NEWLINE,
+        unknown_id=3,
+        batch=batch,
+        chunk=chunk,
+        warm=warm,
+        progress=seen.append,
+    )
+    assert totals.tokens == len(tokens) == sum(seen)
+    assert totals.nats == pytest.approx(columns_by_definition(tokens, batch, warm), rel=1e-5)
+    assert totals.unknown_tokens == tokens.count(3)
+    only_unknown = validate(MODEL, array, newline_id=NEWLINE, batch=batch, chunk=chunk, warm=warm)
+    assert (only_unknown.unknown_tokens, only_unknown.unknown_nats) == (0, 0.0)
+    assert (totals.unknown_nats > 0) == (3 in tokens)
+
+
+def test_validate_warms_each_column_but_the_first() -> None:
+    tokens = np.random.default_rng(2).integers(0, V, 331).tolist()
+    for batch, warm, chunk in ((2, 5, 3), (7, 8, 100), (64, 10, 16)):
+        totals = validate(
+            MODEL, np.array(tokens), newline_id=NEWLINE, batch=batch, chunk=chunk, warm=warm
+        )
+        exact = columns_by_definition(tokens, batch, warm)
+        assert totals.nats == pytest.approx(exact, rel=1e-5)
+
+
+def test_validate_of_a_single_column_is_the_exact_stream() -> None:
+    tokens = np.random.default_rng(1).integers(0, V, 300)
+    stream = -step_by_step(MODEL, tokens.tolist()).sum()
+    totals = validate(MODEL, tokens, newline_id=NEWLINE, batch=1, chunk=64)
+    assert totals.nats == pytest.approx(stream, rel=1e-5)
+    assert validate(MODEL, tokens[:0], newline_id=NEWLINE) == (0, 0.0, 0, 0.0)
+
+
+# Whole texts.
+
+
+@dataclass(frozen=True)
+class Text:
+    name: str
+    text: str
+
+    def pieces(self) -> Iterator[str]:
+        for start in range(0, len(self.text), 7):
+            yield self.text[start : start + 7]
+
+
+BYTES = load_tokenizer("byte", b"")
+BYTE_MODEL = tiny_model(BYTES.vocab_size)
+TEXTS = [Text("a", "One\ntwo words\n\n"), Text("b", "naïve 猫, no end"), Text("c", "x\n")]
+END = BYTES.end_id
+
+
+def rows_of(file: io.BytesIO) -> list[list[str]]:
+    return [row.split("\t") for row in file.getvalue().decode().splitlines()]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("batch", "chunk"), [(None, None), (1, 3), (2, 100)])
+def test_measure_and_its_tables(mode: str, batch: int | None, chunk: int | None) -> None:
+    tokens_file, lines_file = io.BytesIO(), io.BytesIO()
+    per_line = PerLine(lines_file, BYTES)
+    progress: list[int] = []
+    counts = measure(
+        BYTE_MODEL,
+        BYTES,
+        TEXTS,
+        mode=mode,
+        batch=batch,
+        chunk=chunk,
+        tables=[PerToken(tokens_file, BYTES), per_line],
+        progress=progress.append,
+    )
+    per_line.finish()
+    assert [c.tokens for c in counts] == [len(TEXTS[0].text) + 1, 18 + 1, 2]
+    assert [c.bytes for c in counts] == [len(text.text.encode()) for text in TEXTS]
+    assert [(c.words, c.lines) for c in counts] == [(3, 3), (4, 1), (1, 1)]
+    assert sum(progress) == sum(c.bytes for c in counts)
+    nats = sum(c.nats for c in counts)
+
+    header, *rows = rows_of(tokens_file)
+    assert header == ["index", "id", "piece", "surprisal_bits"]
+    assert [int(row[0]) for row in rows] == list(range(len(rows)))
+    whole = b"".join(BYTES.surface(int(row[1])) for row in rows)
+    assert whole.decode() == "".join(text.text for text in TEXTS)
+    assert sum(float(row[3]) for row in rows) * math.log(2) == pytest.approx(nats, rel=1e-8)
+
+    header, *rows = rows_of(lines_file)
+    assert header == ["line", "tokens", "nats"]
+    assert [(int(row[0]), int(row[1])) for row in rows] == [
+        (1, 4),
+        (2, 10),
+        (3, 2),
+        (4, 19),
+        (5, 2),
+    ]
+    assert sum(float(row[2]) for row in rows) == pytest.approx(nats, rel=1e-8)
+
+
+def nats_of(text: str, mode: str, tokenizer: Tokenizer = BYTES) -> float:
+    return measure(BYTE_MODEL, tokenizer, [Text("-", text)], mode=mode)[0].nats
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.text(st.sampled_from("ab \né"), max_size=60))
+def test_line_mode_is_each_line_alone(text: str) -> None:
+    alone = sum(nats_of(line, "stream") for line in text.split("\n")[-1:])
+    alone += sum(nats_of(line + "\n", "stream") for line in text.split("\n")[:-1])
+    assert nats_of(text, "line") == pytest.approx(alone, rel=1e-5)
+
+
+def test_stream_mode_starts_each_document_anew_and_carries_within_it() -> None:
+    found = [c.nats for c in measure(BYTE_MODEL, BYTES, TEXTS)]
+    for text, nats, end in zip(TEXTS, found, ([END], [END], []), strict=True):
+        tokens = [*text.text.encode(), *end]
+        exact = -step_by_step(BYTE_MODEL, tokens, BYTES.newline_id).sum()
+        assert nats == pytest.approx(exact, rel=1e-5)
+
+
+def test_columns_of_a_short_text_are_its_exact_stream() -> None:
+    row: list[int] = []  # the documents, one end between two of them
+    for number, text in enumerate(TEXTS):
+        row += ([END] if number else []) + list(text.text.encode())
+    exact = -step_by_step(BYTE_MODEL, row, BYTES.newline_id).sum()
+    found = sum(c.nats for c in measure(BYTE_MODEL, BYTES, TEXTS, mode="columns"))
+    assert found == pytest.approx(exact, rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_empty_text_has_no_tokens(mode: str) -> None:
+    assert measure(BYTE_MODEL, BYTES, [Text("-", "")], mode=mode)[0].tokens == 0
