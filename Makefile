@@ -25,7 +25,7 @@ demo: $(READY)  ## train, evaluate and sample on the embedded corpus, in about t
 	@echo '  $(BIN)/gru-lm train YOUR.txt --minutes 5 --cell lstm'
 
 test: $(READY)  ## all quick tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(READY)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
@@ -33,13 +33,13 @@ check: $(READY)  ## formatting, lint, types
 	$(BIN)/mypy
 
 test-slow: $(READY)  ## tests that take minutes
-	$(BIN)/python -m pytest -n auto -m slow
+	$(BIN)/python -m pytest -n auto --dist worksteal -m slow
 
 torture: $(READY)  ## tests that take many minutes
 	$(BIN)/python -m pytest -m torture
 
 coverage: $(READY)  ## branch coverage of the quick tests, subprocesses included
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term
 
 bench: $(READY)  ## speed, as ratios measured in one run
 	$(BIN)/python -m benchmarks

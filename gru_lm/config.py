@@ -141,9 +141,10 @@ class Settings:
         values["text"] = list(self.text)
         return {name: value for name, value in values.items() if value is not None}
 
-
-# Where the text lies is the run directory's to know: a checkpoint is the same wherever it is made.
-PATHS = ("text", "valid", "test")
+    def portable(self) -> dict[str, Any]:
+        """The same for a checkpoint: without where the text lies, which is the run directory's."""
+        paths = ("text", "valid", "test")
+        return {name: value for name, value in self.given().items() if name not in paths}
 
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:

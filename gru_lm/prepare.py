@@ -208,7 +208,7 @@ def _announce(chosen: Settings, data: Data) -> None:
         if getattr(chosen, name)
     )
     console.note(
-        f"text: {data.train.characters:,} characters to train on, "
+        f"text: {', '.join(chosen.text)}: {data.train.characters:,} characters to train on, "
         f"{data.valid.characters:,} held out"
     )
     console.note(

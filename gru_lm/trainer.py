@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import torch
-
-from gru_lm.config import PATHS, Settings
+from gru_lm.config import Settings
 from gru_lm.errors import DivergedError, Stopped
 from gru_lm.evaluation.metrics import Counts, TextCounter
 from gru_lm.evaluation.scoring import Totals, validate
@@ -79,6 +77,8 @@ class Trainer:
         )
         if self.state.step:
             self.saved = (self.state.step, self.state.validated_step)
+            self.saved_at = time.monotonic()
+        self.validated_at = time.monotonic()
         self.device = self.state.hidden_LSBH.device
         self.bytes_per_token = self.data.train.bytes / len(self.data.train.tokens)
 
@@ -172,11 +172,14 @@ class Trainer:
 
     def _clock(self) -> float:
         """Seconds used, and those that the end of the run will need."""
-        validation = self.validation_seconds
-        if not validation and self.step_seconds:
-            # Not measured yet: a forward pass is about a third of a step.
-            validation = len(self.data.valid.tokens) / self._tokens_per_second() / 3
-        return self._elapsed() + validation + self.save_seconds + EXIT_SECONDS
+        return self._elapsed() + self._validation_cost() + self.save_seconds + EXIT_SECONDS
+
+    def _validation_cost(self) -> float:
+        """Seconds that a validation takes."""
+        if self.validation_seconds or not self.step_seconds:
+            return self.validation_seconds
+        # Not measured yet: a forward pass is about a third of a step.
+        return len(self.data.valid.tokens) / self._tokens_per_second() / 3
 
     def _tokens_per_second(self) -> float:
         return self.tokens / self.step_seconds if self.step_seconds else 0.0
@@ -189,7 +192,7 @@ class Trainer:
             return state.step % every == 0
         if self.budget.seconds:
             pause = time.monotonic() - self.validated_at
-            if pause * VALIDATION_SHARE < self.validation_seconds:
+            if pause * VALIDATION_SHARE < self._validation_cost():
                 return False
         return self._tenths() > state.validated_tenths
 
@@ -286,7 +289,7 @@ class Trainer:
         return capture(
             self.state,
             self.data.tokenizer,
-            config=saved_config(self.settings),
+            config=self.settings.portable(),
             data=self.data.texts.fingerprints(),
             environment=self.environment,
         )
@@ -331,18 +334,3 @@ def _counts(part: Part) -> Counts:
 def figures_of(part: Part, totals: Totals) -> dict[str, Any]:
     """The figures of a part of the text."""
     return (_counts(part) + Counts(**totals._asdict())).figures()
-
-
-def saved_config(settings: Settings) -> dict[str, Any]:
-    """The settings as a checkpoint holds them: without where the text lies."""
-    return {name: value for name, value in settings.given().items() if name not in PATHS}
-
-
-def environment(device: torch.device, backend: str) -> dict[str, Any]:
-    """What bit-equal results depend on, beside the settings."""
-    return {
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "device": device.type,
-        "backend": backend,
-    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import signal
 import sys
 import time
 import traceback
@@ -77,6 +78,8 @@ def main() -> None:
         code = PIPE_CLOSED if isinstance(error, BrokenPipeError) else code or _report(error)
         # Python flushes once more on its way out; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on the way out
     sys.exit(code)
 
 
@@ -87,7 +90,7 @@ def run(args: Sequence[str], *, started: float) -> int:
         if sys.platform not in ("linux", "darwin"):
             raise EnvironmentProblem(f"gru-lm runs on Linux and macOS, not on {sys.platform}")
         args = [arg for arg in args if arg != "--debug"] or ["--help"]
-        result = app(args, standalone_mode=False, obj=started)
+        result = app(args, prog_name="gru-lm", standalone_mode=False, obj=started)
         return result if isinstance(result, int) else 0
     except BrokenPipeError:
         return PIPE_CLOSED

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import math
 import sys
 import tempfile
 import time
@@ -52,6 +51,7 @@ def train(
     first checkpoint leaves nothing behind.
     """
     from gru_lm.prepare import prepare
+    from gru_lm.reporting import console
     from gru_lm.training.planner import plan_budget
     from gru_lm.training.runs import Run
 
@@ -62,6 +62,7 @@ def train(
         prepared = prepare(chosen, stdin=run.text, start_from=start_from, stop=stop)
         run.keep = chosen.keep
         run.write_settings(_recorded(prepared.settings))
+        console.note(f"run: {run.directory} (Ctrl-C saves)")
         return _fit(run, prepared, prepared.state(), started=started, stop=stop)
     finally:
         run.discard()
@@ -83,9 +84,8 @@ def resume(
     """
     from gru_lm.prepare import Prepared, plan_for, read_data, read_texts, set_up
     from gru_lm.reporting import console
-    from gru_lm.trainer import environment, saved_config
     from gru_lm.training import runs
-    from gru_lm.training.state import restore, restore_tokenizer
+    from gru_lm.training.state import environment, restore, restore_tokenizer
 
     started = time.monotonic() if started is None else started
     run = runs.Run.reopen(directory)
@@ -94,10 +94,10 @@ def resume(
         meta = checkpoint.meta
         chosen = runs.read_settings(directory)
         run.keep = chosen.keep
-        if saved_config(chosen) != meta["config"]:
-            changed = {**saved_config(chosen)}.items() ^ meta["config"].items()
+        ours, theirs = chosen.portable(), meta["config"]
+        if changed := [n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n)]:
             raise UsageError(
-                f"{directory}/config.toml was changed: {', '.join(sorted({k for k, _ in changed}))}",
+                f"{directory}/config.toml was changed: {', '.join(changed)}",
                 why="a resumed run goes on with the settings it began with",
                 hint=f"restore them, or begin anew with train --from {directory}",
             )
@@ -153,7 +153,8 @@ def _fit(
     """Train, and leave the run complete: measured, plotted, summed up."""
     from gru_lm import atomic
     from gru_lm.reporting.plots import loss_png
-    from gru_lm.trainer import Trainer, environment
+    from gru_lm.trainer import Trainer
+    from gru_lm.training.state import environment
 
     trainer = Trainer(
         run=run,
@@ -174,9 +175,9 @@ def _fit(
         error.result = trainer.result("signal")
         raise
     finally:
-        # Not on a full disk or a second Ctrl-C: a plot would hide the one and hold up the other.
-        plain = isinstance(sys.exception(), Stopped | DivergedError | None)
-        if plain and (metrics := run.metrics()):
+        # A plot would hide a full disk, and hold up a second Ctrl-C.
+        expected = isinstance(sys.exception(), Stopped | DivergedError | None)
+        if expected and (metrics := run.metrics()):
             title = f"{prepared.settings.cell}, {state.model.parameter_count():,} parameters"
             atomic.write_bytes(run.directory / "loss.png", loss_png(metrics, title))
     return trainer.result(ended)
@@ -188,8 +189,7 @@ def _recorded(chosen: Settings) -> dict[str, Any]:
     def absolute(spec: str) -> str:
         return spec if spec == "-" or spec.startswith("@") else str(Path(spec).absolute())
 
-    values = chosen.given()
-    values["text"] = [absolute(spec) for spec in chosen.text]
+    values = chosen.given() | {"text": [absolute(spec) for spec in chosen.text]}
     for name in ("valid", "test"):
         if name in values:
             values[name] = absolute(values[name])
@@ -335,18 +335,16 @@ def _print_settings(chosen: Settings, as_json: bool) -> None:
 def _print_result(result: dict[str, Any]) -> None:
     from gru_lm.reporting import console
 
-    run = result["run"]
-    for name in ("valid", "test"):
+    for name, what in (("valid", "held out"), ("test", "test")):
         if figures := result.get(name):
-            what = {"valid": "held out", "test": "test"}[name]
             console.result(
                 f"{what}: {figures['bits_per_byte']:.4f} bits per byte, "
                 f"{figures['nats_per_token']:.4f} nats a token, "
-                f"perplexity {figures['perplexity'] or math.inf:.2f}"
+                f"perplexity {figures['perplexity'] or float('inf'):.2f}"
             )
     console.result(
         f"{result['steps']:,} steps, {result['tokens']:,} tokens in {result['seconds']:.0f} s "
         f"({result['tokens_per_second']:,.0f} tokens/s), {result['parameters']:,} parameters"
     )
-    console.result(f"run: {run}")
-    console.note(f"next: gru-lm sample {run}    or: gru-lm eval {run} FILE")
+    console.result(f"run: {result['run']}")
+    console.note("next: gru-lm sample {run}    or: gru-lm eval {run} FILE".format(**result))

@@ -81,6 +81,12 @@ class FileDocument:
                     # error.object is the end of what was read: bytes held back and this chunk.
                     at = offset - len(error.object) + error.start
                     raise self._undecodable(at, error) from error
+                except UnicodeError as error:  # UTF-16 and UTF-32 without a byte order mark
+                    raise InputError(
+                        f"{files.spoken(self.name)}: not {self.encoding}",
+                        why=str(error),
+                        hint=f"--encoding utf-8, or {self.encoding}-le",
+                    ) from error
                 if piece:
                     yield piece
             self._check(raw)

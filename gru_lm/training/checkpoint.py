@@ -141,10 +141,11 @@ def _read_regular(path: Path) -> bytes:
         link = path.is_symlink()
         why = "it is a symbolic link, and those are not followed" if link else error.strerror
         raise InputError(f"cannot open {path}", why=why) from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{path} is not a regular file")
         if status.st_size > MAX_FILE:
             raise InputError(f"{path} is larger than any checkpoint ({status.st_size:,} bytes)")
         try:

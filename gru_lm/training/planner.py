@@ -76,7 +76,8 @@ def plan_model(settings: Settings, *, tokens: int, vocab_size: int, device: str)
     elif device == "cuda":
         width, layers = (512 if minutes < 2 else 1024), 2
     else:
-        width, layers = (256 if minutes < 20 else 512), 2
+        # A second layer halves the tokens that a short time gives, and did not pay for it.
+        width, layers = (256 if minutes < 20 else 512), (1 if minutes < 10 else 2)
     width = settings.width or width
     # An untied embedding of a small vocabulary needs few dimensions; a large one is worth sharing.
     tied = vocab_size > 4096 if settings.tied is None else settings.tied

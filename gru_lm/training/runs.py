@@ -125,11 +125,13 @@ class Run:
             raise UsageError(f"--out {out} is a file", hint="name a directory") from error
         except OSError as error:
             raise atomic.disk_problem(out, error) from error
-        _refuse_taken(out)
+        locked_before = (out / ".lock").exists()
         run = cls(out, _lock(out), ours=ours)
         try:
-            _refuse_taken(out)  # another trainer may have come and gone
+            _refuse_taken(out)
         except UsageError:
+            if not locked_before:
+                (out / ".lock").unlink(missing_ok=True)
             run.close()
             raise
         return run

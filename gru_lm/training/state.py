@@ -65,6 +65,16 @@ def capture(
     return encode(tensors, meta)
 
 
+def environment(device: torch.device, backend: str) -> dict[str, Any]:
+    """What bit-equal results depend on, beside the settings."""
+    return {
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "backend": backend,
+    }
+
+
 def restore(checkpoint: Checkpoint, *, device: torch.device, backend: str) -> TrainState:
     """The state that `checkpoint` captured. Raises InputError where the file is not what it claims."""
     tensors, meta = checkpoint.tensors(), checkpoint.meta
