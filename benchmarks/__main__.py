@@ -1,6 +1,7 @@
 """`make bench`: speed as ratios measured in one run, interleaved and repeated; medians with spreads.
 
-    cells       tokens/s of each cell's layer, forward and backward, over torch.nn's GRU of the same size
+    cells       tokens/s of each cell's layer, forward and backward, over torch.nn's GRU of the same
+                size; torch.nn's LSTM beside them
     step        a whole training step over the bare forward and backward of the same model
     validation  tokens/s of validation by columns over the bare forward of the same model
 
@@ -9,6 +10,7 @@ Absolute times mean little on a shared machine; the ratios are taken between nei
 
 from __future__ import annotations
 
+import itertools
 import platform
 import statistics
 import time
@@ -20,7 +22,7 @@ import torch
 from gru_lm.evaluation.scoring import validate
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
-from gru_lm.model.recurrent import Recurrent
+from gru_lm.model.recurrent import Recurrent, choose_backend
 from gru_lm.text.batches import Batches
 from gru_lm.training.loop import TrainState, train_steps
 from gru_lm.training.optimizers import Budget, Schedule, make_optimizer
@@ -50,22 +52,30 @@ def show(label: str, seconds: dict[str, list[float]], base: str, tokens: int) ->
         print(f"{label:<28}{name:<14}{rate:>12,.0f} {middle:>7.2f}  ({low:.2f}-{high:.2f})")
 
 
-def layer(cell: str | None, width: int, batch: int, steps: int) -> Callable[[], None]:
-    """Forward and backward of one layer over a sequence; None is torch.nn.GRU itself."""
+def stock(kind: type[torch.nn.RNNBase], width: int, batch: int, steps: int) -> Callable[[], None]:
+    """Forward and backward of a layer of torch.nn over a sequence."""
     x_TBD = torch.randn(steps, batch, width)
-    if cell is None:
-        module = torch.nn.GRU(width, width)
-        return lambda: module(x_TBD)[0].sum().backward()
-    stack = Recurrent(cell, inputs=width, width=width, layers=1, dropout=0, backend="fused")
+    module = kind(width, width)
+    return lambda: module(x_TBD)[0].sum().backward()
+
+
+def layer(cell: str, width: int, batch: int, steps: int) -> Callable[[], None]:
+    """Forward and backward of one of our layers over a sequence."""
+    x_TBD = torch.randn(steps, batch, width)
+    backend = choose_backend(torch.device("cpu"))
+    stack = Recurrent(cell, inputs=width, width=width, layers=1, dropout=0, backend=backend)
     state_LSBH = torch.zeros(1, stack.states, batch, width)
     return lambda: stack(x_TBD, state_LSBH, None)[0].sum().backward()
 
 
 def bench_cells() -> None:
-    for width in (128, 256, 512):
-        batch, steps = 32, 64
-        works = {name: layer(name, width, batch, steps) for name in CELLS}
-        seconds = interleaved({"nn.GRU": layer(None, width, batch, steps), **works})
+    for width, batch, steps in itertools.product((128, 256, 512), (24, 64), (64,)):
+        works = {
+            "nn.GRU": stock(torch.nn.GRU, width, batch, steps),
+            "nn.LSTM": stock(torch.nn.LSTM, width, batch, steps),
+        }
+        works |= {name: layer(name, width, batch, steps) for name in CELLS}
+        seconds = interleaved(works)
         show(f"cells, H={width}, B={batch}, T={steps}", seconds, "nn.GRU", batch * steps)
 
 
@@ -73,7 +83,7 @@ def bench_step_and_validation(width: int) -> None:
     batch, steps = 24, 48
     torch.manual_seed(0)
     config = ModelConfig(cell="gru", vocab_size=V, layers=1, width=width, embed=128)
-    model = LanguageModel(config)
+    model = LanguageModel(config, backend=choose_backend(torch.device("cpu")))
     tokens = np.random.default_rng(0).integers(0, V, 200_000).astype(np.uint16)
     optimizer = make_optimizer(model, "adamw", weight_decay=0.1)
     scaler = torch.amp.GradScaler("cpu", enabled=False)

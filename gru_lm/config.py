@@ -56,10 +56,10 @@ class Settings:
     tokenizer: str | None = _option(
         TEXT, "char, byte, bpe, unigram, word, or a SentencePiece FILE.model."
     )
-    vocab_size: int | None = _option(TEXT, "Pieces in the vocabulary (bpe, unigram, word).", low=1)
+    vocab_size: int | None = _option(TEXT, "Pieces in the vocabulary, at most.", low=1)
 
-    cell: str = _option(
-        MODEL, "The recurrent cell: gru, gru-before, lstm, lstm-thread, rnn.", "gru"
+    cell: str | None = _option(
+        MODEL, "The recurrent cell: gru (if not given), gru-before, lstm, lstm-thread, rnn."
     )
     layers: int | None = _option(MODEL, "Recurrent layers.", low=1)
     width: int | None = _option(MODEL, "Hidden units a layer.", low=1)
@@ -82,11 +82,13 @@ class Settings:
     )
     schedule: str = _option(
         TRAINING,
-        "How the learning rate falls to nothing over the budget.",
+        "How the learning rate falls over the budget: to nothing, unless constant.",
         "cosine",
         choices=("cosine", "linear", "constant"),
     )
-    warmup: float = _option(TRAINING, "Share of the budget to reach it in.", 0.02, low=0, high=1)
+    warmup: float = _option(
+        TRAINING, "Share of the budget in which the learning rate rises.", 0.02, low=0, high=1
+    )
     clip: float = _option(TRAINING, "Largest norm of the gradient; 0: no limit.", 1.0, low=0)
     weight_decay: float | None = _option(TRAINING, "Decay of the weight matrices.", low=0)
     seed: int = _option(TRAINING, "Where all randomness starts.", 0, low=0, high=2**63 - 1)
@@ -95,7 +97,7 @@ class Settings:
     threads: int | None = _option(MACHINE, "CPU threads.", low=1, high=4096)
     precision: str = _option(
         MACHINE,
-        "Of the arithmetic; bf16 and fp16 need CUDA.",
+        "Precision of the arithmetic; bf16 and fp16 need CUDA.",
         "float32",
         choices=("float32", "bf16", "fp16"),
     )
@@ -133,6 +135,11 @@ class Settings:
                 hint="--split 0.9,0.1 or --split 0.8,0.1,0.1",
             )
         train, valid, *test = shares
+        if test and (self.valid or self.test):
+            raise UsageError(
+                f"--split {self.split} and a held-out file both say what to hold out",
+                hint="two shares with --valid or --test, three without",
+            )
         return train, valid, test[0] if test else Fraction(0)
 
     def given(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 
 from gru_lm.errors import InputError
 from gru_lm.model.language_model import LanguageModel
-from gru_lm.model.recurrent import choose_device
+from gru_lm.model.recurrent import choose_backend, choose_device
 from gru_lm.text.dataset import Part
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training import runs
@@ -39,7 +39,8 @@ def open_model(
         torch.set_num_threads(threads)
     tensors = checkpoint.tensors()
     tokenizer = restore_tokenizer(checkpoint, tensors)
-    model = restore_model(checkpoint, tensors, device=where).eval()
+    backend = choose_backend(where)
+    model = restore_model(checkpoint, tensors, device=where, backend=backend).eval()
     return Opened(model, tokenizer, checkpoint, where)
 
 

@@ -11,29 +11,28 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import platformdirs
 import torch
 
 from gru_lm.config import Settings
 from gru_lm.errors import InputError, UsageError
+from gru_lm.evaluation.metrics import UNKNOWN_WARNING
 from gru_lm.model.language_model import LanguageModel, ModelConfig
-from gru_lm.model.recurrent import choose_device
+from gru_lm.model.native import build
+from gru_lm.model.recurrent import choose_backend, choose_device
 from gru_lm.reporting import console
 from gru_lm.text.dataset import Data, Texts, make_tokenizer, split_texts, tokenize
 from gru_lm.text.sources import spool_stdin
 from gru_lm.text.store import unigram_counts
-from gru_lm.text.tokenizer import Tokenizer
-from gru_lm.training import runs
+from gru_lm.text.tokenizer import Tokenizer, read_tokenizer
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import TrainState
 from gru_lm.training.optimizers import make_optimizer
-from gru_lm.training.planner import Plan, plan_model, plan_tokenizer
+from gru_lm.training.planner import DEFAULT_CELL, Plan, plan_model, plan_tokenizer
 from gru_lm.training.state import restore_model, restore_tokenizer
 
 Stop = Callable[[], None]
-OF_THE_MODEL = ("layers", "width", "embed", "tied")  # what --from takes from the other run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,44 +50,42 @@ class Prepared:
         """A fresh training state."""
         plan, tokenizer = self.plan, self.data.tokenizer
         torch.manual_seed(self.settings.seed)
+        config = _model_config(plan, tokenizer.vocab_size)
+        model = LanguageModel(config, backend=self.backend).to(self.device)
         if self.source:
-            model = restore_model(
-                self.source, self.source.tensors(), device=self.device, backend=self.backend
-            )
+            source = restore_model(self.source, self.source.tensors(), device=self.device)
+            model.load_state_dict(source.state_dict())
         else:
-            config = _model_config(self.settings, plan, tokenizer.vocab_size)
-            model = LanguageModel(config, backend=self.backend)
             counts_V = unigram_counts(self.data.train, tokenizer.vocab_size)
             model.set_unigram(torch.from_numpy(counts_V))
-            model.to(self.device)
         optimizer = make_optimizer(model, self.settings.optimizer, weight_decay=plan.weight_decay)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
         return TrainState(model, optimizer, scaler, model.initial_state(plan.batch))
 
 
-def prepare(chosen: Settings, *, stdin: Path, start_from: Path | None, stop: Stop) -> Prepared:
-    """Read and tokenize the text, and plan what was left open; `stdin` is where "-" is kept."""
+def prepare(chosen: Settings, *, stdin: Path, source: Checkpoint | None, stop: Stop) -> Prepared:
+    """Read and tokenize the text, and plan what was left open.
+
+    `stdin` is where "-" is kept, `source` a checkpoint whose tokenizer and weights to begin with.
+    """
     device = set_up(chosen)
-    source = tokenizer = None
-    if start_from:
-        source = runs.find(start_from, console.warn)
-        tokenizer = restore_tokenizer(source, source.tensors())
-        chosen = _like(chosen, source)
+    if device.type == "cpu" and (why := build.problem()):
+        console.note(f"no kernel of our own, PyTorch's instead: {why}")
+    tokenizer = _given_tokenizer(chosen, source)
     if "-" in (*chosen.text, chosen.valid, chosen.test):
         spool_stdin(stdin, stop=stop)
     kind = ""
 
     def at_line_ends(characters: int) -> bool:
         nonlocal kind
-        kind = plan_tokenizer(chosen, characters=characters)
-        return (tokenizer.kind if tokenizer else kind) == "word"
+        planned = plan_tokenizer(chosen, characters=characters)
+        kind = tokenizer.kind if tokenizer else planned
+        return kind == "word"
 
     texts = read_texts(chosen, stdin=stdin, at_line_ends=at_line_ends, stop=stop)
     if tokenizer is None:
         with console.progress("training the tokenizer", None):
             tokenizer = make_tokenizer(kind, texts.train, vocab_size=chosen.vocab_size, stop=stop)
-    if not tokenizer.lossless and tokenizer.kind != "word":
-        console.warn("this tokenizer does not give every text back; bits per byte flatter it")
     data = read_data(texts, tokenizer, stop=stop)
     plan = plan_for(chosen, data, device)
     chosen = dataclasses.replace(
@@ -97,11 +94,30 @@ def prepare(chosen: Settings, *, stdin: Path, start_from: Path | None, stop: Sto
         vocab_size=tokenizer.vocab_size,
         **dataclasses.asdict(plan),
     )
-    _model_config(chosen, plan, tokenizer.vocab_size)
+    _model_config(plan, tokenizer.vocab_size)
     _announce(chosen, data)
     return Prepared(
-        settings=chosen, plan=plan, data=data, device=device, backend="fused", source=source
+        settings=chosen,
+        plan=plan,
+        data=data,
+        device=device,
+        backend=choose_backend(device),
+        source=source,
     )
+
+
+def _given_tokenizer(chosen: Settings, source: Checkpoint | None) -> Tokenizer | None:
+    """The tokenizer that need not be trained, if there is one."""
+    if source:
+        return restore_tokenizer(source, source.tensors())
+    if not (chosen.tokenizer or "").endswith(".model"):
+        return None
+    if chosen.vocab_size:
+        raise UsageError(
+            f"--vocab-size does not go with {chosen.tokenizer}, which has its own",
+            hint="leave it out",
+        )
+    return read_tokenizer(Path(chosen.tokenizer or ""))
 
 
 def set_up(
@@ -110,10 +126,13 @@ def set_up(
     """Prepare PyTorch as the settings say; returns the device. Raises what does not go together."""
     where = choose_device(device or chosen.device)
     if chosen.precision != "float32" and where.type != "cuda":
-        raise UsageError(f"--precision {chosen.precision} needs CUDA", hint="--precision float32")
+        raise UsageError(
+            f"--precision {chosen.precision} needs CUDA",
+            hint="--precision float32; a run that has begun so goes on only where CUDA is",
+        )
     # The names and limits that need no text, before any is read.
     ModelConfig(
-        cell=chosen.cell,
+        cell=chosen.cell or DEFAULT_CELL,
         vocab_size=1,
         layers=chosen.layers or 1,
         width=chosen.width or 1,
@@ -158,7 +177,10 @@ def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
     cache = platformdirs.user_cache_path("gru-lm") / "tokens"
     characters = sum(part.characters for part in (texts.train, texts.valid, texts.test))
     with console.progress("tokenizing", characters) as advance:
-        return tokenize(texts, tokenizer, cache=cache, stop=stop, progress=advance)
+        data = tokenize(texts, tokenizer, cache=cache, stop=stop, progress=advance)
+    if not len(data.valid.tokens):
+        raise InputError("the held-out text holds no token", hint="--valid FILE with some text")
+    return data
 
 
 def plan_for(chosen: Settings, data: Data, device: torch.device) -> Plan:
@@ -171,9 +193,9 @@ def plan_for(chosen: Settings, data: Data, device: torch.device) -> Plan:
     )
 
 
-def _model_config(chosen: Settings, plan: Plan, vocab_size: int) -> ModelConfig:
+def _model_config(plan: Plan, vocab_size: int) -> ModelConfig:
     return ModelConfig(
-        cell=chosen.cell,
+        cell=plan.cell,
         vocab_size=vocab_size,
         layers=plan.layers,
         width=plan.width,
@@ -183,25 +205,15 @@ def _model_config(chosen: Settings, plan: Plan, vocab_size: int) -> ModelConfig:
     )
 
 
-def _like(chosen: Settings, source: Checkpoint) -> Settings:
-    """`chosen` with the model of `source`. Raises UsageError where it says otherwise itself."""
-    of_source: dict[str, Any] = {name: source.meta["model"][name] for name in OF_THE_MODEL}
-    for name, value in of_source.items():
-        if getattr(chosen, name) not in (None, value):
-            raise UsageError(
-                f"--{name} {getattr(chosen, name)} does not go with --from: the run has {value}",
-                hint=f"leave --{name} out",
-            )
-    if chosen.tokenizer or chosen.vocab_size:
-        raise UsageError(
-            "--tokenizer and --vocab-size do not go with --from: the run's tokenizer is kept",
-            hint="leave them out",
-        )
-    return dataclasses.replace(chosen, cell=source.meta["model"]["cell"], **of_source)
-
-
 def _announce(chosen: Settings, data: Data) -> None:
     """Print what was chosen, so that nothing is hidden."""
+    if not data.tokenizer.lossless and data.tokenizer.kind != "word":
+        console.warn("this tokenizer does not give every text back; bits per byte are flattered")
+    if (rate := data.valid.unknown / len(data.valid.tokens)) > UNKNOWN_WARNING:
+        console.warn(
+            f"{rate:.1%} of the held-out tokens are unknown words, which are not spelled out: "
+            "perplexity and bits per byte are flattered"
+        )
     budget = ", ".join(
         f"{getattr(chosen, name):g} {name}"
         for name in ("minutes", "epochs", "steps", "tokens")

@@ -62,6 +62,7 @@ class Trainer:
     test: dict[str, Any] | None = None
     tokens: int = 0  # in this process, as all below
     step_seconds: float = 0.0
+    fastest: float = 0.0  # tokens a second of a step
     validation_seconds: float = 0.0
     save_seconds: float = 0.0
     validated_at: float = 0.0
@@ -103,6 +104,8 @@ class Trainer:
                     report = next(steps, None)
                     if report is None:
                         ended = "budget"
+                        if self.state.step == 0:
+                            console.warn("no step fitted into the budget: the model is untrained")
                         break
                     self._note(report)
                     advance(report.progress - shown, self._figures(report))
@@ -172,14 +175,17 @@ class Trainer:
 
     def _clock(self) -> float:
         """Seconds used, and those that the end of the run will need."""
-        return self._elapsed() + self._validation_cost() + self.save_seconds + EXIT_SECONDS
+        valid, test = self.data.valid, self.data.test
+        parts = 1 + len(test.tokens) / len(valid.tokens) if test else 1
+        return self._elapsed() + parts * self._validation_cost() + self.save_seconds + EXIT_SECONDS
 
     def _validation_cost(self) -> float:
         """Seconds that a validation takes."""
-        if self.validation_seconds or not self.step_seconds:
+        if self.validation_seconds or not self.fastest:
             return self.validation_seconds
-        # Not measured yet: a forward pass is about a third of a step.
-        return len(self.data.valid.tokens) / self._tokens_per_second() / 3
+        # Not measured yet: a forward pass is about a third of a step. The fastest step, since the
+        # first ones are slow, and what is held back too much is taken from the learning rate.
+        return len(self.data.valid.tokens) / self.fastest / 3
 
     def _tokens_per_second(self) -> float:
         return self.tokens / self.step_seconds if self.step_seconds else 0.0
@@ -243,12 +249,13 @@ class Trainer:
         """Account for a step, and report now and then (and always the first steps)."""
         self.tokens += report.tokens
         self.step_seconds += report.seconds
+        self.fastest = max(self.fastest, report.tokens / report.seconds)
         self.losses.append(report.loss)
         if report.step <= 10 or time.monotonic() - self.reported_at >= REPORT_SECONDS:
             self._append(
                 loss=sum(self.losses) / len(self.losses),
                 lr=report.lr,
-                grad_norm=report.grad_norm,
+                grad_norm=report.grad_norm if math.isfinite(report.grad_norm) else None,
                 tokens_per_second=round(self._tokens_per_second(), 1),
             )
             self.reported_at = time.monotonic()
@@ -272,16 +279,19 @@ class Trainer:
         return time.monotonic() - self.saved_at > SAVE_SECONDS
 
     def _first_save(self) -> None:
-        started = time.monotonic()
-        self.run.check_space(len(self._capture()))
+        """Write the state before the first step: then it is known that there is room for more."""
+        weights = sum(p.numel() * p.element_size() for p in self.state.model.parameters())
+        slots = 2 if self.settings.optimizer == "adamw" else 1  # which the first step will add
+        self.run.check_space(len(self._capture()) + slots * weights)
         self._save()
-        self.save_seconds = time.monotonic() - started
 
     def _save(self, *, best: bool = False) -> None:
         """Write the state, unless the newest checkpoint holds it already."""
         now = (self.state.step, self.state.validated_step)
         if now != self.saved:
+            started = time.monotonic()
             self.run.save(self._capture(), self.state.step, best=best)
+            self.save_seconds = time.monotonic() - started
         self.saved, self.saved_at = now, time.monotonic()
 
     def _capture(self) -> bytes:

@@ -31,6 +31,15 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+def own_cache(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """A cache for one test alone, in `folder`; but the kernels need not be compiled again."""
+    shared = Path(os.environ["XDG_CACHE_HOME"]) / "gru-lm" / "kernels"
+    shared.mkdir(parents=True, exist_ok=True)
+    (folder / "gru-lm").mkdir(parents=True)
+    (folder / "gru-lm" / "kernels").symlink_to(shared)
+    patch.setenv("XDG_CACHE_HOME", str(folder))
+
+
 def words(count: int, seed: int = 0) -> str:
     """Text of `count` words with lines, made of a few words, so that a model can learn it."""
     chosen = random.Random(seed)

@@ -29,7 +29,7 @@ from gru_lm.cli.train import train_cli
 from gru_lm.errors import EnvironmentProblem, GruLmError, Stopped, nearest
 
 app = typer.Typer(
-    help="Train, sample, measure and compare recurrent language models.",
+    help="Train, sample and measure recurrent language models.",
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gru_lm.errors import UsageError, unknown_name
+from gru_lm.evaluation import MODES
+from gru_lm.evaluation.metrics import UNKNOWN_WARNING
 from gru_lm.signals import watch_signals
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from gru_lm.text.sources import Document
 
 Stop = Callable[[], None]
-MODES = ("stream", "line", "columns")
 
 
 def _never() -> None:
@@ -55,7 +56,6 @@ def evaluate(
         if out and out.exists() and not out.is_file():
             raise UsageError(f"{out} is not a regular file", hint="name a file to be written")
 
-    from gru_lm.opened import held_out, open_model
     from gru_lm.reporting import console
     from gru_lm.text.sources import open_documents, spool_stdin
     from gru_lm.training import runs
@@ -70,6 +70,9 @@ def evaluate(
             documents = open_documents(
                 files, encoding=encoding, stdin=stdin, stop=stop, note=console.note
             )
+        # Torch comes only now: what is refused is refused without it.
+        from gru_lm.opened import held_out, open_model
+
         opened = open_model(checkpoint, device=device, threads=threads)
         if not files:
             documents = list(held_out(opened, stop=stop).documents)
@@ -213,11 +216,10 @@ def eval_cli(
         console.result_json(result)
     else:
         _print_result(result)
-    from gru_lm.evaluation.metrics import UNKNOWN_WARNING
-
     if (result["unknown_rate"] or 0) > UNKNOWN_WARNING:
         console.warn(
-            f"{result['unknown_rate']:.2%} of the tokens are unknown: perplexity is flattered"
+            f"{result['unknown_rate']:.2%} of the tokens are unknown: "
+            "perplexity and bits per byte are flattered"
         )
 
 
@@ -235,21 +237,27 @@ FIGURES = (
     ("characters", "characters", ","),
     ("bytes", "bytes", ","),
 )
+NOT_SPELLED = ("bits_per_byte", "bits_per_character")  # too low where a token hides its letters
 BESIDE = ("bits_per_byte", "bits_per_character", "perplexity", "word_perplexity", "unknown_rate")
 
 
 def _print_result(result: dict[str, Any]) -> None:
     from gru_lm.reporting import console
 
+    hidden = " (unknown words not spelled out)" if result["unknown_tokens"] else ""
+    figures = [
+        (name, label + hidden if name in NOT_SPELLED else label, style)
+        for name, label, style in FIGURES
+    ]
     if "files" in result:
-        shown = [row for row in FIGURES if row[0] in (*BESIDE, "tokens", "bytes")]
+        shown = [row for row in figures if row[0] in (*BESIDE, "tokens", "bytes")]
         rows = [
             [each["file"], *(_shown(each[name], style) for name, _, style in shown)]
             for each in (*result["files"], {**result, "file": "total"})
         ]
         console.table(["file", *(label for _, label, _ in shown)], rows)
     else:
-        rows = [[label, _shown(result[name], style)] for name, label, style in FIGURES]
+        rows = [[label, _shown(result[name], style)] for name, label, style in figures]
         console.table(["figure", "value"], rows)
     speed = f"{result['tokens_per_second']:,.0f} tokens/s" if result["seconds"] else ""
     console.note(

@@ -11,16 +11,18 @@ import typer
 
 def info_cli(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory or a checkpoint.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: all of it, fingerprints and counters too.")
+    ] = False,
 ) -> None:
-    """Say what a run or a checkpoint is: its model, tokenizer, settings and figures."""
+    """Say what a run or a checkpoint is: its model, tokenizer, progress and settings."""
     from gru_lm.reporting import console
 
     values = info(run)
     if as_json:
         console.result_json(values)
         return
-    for name, value in values.items():
+    for name, value in _for_people(values).items():
         if isinstance(value, dict):
             console.result(f"{name}:")
             for key, inner in value.items():
@@ -38,6 +40,26 @@ def info(path: Path) -> dict[str, Any]:
     meta = dict(checkpoint.meta)
     del meta["scaler"]
     return {"checkpoint": str(checkpoint.path), "bytes": len(checkpoint.data), **meta}
+
+
+def _for_people(values: dict[str, Any]) -> dict[str, Any]:
+    """What is worth reading, in the order in which one asks."""
+    model = values["model"]
+    return {
+        "checkpoint": values["checkpoint"],
+        "model": {
+            "cell": model["cell"],
+            "layers x width": f"{model['layers']} x {model['width']}",
+            "embedding": f"{model['embed']}{', tied' if model['tied'] else ''}",
+        },
+        "tokenizer": values["tokenizer"],
+        "vocabulary": f"{model['vocab_size']:,}",
+        "steps": f"{values['step']:,}",
+        "tokens": f"{values['tokens']:,}",
+        "best step": f"{values['best_step']:,}" if values["best_step"] >= 0 else "none yet",
+        "settings": values["config"],
+        "environment": values["environment"],
+    }
 
 
 def _plain(value: Any) -> str:

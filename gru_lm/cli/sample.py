@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import secrets
+import select
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,8 +19,10 @@ from gru_lm.signals import watch_signals
 
 if TYPE_CHECKING:
     from gru_lm.generation.sampling import Choice, Sample, Step
+    from gru_lm.training.checkpoint import Checkpoint
 
 LENGTH = 500
+PATIENCE = 2.0  # seconds without a prompt, after which we say that we wait for one
 Stop = Callable[[], None]
 
 
@@ -27,7 +31,7 @@ def _never() -> None:
 
 
 def sample(
-    run: Path,
+    run: Path | Checkpoint,
     *,
     prompt: str = "",
     length: int = LENGTH,
@@ -44,12 +48,15 @@ def sample(
     `stop` is called before every token and raises Stopped. What a user can mend is raised as a
     GruLmError.
     """
-    from gru_lm.generation.sampling import generate
-    from gru_lm.opened import open_model
     from gru_lm.reporting import console
     from gru_lm.training import runs
 
-    opened = open_model(runs.find(run, console.warn), device=device, threads=threads)
+    checkpoint = runs.find(run, console.warn) if isinstance(run, Path) else run
+    # Torch comes only now: a file that is no checkpoint is refused without it.
+    from gru_lm.generation.sampling import generate
+    from gru_lm.opened import open_model
+
+    opened = open_model(checkpoint, device=device, threads=threads)
     tokens = opened.tokenizer.encode_text(prompt)
     if unknown := sum(token == opened.tokenizer.unknown_id for token in tokens):
         console.warn(f"{unknown} of the prompt's {len(tokens)} tokens are not in the vocabulary")
@@ -62,6 +69,8 @@ def sample(
         choice=choice,
         stop_strings=stop_strings,
         seed=seed,
+        # A word's token brings its own space, and white space in the prompt has no token.
+        after_space=opened.tokenizer.kind == "word" and prompt[-1:].isspace(),
         check=stop,
     )
 
@@ -113,8 +122,12 @@ def sample_cli(
     """
     if "" in (stop_strings or ()):
         raise UsageError("--stop is empty", hint="leave it out, or name a string")
-    from gru_lm.generation.sampling import Choice
     from gru_lm.reporting import console
+    from gru_lm.training import runs
+
+    # Before standard input is read, and before torch is imported.
+    checkpoint = runs.find(run, console.warn)
+    from gru_lm.generation.sampling import Choice
 
     choice = Choice(
         temperature=temperature,
@@ -132,7 +145,7 @@ def sample_cli(
         given = _piped(flag.check) if prompt is None else prompt
         given = given.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         steps = sample(
-            run,
+            checkpoint,
             prompt=given,
             length=length,
             samples=samples,
@@ -157,10 +170,17 @@ def sample_cli(
 
 def _piped(stop: Stop) -> str:
     """What is piped into standard input; nothing from a terminal, or where it is closed."""
+    from gru_lm.reporting import console
     from gru_lm.text.sources import spool_stdin
 
     if sys.stdin is None or sys.stdin.isatty():
         return ""
+    due = time.monotonic() + PATIENCE
+    while not select.select([sys.stdin], [], [], 0.2)[0]:
+        stop()
+        if time.monotonic() >= due:
+            console.note('reading the prompt from standard input (--prompt "" for none)')
+            break
     with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
         path = Path(folder) / "prompt"
         spool_stdin(path, stop=stop)

@@ -6,24 +6,25 @@ of `train_cli` are the fields of config.Settings: one place says what can be set
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import inspect
+import glob
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gru_lm.cli.options import with_settings
 from gru_lm.config import Settings, parse_set, read_toml, settings
 from gru_lm.errors import DivergedError, InputError, Stopped, UsageError
 from gru_lm.signals import watch_signals
 
 if TYPE_CHECKING:
     from gru_lm.prepare import Prepared
+    from gru_lm.training.checkpoint import Checkpoint
     from gru_lm.training.loop import TrainState
     from gru_lm.training.runs import Run
 
@@ -50,16 +51,16 @@ def train(
     and raises Stopped. What a user can mend is raised as a GruLmError. A run that never got to its
     first checkpoint leaves nothing behind.
     """
+    started = time.monotonic() if started is None else started
+    chosen, source = _begin(chosen, start_from)
     from gru_lm.prepare import prepare
     from gru_lm.reporting import console
-    from gru_lm.training.planner import plan_budget
+    from gru_lm.training.planner import DEFAULT_CELL
     from gru_lm.training.runs import Run
 
-    started = time.monotonic() if started is None else started
-    chosen = plan_budget(chosen)
-    run = Run.create(out, chosen.cell)
+    run = Run.create(out, chosen.cell or DEFAULT_CELL)
     try:
-        prepared = prepare(chosen, stdin=run.text, start_from=start_from, stop=stop)
+        prepared = prepare(chosen, stdin=run.text, source=source, stop=stop)
         run.keep = chosen.keep
         run.write_settings(_recorded(prepared.settings))
         console.note(f"run: {run.directory} (Ctrl-C saves)")
@@ -67,6 +68,19 @@ def train(
     finally:
         run.discard()
         run.close()
+
+
+def _begin(chosen: Settings, start_from: Path | None) -> tuple[Settings, Checkpoint | None]:
+    """Settings with a budget and, where a run is named to start from, its shape; and its checkpoint."""
+    from gru_lm.reporting import console
+    from gru_lm.training import runs
+    from gru_lm.training.planner import plan_budget, plan_like
+
+    chosen = plan_budget(chosen)
+    if start_from is None:
+        return chosen, None
+    source = runs.find(start_from, console.warn)
+    return plan_like(chosen, source.meta["model"]), source
 
 
 def resume(
@@ -82,6 +96,7 @@ def resume(
     The settings and the text are those that the run recorded; only threads and device may differ.
     Raises InputError where the text has changed since.
     """
+    from gru_lm.model.recurrent import choose_backend
     from gru_lm.prepare import Prepared, plan_for, read_data, read_texts, set_up
     from gru_lm.reporting import console
     from gru_lm.training import runs
@@ -114,6 +129,8 @@ def resume(
             )
         data = read_data(texts, tokenizer, stop=stop)
         backend = meta["environment"]["backend"]
+        if backend == "native":  # kept where it can be had; else the warning below says so
+            backend = choose_backend(where)
         now = environment(where, backend)
         for name, before in meta["environment"].items():
             if now.get(name) != before:
@@ -122,7 +139,7 @@ def resume(
                     "not bit-identical to an uninterrupted run"
                 )
         state = restore(checkpoint, device=where, backend=backend)
-        run.rewind(checkpoint, best=state.best_step == state.step)
+        run.rewind(state, console.warn)
         console.note(f"resuming {directory} after step {state.step:,}")
         prepared = Prepared(
             settings=chosen,
@@ -139,12 +156,12 @@ def resume(
 
 def dry_run(chosen: Settings, *, start_from: Path | None = None, stop: Stop = _never) -> Settings:
     """The complete settings that `train` would use; nothing but the token cache is written."""
+    chosen, source = _begin(chosen, start_from)
     from gru_lm.prepare import prepare
-    from gru_lm.training.planner import plan_budget
 
     with tempfile.TemporaryDirectory() as folder:
         stdin = Path(folder) / "text.txt"
-        return prepare(plan_budget(chosen), stdin=stdin, start_from=start_from, stop=stop).settings
+        return prepare(chosen, stdin=stdin, source=source, stop=stop).settings
 
 
 def _fit(
@@ -178,7 +195,7 @@ def _fit(
         # A plot would hide a full disk, and hold up a second Ctrl-C.
         expected = isinstance(sys.exception(), Stopped | DivergedError | None)
         if expected and (metrics := run.metrics()):
-            title = f"{prepared.settings.cell}, {state.model.parameter_count():,} parameters"
+            title = f"{prepared.plan.cell}, {state.model.parameter_count():,} parameters"
             atomic.write_bytes(run.directory / "loss.png", loss_png(metrics, title))
     return trainer.result(ended)
 
@@ -187,7 +204,12 @@ def _recorded(chosen: Settings) -> dict[str, Any]:
     """The settings with paths made absolute: a run can be resumed from anywhere."""
 
     def absolute(spec: str) -> str:
-        return spec if spec == "-" or spec.startswith("@") else str(Path(spec).absolute())
+        if spec == "-" or spec.startswith("@") or Path(spec).is_absolute():
+            return spec
+        here = str(Path.cwd())
+        # A glob stays one, but nothing in this folder's own name is to become part of it.
+        magic = glob.has_magic(spec) and not os.path.lexists(spec)
+        return str(Path(glob.escape(here) if magic else here) / spec)
 
     values = chosen.given() | {"text": [absolute(spec) for spec in chosen.text]}
     for name in ("valid", "test"):
@@ -196,47 +218,7 @@ def _recorded(chosen: Settings) -> dict[str, Any]:
     return values
 
 
-def _with_settings(shell: Callable[..., None]) -> Callable[..., None]:
-    """`shell` with an option for every field of Settings in place of its **flags."""
-    own = [
-        parameter
-        for parameter in inspect.signature(shell, eval_str=True).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
-    hints = get_type_hints(Settings)
-    options = [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.POSITIONAL_OR_KEYWORD,
-            default=None,
-            annotation=Annotated[
-                hints[field.name] | None,
-                typer.Option(
-                    help=_help(field), rich_help_panel=field.metadata["panel"], show_default=False
-                ),
-            ],
-        )
-        for field in dataclasses.fields(Settings)
-        if field.metadata
-    ]
-
-    @functools.wraps(shell)
-    def command(**arguments: Any) -> None:
-        shell(**arguments)
-
-    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*own, *options)}
-    return command
-
-
-def _help(field: dataclasses.Field[Any]) -> str:
-    shown = (
-        "" if field.default is None or field.default is False else f" (default: {field.default})"
-    )
-    return f"{field.metadata['help']}{shown}"
-
-
-@_with_settings
+@with_settings
 def train_cli(
     context: typer.Context,
     text: Annotated[
@@ -252,7 +234,11 @@ def train_cli(
     ] = None,
     resume_run: Annotated[
         Path | None,
-        typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run."),
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Go on with an interrupted run, as it was; only --threads and --device may differ.",
+        ),
     ] = None,
     from_run: Annotated[
         Path | None,
@@ -293,8 +279,9 @@ def train_cli(
         try:
             if resume_run:
                 refused = [name for name in given if name not in RESUMABLE]
-                if refused or out or from_run or config or set_values:
-                    name = refused[0] if refused else "out, --from, --config or --set"
+                others = (out, from_run, config, set_values, print_config, only_plan)
+                if refused or any(others):
+                    name = f"--{refused[0]}" if refused else "others"
                     raise UsageError(
                         f"--resume goes on with the run's own settings, not with {name}",
                         hint=f"gru-lm train --resume {resume_run}",

@@ -1,1 +1,5 @@
 """How well a model predicts a text."""
+
+# stream carries the state through each document, line resets it at each line, columns cuts all of the
+# text as validation does. Here, where the command line finds them without torch.
+MODES = ("stream", "line", "columns")

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 
-UNKNOWN_WARNING = 0.005  # unknown tokens above this share flatter perplexity
+UNKNOWN_WARNING = 0.005  # unknown tokens above this share flatter every figure that counts them
 
 
 @dataclass(frozen=True)

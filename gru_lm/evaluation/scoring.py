@@ -49,11 +49,6 @@ def _never() -> None:
     """The default of `stop`: nobody asks us to."""
 
 
-def _unseen(tokens_N: np.ndarray) -> None:
-    """The default of `progress`: nobody watches."""
-    del tokens_N
-
-
 class _Row:
     """One running sequence: tokens read and not yet scored, and the token before them."""
 
@@ -93,7 +88,7 @@ def score(
     batch: int,
     chunk: int,
     stop: Callable[[], None] = _never,
-    progress: Callable[[np.ndarray], None] = _unseen,
+    progress: Callable[[np.ndarray], None] = lambda _: None,
 ) -> Iterator[Portion]:
     """Score sequences, each (number of its document, its tokens in chunks of any size), in order.
 

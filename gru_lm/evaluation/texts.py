@@ -25,7 +25,6 @@ from gru_lm.text.tokenizer import Tokenizer
 
 # (batch, chunk) as measured to be fastest. Lines are short: a short chunk wastes less on padding.
 FASTEST = {"stream": (16, 512), "line": (64, 16), "columns": (64, 128)}
-MODES = tuple(FASTEST)
 _BLOCK = 1 << 16  # tokens of a portion in columns mode
 
 Table = Callable[[Portion], None]

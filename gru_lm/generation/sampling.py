@@ -220,6 +220,7 @@ def generate(
     choice: Choice | None = None,
     stop_strings: Sequence[str] = (),
     seed: int = 0,
+    after_space: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Step]:
     """Sample texts that go on after the prompt's tokens, side by side; yields text as it is made.
@@ -227,8 +228,9 @@ def generate(
     Each sample's last step has `sample.stop` set: "length" after `length` tokens, "end" where the
     end of a document was drawn, "stop" where its text came to hold a stop string; the text then
     ends before that string. Stop strings are looked for in the new text alone. A lossless
-    tokenizer's unknown token is never drawn. `check` is called before every token. Raises
-    DivergedError where the model's probabilities are not numbers.
+    tokenizer's unknown token is never drawn. `after_space` says that the prompt's text ended in a
+    space that its tokens do not hold, so that the text begins without one. `check` is called
+    before every token. Raises DivergedError where the model's probabilities are not numbers.
     """
     choice = choice or Choice()
     never = tokenizer.unknown_id if tokenizer.lossless else None
@@ -274,7 +276,10 @@ def generate(
             sample.tokens += 1
             sample.logprob += float(log_probs_NV[row, token])
             seen_NV[row, token] = True
-            text, stopped = filters[number].push(decoders[number].push(token))
+            text = decoders[number].push(token)
+            if after_space and not position:
+                text = text.removeprefix(" ")
+            text, stopped = filters[number].push(text)
             if token == end and not stopped:
                 # Bytes still held back can no longer become a character.
                 last, stopped = filters[number].push(decoders[number].flush())

@@ -143,8 +143,8 @@ class LanguageModel(nn.Module):
 
     def parameter_count(self) -> int:
         """Parameters, a tied matrix once, redundant second biases left out."""
-        redundant = 0
+        total = sum(p.numel() for p in self.parameters())
         for cell in self.recurrent.layers:
             assert isinstance(cell, Cell)
-            redundant += cell.redundant_biases * cell.width
-        return sum(p.numel() for p in self.parameters()) - redundant
+            total += cell.parameter_count() - sum(p.numel() for p in cell.parameters())
+        return total

@@ -1,8 +1,9 @@
 """Runs a stack of cells over time; the one place that knows what does the arithmetic.
 
-A backend is chosen once, before the first step, and kept: "fused" hands a layer to torch.nn where
-torch.nn has it (cuDNN on CUDA, oneDNN or PyTorch's own loop on a CPU), "reference" is the readable
-loop over `Cell.step`. Both compute the same function. Knows nothing of tokens or losses.
+A backend is chosen once, before the first step, and kept: "native" runs gru and gru-before by our C
+kernels, on a CPU, and the rest as "fused" does; "fused" hands a layer to torch.nn where torch.nn has it
+(cuDNN on CUDA, oneDNN or PyTorch's own loop on a CPU); "reference" is the readable loop over
+`Cell.step`. All compute the same function. Knows nothing of tokens or losses.
 
 Shapes: T time, B batch, D input, H hidden, L layers, S states of a cell.
 """
@@ -12,10 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gru_lm.errors import EnvironmentProblem, UsageError
-from gru_lm.model.cells import CELLS, LSTM, Cell
+from gru_lm.errors import EnvironmentProblem, UsageError, unknown_name
+from gru_lm.model.cells import CELLS, GRU, LSTM, Cell, GRUBefore
+from gru_lm.model.native import build
 
-BACKENDS = ("fused", "reference")
+BACKENDS = ("native", "fused", "reference")
 
 
 class Recurrent(nn.Module):
@@ -25,6 +27,8 @@ class Recurrent(nn.Module):
         self, cell: str, *, inputs: int, width: int, layers: int, dropout: float, backend: str
     ) -> None:
         super().__init__()
+        if backend not in BACKENDS:
+            raise unknown_name("backend", backend, BACKENDS)
         self.layers = nn.ModuleList(
             CELLS[cell](inputs if layer == 0 else width, width) for layer in range(layers)
         )
@@ -50,7 +54,12 @@ class Recurrent(nn.Module):
 
 def _run(cell: nn.Module, x_TBD: Tensor, state_SBH: Tensor, backend: str) -> tuple[Tensor, Tensor]:
     """One layer over all steps: outputs [T, B, H], the state after the last [S, B, H]."""
-    if backend == "fused" and isinstance(cell, nn.RNNBase):
+    if backend == "native" and isinstance(cell, GRU | GRUBefore) and _suits(x_TBD):
+        from gru_lm.model.native import recurrence
+
+        out_TBH = recurrence.run(cell, x_TBD, state_SBH[0])
+        return out_TBH, out_TBH[-1:]
+    if backend != "reference" and isinstance(cell, nn.RNNBase):
         if isinstance(cell, LSTM):
             out_TBH, (h, c) = cell(x_TBD, (state_SBH[:1].contiguous(), state_SBH[1:].contiguous()))
             return out_TBH, torch.cat((h, c))
@@ -62,6 +71,16 @@ def _run(cell: nn.Module, x_TBD: Tensor, state_SBH: Tensor, backend: str) -> tup
         state = cell.step(x_BG, state)
         outputs.append(state[0])
     return torch.stack(outputs), torch.stack(state)
+
+
+def _suits(x_TBD: Tensor) -> bool:
+    """Whether the kernels take this input: float32, and enough steps to pack the weights for."""
+    return x_TBD.dtype == torch.float32 and x_TBD.device.type == "cpu" and len(x_TBD) > 1
+
+
+def choose_backend(device: torch.device) -> str:
+    """The fastest backend that there is for `device`; compiles the kernels if need be."""
+    return "native" if device.type == "cpu" and build.available() else "fused"
 
 
 def dropout(x: Tensor, probability: float, noise: torch.Generator | None) -> Tensor:
@@ -86,6 +105,7 @@ def choose_device(name: str) -> torch.device:
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal())):
         raise UsageError(f"unknown device {name!r}", hint="--device auto, cpu, cuda or cuda:0")
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, on every device
     if kind == "cuda":
         count = torch.cuda.device_count()
         if int(index or 0) >= count:

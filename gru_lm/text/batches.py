@@ -4,8 +4,9 @@ The text is a circle cut into B equal arcs. Stream b starts at arc b and runs on
 ever: after one epoch it goes on in the next stream's arc. So the carried state always fits the text,
 no token is left out, and there is no seam between epochs but the end of the text itself.
 
-Now and then a stream's state is reset to zero, which is how a document starts, so that cold starts
-are not foreign to the model. Knows nothing of models or devices.
+Now and then a stream's state is reset to zero, wherever it is, so that the zero state is not foreign to
+the model: after the end of a line it means a start, as for the first token of a document; elsewhere it
+must not be mistaken for one. Knows nothing of models or devices.
 
 Shapes: B batch (streams), T time (steps of backpropagation).
 """
@@ -52,8 +53,3 @@ class Batches:
         window_BT = window_BT.astype(np.int64)
         reset_B = np.random.default_rng((self.seed, position)).random(self.batch) < RESET
         return Batch(window_BT[:, :-1], window_BT[:, 1:], reset_B)
-
-    @property
-    def steps_per_epoch(self) -> float:
-        """Steps in which every token is predicted once."""
-        return len(self.tokens) / (self.batch * self.bptt)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from gru_lm.text.sources import Document, Survey, cut, open_documents, survey
 from gru_lm.text.store import TokenStore, build_store
-from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer, train_tokenizer
+from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
 
 Stop = Callable[[], None]
 Progress = Callable[[int], None]
@@ -69,8 +69,6 @@ def split_texts(
     documents, whole = opened(text)
     n = whole.characters
     ends = [n if valid else int(shares[0] * n), n if test else int((shares[0] + shares[1]) * n)]
-    if valid and not test:
-        ends[1] = n
     if at_line_ends(ends[0]):
         ends = [_line_end(documents, whole, end, stop) for end in ends]
     borders = {"train": (0, ends[0]), "valid": (ends[0], ends[1]), "test": (ends[1], n)}
@@ -88,9 +86,7 @@ def split_texts(
 
 
 def make_tokenizer(kind: str, train: Part, *, vocab_size: int | None, stop: Stop) -> Tokenizer:
-    """A tokenizer of that kind for the training part, or the one in a SentencePiece file."""
-    if kind not in KINDS and kind.endswith(".model"):
-        return read_tokenizer(Path(kind))
+    """A tokenizer of that kind for the training part."""
     return train_tokenizer(kind, lambda: _text(train.documents), vocab_size=vocab_size, stop=stop)
 
 

@@ -142,8 +142,9 @@ def open_documents(
     """The documents that `specs` name, in order; opens each file for a look at its first bytes.
 
     A spec is a file (.gz, .bz2 and .xz are decompressed on the way); a folder, whose text files are
-    taken recursively in the order of their paths, without hidden ones and without following links
-    to folders; a glob, where no file has that very name, whose matches count as a folder's content;
+    taken recursively in the order of their paths, without hidden ones, without what runs wrote and
+    without following links to folders; a glob, where no file has that very name, whose matches
+    count as a folder's content;
     `-`, read from the file `stdin` that `spool_stdin` made; or `@name`, a corpus, always in UTF-8.
     `./-` and `./@name` are files. A file that several specs reach is one document, at its first
     place. `note` hears of downloads.
@@ -197,14 +198,18 @@ def _is_folder(path: Path) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file under `folder` that is not hidden, sorted by path. Raises InputError."""
+    """Every file under `folder` that is not hidden nor beside a run, sorted. Raises InputError."""
 
     def refuse(error: OSError) -> None:
         raise files.unreadable(files.shown(error.filename), Path(error.filename), error) from error
 
     paths = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = [
+            name
+            for name in folders
+            if not (name.startswith(".") or files.holds_run(Path(parent, name)))
+        ]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
     yield from sorted(paths)
 
@@ -215,6 +220,8 @@ def _texts_among(
     seen = texts = 0
     for seen, path in enumerate(paths, start=1):  # noqa: B007
         stop()
+        if files.of_run(path):
+            continue
         try:
             document = _file_document(files.shown(path), path, encoding)
         except files.NotTextError:

@@ -22,6 +22,7 @@ from gru_lm.model.language_model import LanguageModel
 from gru_lm.text.batches import Batches
 from gru_lm.training.optimizers import Budget, Schedule
 
+LEAST_SCALE = 2.0**-14  # of the loss under fp16; below it, it is not the scale that overflows
 AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -99,6 +100,8 @@ def train_steps(
             raise DivergedError(
                 f"step {state.step + 1}: loss {loss_value:g}, gradient norm {norm_value:g}"
             )
+        if scaler.is_enabled() and scaler.get_scale() < LEAST_SCALE:
+            raise DivergedError(f"step {state.step + 1}: the gradient overflows at every scale")
         lr = schedule(progress)
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -1,7 +1,7 @@
 """Optimizers from torch.optim, and the learning rate as a pure function of the budget's progress.
 
-Progress runs from 0 to 1 over the budget, whatever it is counted in, so that the rate has fallen to
-nothing when the budget ends. Knows nothing of batches or files.
+Progress runs from 0 to 1 over the budget, whatever it is counted in, so that the rate has fallen
+when the budget ends. Knows nothing of batches or files.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Schedule:
 
 
 def make_optimizer(model: nn.Module, name: str, *, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019) or SGD with momentum, fused; its rate is set every step.
+    """AdamW (Loshchilov and Hutter 2019), or SGD with momentum; the rate is set every step.
 
     Only matrices decay: not biases, whose start carries meaning.
     """
@@ -65,5 +65,5 @@ def make_optimizer(model: nn.Module, name: str, *, weight_decay: float) -> torch
         {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if name == "sgd":
-        return torch.optim.SGD(groups, lr=0.0, momentum=0.9, fused=True)
+        return torch.optim.SGD(groups, lr=0.0, momentum=0.9)
     return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), fused=True)

@@ -14,11 +14,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from gru_lm.config import Settings
-from gru_lm.errors import InputError
+from gru_lm.errors import InputError, UsageError
 
+DEFAULT_CELL = "gru"
 DEFAULT_MINUTES = 5.0
 LEAST_CHARACTERS = 100  # of training text: under that there is nothing to learn from
 MOST_CHARACTERS_FOR_CHAR = 5_000_000
@@ -30,6 +33,26 @@ def plan_budget(settings: Settings) -> Settings:
     if settings.minutes or settings.epochs or settings.steps or settings.tokens:
         return settings
     return dataclasses.replace(settings, minutes=DEFAULT_MINUTES)
+
+
+def plan_like(settings: Settings, model: Mapping[str, Any]) -> Settings:
+    """`settings` with the shape of another run's `model`, to start from its weights.
+
+    Raises UsageError where they say otherwise themselves.
+    """
+    shape = {name: model[name] for name in ("cell", "layers", "width", "embed", "tied")}
+    for name, value in shape.items():
+        if getattr(settings, name) not in (None, value):
+            raise UsageError(
+                f"--{name} {getattr(settings, name)} does not go with --from: the run has {value}",
+                hint=f"leave --{name} out",
+            )
+    if settings.tokenizer or settings.vocab_size:
+        raise UsageError(
+            "--tokenizer and --vocab-size do not go with --from: the run's tokenizer is kept",
+            hint="leave them out",
+        )
+    return dataclasses.replace(settings, **shape)
 
 
 def plan_tokenizer(settings: Settings, *, characters: int) -> str:
@@ -47,6 +70,7 @@ def plan_tokenizer(settings: Settings, *, characters: int) -> str:
 class Plan:
     """The settings that the rule may choose, all chosen."""
 
+    cell: str
     layers: int
     width: int
     embed: int
@@ -91,6 +115,7 @@ def plan_model(settings: Settings, *, tokens: int, vocab_size: int, device: str)
         )
     rate = 5e-3 if settings.optimizer == "adamw" else 1.0
     plan = Plan(
+        cell=settings.cell or DEFAULT_CELL,
         layers=settings.layers or layers,
         width=width,
         embed=settings.embed or (width if tied else min(width, 128)),

@@ -7,32 +7,41 @@
     .lock                  held (flock) as long as a trainer lives, so that it is never stale
 
 A run exists from its first checkpoint on; one that never got there is removed. Old checkpoints are
-removed only after the new one is durable, and never the newest whole one or the best.
+removed only after the new one is durable, and never the newest whole one or the best. The best is
+a second name of its step's file, not a copy: it costs no second write of what may be gigabytes, and
+none of a budget in minutes. Damage to that file is damage to both names; an older checkpoint is then
+where a resumed run goes on (`--keep` is 2 unless told), and `rewind` mends the best or forgets it.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
+import re
 import shutil
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 
 from gru_lm import atomic
 from gru_lm.config import Settings, settings
 from gru_lm.errors import EnvironmentProblem, GruLmError, InputError, UsageError
+from gru_lm.text.files import BEFORE_TRAINING, RUN_FILES
 from gru_lm.training.checkpoint import SUFFIX, Checkpoint, damaged, read
 
+if TYPE_CHECKING:
+    from gru_lm.training.loop import TrainState
+
 BEST = "best" + SUFFIX
-NAMES = ("config.toml", "metrics.jsonl", "samples.txt", "text.txt", "loss.png")
+SAMPLE = re.compile(rb"^--- step (\d{1,18})\n", re.MULTILINE)
 Warn = Callable[[str], None]
 
 
@@ -104,13 +113,22 @@ class Run:
         """A directory for a new run, locked.
 
         Raises UsageError if it holds a run, or a file whose name a run would take: what a run that
-        fails removes must be its own.
+        fails removes must be its own. A lock that nobody holds, without a checkpoint, is a run
+        killed before its first one: what it wrote until then is taken over.
         """
         if out is None:
             for number in count(1):
                 out = Path("runs") / f"{cell}-{number}"
                 try:
                     out.parent.mkdir(exist_ok=True)
+                except FileExistsError as error:
+                    raise UsageError(
+                        f"{out.parent} is not a directory, and runs would go there",
+                        hint="name a directory: --out DIRECTORY",
+                    ) from error
+                except OSError as error:
+                    raise atomic.disk_problem(out.parent, error) from error
+                try:
                     out.mkdir()
                     return cls(out, _lock(out), ours=True)
                 except FileExistsError:
@@ -125,15 +143,16 @@ class Run:
             raise UsageError(f"--out {out} is a file", hint="name a directory") from error
         except OSError as error:
             raise atomic.disk_problem(out, error) from error
-        locked_before = (out / ".lock").exists()
+        begun = (out / ".lock").exists()
+        if not begun:  # first, or a kill in between would leave our mark on another's files
+            _refuse_taken(out, RUN_FILES)
         run = cls(out, _lock(out), ours=ours)
         try:
-            _refuse_taken(out)
+            _refuse_taken(out, set(RUN_FILES) - set(BEFORE_TRAINING if begun else ()))
         except UsageError:
-            if not locked_before:
-                (out / ".lock").unlink(missing_ok=True)
             run.close()
             raise
+        atomic.sweep(out)
         return run
 
     @classmethod
@@ -195,30 +214,51 @@ class Run:
         """The lines of metrics.jsonl; one cut short by a crash is left out."""
         return list(_metrics(self.directory / "metrics.jsonl"))
 
-    def rewind(self, checkpoint: Checkpoint, *, best: bool) -> None:
-        """Bring the other files back to what `checkpoint`, which may be the best, knows."""
-        step, validated_step = checkpoint.meta["step"], checkpoint.meta["validated_step"]
-        if best:  # the crash may have come between the two names of one file
-            atomic.link(checkpoint.path, self.directory / BEST)
+    def rewind(self, state: TrainState, warn: Warn) -> None:
+        """Bring the other files back to what `state`, just restored, knows.
+
+        A best that is lost is forgotten in `state` too, so that the next validation makes another.
+        """
+        if not self._mend_best(state.best_step):
+            warn(f"{self.directory / BEST} of step {state.best_step} is lost; another will be made")
+            state.best_step, state.best_nats, state.best_unknown_nats = -1, math.inf, 0.0
+            state.since_best = 0
+            # There is none without a validation, so this step's, if it was the last, is repeated.
+            state.validated_step = min(state.validated_step, state.step - 1)
         lines = [
             json.dumps(line)
             for line in self.metrics()
-            if line["step"] <= (validated_step if "valid_nats_per_token" in line else step)
+            if line["step"]
+            <= (state.validated_step if "valid_nats_per_token" in line else state.step)
         ]
         atomic.write_bytes(
             self.directory / "metrics.jsonl", "".join(line + "\n" for line in lines).encode()
         )
         samples = self.directory / "samples.txt"
         if samples.exists():
-            head, *sections = ("\n" + samples.read_text(encoding="utf-8")).split("\n--- step ")
-            kept = [s for s in sections if int(s.partition("\n")[0] or 0) <= validated_step]
-            text = "".join("--- step " + section.rstrip("\n") + "\n\n" for section in kept)
-            atomic.write_bytes(samples, (head.lstrip("\n") + text).encode())
+            content = samples.read_bytes()
+            later = (
+                m.start() for m in SAMPLE.finditer(content) if int(m[1]) > state.validated_step
+            )
+            kept = content[: next(later, len(content))]
+            atomic.write_bytes(samples, kept[: kept.rfind(b"\n") + 1])  # less a header cut short
+
+    def _mend_best(self, step: int) -> bool:
+        """Make the best the whole file of `step`, -1 being none; whether it is."""
+        best = self.directory / BEST
+        if step >= 0:
+            for path in (best, step_path(self.directory, step)):
+                if _is_best(path, step):
+                    if path != best:  # the crash came between the two names, or best is of later
+                        atomic.link(path, best)
+                    return True
+        best.unlink(missing_ok=True)
+        return step < 0
 
     def discard(self) -> None:
         """Undo a run that never saved: nothing of it stays."""
         if not holds_run(self.directory):
-            for name in (*NAMES, ".lock"):
+            for name in (*RUN_FILES, ".lock"):
                 (self.directory / name).unlink(missing_ok=True)
             if self.ours:
                 with suppress(OSError):
@@ -239,10 +279,10 @@ class Run:
             raise atomic.disk_problem(path, error) from error
 
 
-def _refuse_taken(out: Path) -> None:
+def _refuse_taken(out: Path, names: Iterable[str]) -> None:
     if holds_run(out):
         raise UsageError(f"{out} holds a run", hint=f"gru-lm train --resume {out}")
-    for name in NAMES:
+    for name in sorted(names):
         if (out / name).exists():
             raise UsageError(
                 f"--out {out} holds a file {name}, which a run would overwrite",
@@ -256,6 +296,14 @@ def _is_whole(path: Path) -> bool:
     except InputError:
         return False
     return True
+
+
+def _is_best(path: Path, step: int) -> bool:
+    try:
+        meta = read(path).meta
+    except InputError:
+        return False
+    return bool(meta["step"] == meta["best_step"] == step)
 
 
 def _metrics(path: Path) -> Iterator[dict[str, Any]]:

@@ -6,6 +6,8 @@ import json
 import math
 import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -136,9 +138,11 @@ def test_batch_chunk_and_threads_change_the_speed_alone(
 ) -> None:
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text(words(30 + 50 * number, seed=number))
+    speeds: list[dict[str, Any]] = [{}, {"batch": 1, "chunk": 1}, {"batch": 2, "chunk": 7}]
+    speeds += [{"batch": 50}]
     found = [
         evaluate(trained, [str(tmp_path / "[0-2].txt")], mode=mode, threads=1, **options)
-        for options in ({}, {"batch": 1, "chunk": 1}, {"batch": 2, "chunk": 7}, {"batch": 50})
+        for options in speeds
     ]
     for other in found[1:]:
         assert other["nats"] == pytest.approx(found[0]["nats"], rel=1e-5)
@@ -174,7 +178,56 @@ def test_unknown_words_are_counted_and_warned_of(
     result = json.loads(out)
     assert (result["tokens"], result["unknown_tokens"], result["unknown_rate"]) == (4, 1, 0.25)
     assert result["perplexity_excluding_unknown"] != result["perplexity"]
-    assert "warning: 25.00% of the tokens are unknown" in err
+    warning = (
+        "warning: 25.00% of the tokens are unknown: perplexity and bits per byte are flattered"
+    )
+    assert warning in err
+    label = "bits per byte (unknown words not spelled out)"
+    shown = inside("eval", tmp_path / "run", new)[0]
+    assert shown.startswith(f"figure\tvalue\n{label}\t{result['bits_per_byte']:.4f}\n")
+    assert inside("eval", tmp_path / "run", new, text)[0].startswith(f"file\t{label}\t")
+    # The text itself has no unknown words.
+    shown, err = inside("eval", tmp_path / "run", text)
+    assert "\nbits per byte\t" in shown
+    assert "warning" not in err
+
+
+def test_info_says_what_one_asks_and_json_has_all(trained: Path, inside: Inside) -> None:
+    values = json.loads(inside("info", trained, "--json")[0])
+    assert {"sha256", "data", "since_best", "best_nats"} < values.keys()
+    shown = inside("info", trained)[0]
+    names = [line.split("  ")[0] for line in shown.splitlines() if not line.startswith(" ")]
+    assert names[:4] == ["checkpoint", "model:", "tokenizer", "vocabulary"]
+    assert names[4:] == ["steps", "tokens", "best step", "settings:", "environment:"]
+    assert "  layers x width       1 x 8\n" in shown
+    assert f"best step              {values['best_step']}\n" in shown
+    assert values["sha256"] not in shown
+
+
+@pytest.mark.parametrize("command", ["info", "sample", "eval"])
+def test_what_is_no_checkpoint_is_refused_before_torch_is_imported(
+    command: str, tmp_path: Path
+) -> None:
+    (tmp_path / "foreign.pt").write_bytes(b"\x80\x02 a pickle")
+    code = (
+        "import sys; from gru_lm import cli; code = cli.run(sys.argv[1:], started=0.0)\n"
+        "print(code, 'torch' in sys.modules, 'safetensors' in sys.modules)"
+    )
+    # A pipe that stays open and silent: nor is standard input waited for.
+    with subprocess.Popen(
+        [sys.executable, "-c", code, command, "foreign.pt"],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.wait(timeout=60) is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.read() == b"3 False False\n"
+        assert b"foreign.pt is not a checkpoint of gru-lm but a Python pickle" in (
+            process.stderr.read()
+        )
 
 
 def test_wrong_use(trained: Path, text: Path, inside: Inside) -> None:

@@ -87,6 +87,22 @@ def test_the_prompt_may_be_piped(
         assert "not utf-8 at byte 3" in inside(*options, code=3)[1]
 
 
+def test_a_silent_pipe_is_said_to_be_waited_for(trained: Path, program: Program) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "gru_lm", "sample", trained, "--length", "3", "--seed", "1"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        line = process.stderr.readline().decode()
+        assert line == 'reading the prompt from standard input (--prompt "" for none)\n'
+        out, err = process.communicate(b"who", timeout=60)
+    assert out.startswith(b"who")
+    assert (process.returncode, err) == (0, b"")
+
+
 def test_any_prompt_works(trained: Path, program: Program) -> None:
     odd = "猫 😀 \u2581 \u200b\t \udcff"
     done = subprocess.run(
@@ -106,6 +122,9 @@ def test_words_that_are_not_in_the_vocabulary_are_warned_of(
     out, err = inside("sample", tmp_path / "run", "--prompt", "the zebra sat", "--length", 5)
     assert "warning: 1 of the prompt's 3 tokens" in err
     assert out.startswith("the zebra sat")
+    made = inside("sample", tmp_path / "run", "--prompt", "the cat ", "--length", 9, "--seed", 1)[0]
+    assert made.startswith("the cat ")
+    assert "  " not in made
 
 
 def test_stop_strings(trained: Path, inside: Inside) -> None:

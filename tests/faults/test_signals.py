@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from gru_lm.training.checkpoint import read
-from tests.conftest import TINY, Program, interrupt, wait_for, words
+from tests.conftest import TINY, Program, interrupt, own_cache, wait_for, words
 from tests.faults.hold_at import POINTS
 from tests.inside import inside
 
@@ -25,7 +25,7 @@ PREPARING = ("tokenising",)
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "text.txt").write_text(words(400), encoding="utf-8")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own_cache(tmp_path / "cache", monkeypatch)
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     return tmp_path
 

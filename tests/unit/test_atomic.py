@@ -16,8 +16,8 @@ import pytest
 from gru_lm import atomic
 from gru_lm.errors import EnvironmentProblem
 from gru_lm.training.checkpoint import read
-from tests.conftest import TINY, Program
-from tests.inside import listing
+from tests.conftest import TINY
+from tests.inside import inside, listing
 
 LIMITED = """
 import resource, signal, sys, time
@@ -147,7 +147,7 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.message == f"cannot write {path}: No such file or directory (3 bytes)"
 
 
-def test_a_full_disk_in_mid_run(tmp_path: Path, text: Path, program: Program) -> None:
+def test_a_full_disk_in_mid_run(tmp_path: Path, text: Path) -> None:
     """A real write that fails: previous checkpoint whole, exit 5 with path and bytes, resumable."""
     options = ["train", text, "--steps", 6, "--save-every", 1, "--eval-every", 6, *TINY]
     done = subprocess.run(
@@ -165,7 +165,7 @@ def test_a_full_disk_in_mid_run(tmp_path: Path, text: Path, program: Program) ->
     assert not list(run.glob(".*.tmp"))
     newest = sorted(run.glob("step-*"))[-1]
     assert read(newest).meta["step"] == 2
-    program("train", "--resume", "run")
-    program(*options, "--out", "whole")
+    inside(tmp_path, "train", "--resume", "run")
+    inside(tmp_path, *options, "--out", "whole")
     for name in ("step-00000006.safetensors", "best.safetensors"):
         assert (run / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -49,7 +49,7 @@ def test_what_is_given_is_kept() -> None:
         "layers": 3, "width": 7, "embed": 5, "tied": True, "dropout": 0.25,
         "batch": 2, "bptt": 3, "lr": 0.125, "weight_decay": 0.0,
     }  # fmt: skip
-    assert plan(**given) == Plan(**given)
+    assert plan(cell="lstm", **given) == Plan(cell="lstm", **given)
     assert plan(lr=0).lr == 0
 
 

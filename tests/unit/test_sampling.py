@@ -422,6 +422,15 @@ def test_a_word_tokenizer_goes_on_after_the_prompts_last_word(words: Tokenizer) 
     assert complete(model, words, length=4)[0].text == "the cat\nsat"
 
 
+def test_after_a_space_the_text_brings_none_of_its_own(words: Tokenizer) -> None:
+    prompt = words.encode_text("on ")
+    assert prompt == words.encode_text("on")  # no token holds the space
+    for script, text in (("the cat\nsat", "the cat\nsat"), ("\nsat on a", "\nsat on <unk>")):
+        model = Scripted(words.encode_text(script), words.vocab_size)
+        (sample,) = complete(model, words, prompt, length=4, after_space=True)
+        assert sample.text == text
+
+
 @pytest.fixture(scope="module")
 def words() -> Tokenizer:
     return train_tokenizer("word", lambda: ["the cat sat on the mat\n"] * 3)

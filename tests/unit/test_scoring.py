@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gru_lm.errors import Stopped
-from gru_lm.evaluation import scoring
+from gru_lm.evaluation import MODES, scoring
 from gru_lm.evaluation.scoring import lines, score, validate
-from gru_lm.evaluation.texts import MODES, PerLine, PerToken, measure
+from gru_lm.evaluation.texts import PerLine, PerToken, measure
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.tokenizer import Tokenizer, load_tokenizer
+from tests.conftest import words
 
 NEWLINE = 2
 V = 9
@@ -282,6 +283,31 @@ def test_columns_of_a_short_text_are_its_exact_stream() -> None:
     exact = -step_by_step(BYTE_MODEL, row, BYTES.newline_id).sum()
     found = sum(c.nats for c in measure(BYTE_MODEL, BYTES, TEXTS, mode="columns"))
     assert found == pytest.approx(exact, rel=1e-5)
+
+
+def test_many_columns_of_a_long_text_cover_it_and_are_near_its_stream() -> None:
+    text = words(4_000)
+    N, least = len(text.encode()), scoring.LEAST * scoring.WARM
+    assert N // least >= 8
+    exact = measure(BYTE_MODEL, BYTES, [Text("-", text)])[0]
+    for batch in (3, 8):
+        file, progress = io.BytesIO(), list[int]()
+        (found,) = measure(
+            BYTE_MODEL,
+            BYTES,
+            [Text("-", text)],
+            mode="columns",
+            batch=batch,
+            tables=[PerToken(file, BYTES)],
+            progress=progress.append,
+        )
+        tokens = [int(row[1]) for row in rows_of(file)[1:]]
+        assert bytes(tokens) == text.encode()
+        assert sum(progress) == found.tokens == found.bytes == N
+        assert found.nats == pytest.approx(exact.nats, rel=1e-4)
+        assert found.nats == pytest.approx(
+            sum(float(row[3]) for row in rows_of(file)[1:]) * math.log(2), rel=1e-8
+        )
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -111,6 +111,28 @@ def test_globs(tmp_path: Path) -> None:
     assert list(texts(tmp_path / "dee*").values()) == ["deep/er/b.txt"]
 
 
+def test_what_runs_wrote_is_no_text_to_be_found(tmp_path: Path) -> None:
+    for name in (
+        "a.txt", "b/config.toml", "b/text.txt", "x.safetensors",
+        "runs/1/step-00000000.safetensors", "runs/1/samples.txt", "runs/1/notes.txt",
+        "runs/2/best.safetensors", "runs/2/metrics.jsonl",
+        "runs/3/.lock", "runs/3/config.toml",
+        "runs/4/.lock", "runs/4/text.txt",
+    ):  # fmt: skip
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    found = ["a.txt", "b/config.toml", "b/text.txt"]
+    assert list(texts(tmp_path).values()) == found
+    assert list(texts(tmp_path / "*").values()) == found
+    # Named or matched themselves, less what the run wrote; a file by its own name is always read.
+    assert list(texts(tmp_path / "runs" / "1").values()) == ["runs/1/notes.txt"]
+    assert list(texts(tmp_path / "runs" / "1" / "*.txt").values()) == ["runs/1/notes.txt"]
+    path = tmp_path / "runs" / "1" / "samples.txt"
+    assert list(texts(path).values()) == ["runs/1/samples.txt"]
+    assert list(texts(tmp_path / "**" / "config.toml").values()) == ["b/config.toml"]
+
+
 def test_a_file_reached_twice_is_read_once_at_its_first_place(tmp_path: Path) -> None:
     for name in ("a.txt", "b.txt"):
         (tmp_path / name).write_text(name)

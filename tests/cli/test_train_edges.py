@@ -1,0 +1,126 @@
+"""What two options say together, and texts at the edge of what can be trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gru_lm.text.tokenizer import train_tokenizer
+from gru_lm.training.optimizers import make_optimizer
+from tests.conftest import TINY, words
+from tests.inside import error, inside
+
+SHORT = [*TINY, "--steps", 3]
+
+
+def model_of(run: Path) -> dict[str, object]:
+    return inside(run.parent, "info", run, "--json").json()["model"]
+
+
+def test_from_takes_the_shape_and_not_the_dropout(
+    trained: Path, tmp_path: Path, text: Path
+) -> None:
+    args = ["train", text, "--from", trained, "--steps", 2, "--batch", 2, "--bptt", 8]
+    inside(tmp_path, *args, "--out", "run", "--dropout", 0.5)
+    expected = {**model_of(trained), "dropout": 0.5}
+    assert model_of(tmp_path / "run") == expected
+    said = error(tmp_path, *args, "--cell", "lstm", code=2)
+    assert "--cell lstm does not go with --from: the run has gru" in said
+    assert "--tokenizer" in error(tmp_path, *args, "--tokenizer", "byte", code=2)
+
+
+def test_from_names_the_default_run_by_its_cell(tmp_path: Path, text: Path) -> None:
+    inside(tmp_path, "train", text, *SHORT, "--cell", "rnn", "--out", "first")
+    inside(tmp_path, "train", text, "--from", "first", "--steps", 1, "--batch", 2, "--bptt", 8)
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["rnn-1"]
+
+
+def test_a_word_model_of_ones_own_cuts_at_line_ends_and_resumes(tmp_path: Path, text: Path) -> None:
+    content = words(400)
+    (tmp_path / "own.model").write_bytes(train_tokenizer("word", lambda: [content]).data)
+    own = [part if part != "char" else "own.model" for part in SHORT]
+    inside(tmp_path, "train", text, *own, "--out", "run")
+    assert "resuming run" in inside(tmp_path, "train", "--resume", "run").err
+    inside(tmp_path, "eval", "run")
+    said = error(tmp_path, "train", text, *own, "--vocab-size", 9, code=2)
+    assert "--vocab-size does not go with own.model" in said
+    gone = [part if part != "own.model" else "gone.model" for part in own]
+    assert "gone.model" in error(tmp_path, "train", text, *gone, code=3)
+
+
+def test_resume_takes_no_other_option(trained: Path, tmp_path: Path) -> None:
+    for other in ("--dry-run", "--print-config"):
+        assert "--resume goes on" in error(tmp_path, "train", "--resume", trained, other, code=2)
+
+
+def test_three_shares_and_a_held_out_file_contradict_each_other(tmp_path: Path, text: Path) -> None:
+    args = ["train", text, *SHORT, "--valid", text, "--split", "0.8,0.1,0.1"]
+    assert "both say what to hold out" in error(tmp_path, *args, code=2)
+
+
+def test_a_held_out_text_without_a_token(tmp_path: Path, text: Path) -> None:
+    (tmp_path / "blank.txt").write_text("   ")
+    word = [part if part != "char" else "word" for part in SHORT]
+    said = error(tmp_path, "train", text, *word, "--valid", "blank.txt", code=3)
+    assert "holds no token" in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_budget_without_a_step_is_said(tmp_path: Path, text: Path) -> None:
+    done = inside(tmp_path, "train", text, *TINY, "--minutes", 0.01, "--out", "run", "--json")
+    assert done.json()["steps"] == 0
+    assert "the model is untrained" in done.err
+
+
+def test_unknown_words_are_said_to_flatter(tmp_path: Path) -> None:
+    numbers = "".join(f"the {number} {number * 7919 % 100003}\n" for number in range(400))
+    (tmp_path / "text.txt").write_text(numbers)
+    word = [part if part != "char" else "word" for part in SHORT]
+    assert "flattered" in inside(tmp_path, "train", "text.txt", *word, "--out", "run").err
+
+
+def test_a_glob_is_recorded_so_that_any_folder_resumes_it(tmp_path: Path, text: Path) -> None:
+    odd = tmp_path / "g[1]"
+    odd.mkdir()
+    text.rename(odd / "a.txt")
+    inside(odd, "train", "*.txt", *SHORT, "--out", "run")
+    inside(tmp_path, "train", "--resume", odd / "run")
+
+
+def test_sgd_starts_its_momentum_from_a_skipped_step() -> None:
+    """Under fp16 the first gradient often overflows; the scaler then skips the step."""
+    layer = torch.nn.Linear(4, 4)
+    optimizer = make_optimizer(layer, "sgd", weight_decay=0.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = layer.weight.detach().clone()
+    for factor in (float("inf"), 1.0):
+        optimizer.zero_grad()
+        scaler.scale(layer(torch.ones(1, 4)).sum() * factor).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    torch.testing.assert_close(layer.weight, before - 0.1)
+
+
+def test_the_test_text_is_in_the_budget_s_reserve(tmp_path: Path, text: Path) -> None:
+    (tmp_path / "test.txt").write_text(words(4000, seed=1))
+    args = ["train", text, *SHORT, "--test", "test.txt", "--out", "run", "--json"]
+    result = inside(tmp_path, *args).json()
+    assert result["test"]["tokens"] == len(words(4000, seed=1))
+    assert result["test"]["checkpoint"] == result["checkpoint"]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_room_for_the_optimizer_is_asked_for_before_the_first_step(
+    optimizer: str, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("gru_lm.training.runs.Run.check_space", lambda _, size: asked.append(size))
+    inside(tmp_path, "train", text, *SHORT, "--optimizer", optimizer, "--out", "run")
+    written = (tmp_path / "run" / "step-00000003.safetensors").stat().st_size
+    assert asked[0] == pytest.approx(written, rel=0.2)
+    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])["step"] == 1
