@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -132,3 +133,13 @@ def test_only_atomic_writes_durable_files() -> None:
             assert ".write_text(" not in text, module
             assert "torch.save" not in text, module
         assert "torch.load" not in text, module
+
+
+def test_what_is_not_python_travels_in_the_wheel() -> None:
+    with (ROOT.parent / "pyproject.toml").open("rb") as file:
+        carried = tomllib.load(file)["tool"]["setuptools"]["package-data"]
+    for path in ROOT.rglob("*"):
+        if path.suffix in (".c", ".toml"):
+            package = ".".join(("gru_lm", *path.relative_to(ROOT).parts[:-1]))
+            assert any(path.match(pattern) for pattern in carried.get(package, ())), path
+    assert {"gru_lm.model.native", "gru_lm.corpora_recipes"} <= carried.keys()
