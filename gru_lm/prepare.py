@@ -214,13 +214,16 @@ def _announce(chosen: Settings, data: Data) -> None:
             f"{rate:.1%} of the held-out tokens are unknown words, which are not spelled out: "
             "perplexity and bits per byte are flattered"
         )
+    names = ", ".join(chosen.text[:3])
+    if len(chosen.text) > 3:
+        names += f" and {len(chosen.text) - 3:,} more"
     budget = ", ".join(
         f"{getattr(chosen, name):g} {name}"
         for name in ("minutes", "epochs", "steps", "tokens")
         if getattr(chosen, name)
     )
     console.note(
-        f"text: {', '.join(chosen.text)}: {data.train.characters:,} characters to train on, "
+        f"text: {names}: {data.train.characters:,} characters to train on, "
         f"{data.valid.characters:,} held out"
     )
     console.note(

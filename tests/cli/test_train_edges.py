@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from gru_lm.text.tokenizer import train_tokenizer
+from gru_lm.trainer import EXIT_SECONDS, Trainer
 from gru_lm.training.optimizers import make_optimizer
 from tests.conftest import TINY, words
 from tests.inside import error, inside
@@ -106,12 +109,24 @@ def test_sgd_starts_its_momentum_from_a_skipped_step() -> None:
     torch.testing.assert_close(layer.weight, before - 0.1)
 
 
-def test_the_test_text_is_in_the_budget_s_reserve(tmp_path: Path, text: Path) -> None:
+def test_the_test_text_is_measured_with_the_best_model(tmp_path: Path, text: Path) -> None:
     (tmp_path / "test.txt").write_text(words(4000, seed=1))
     args = ["train", text, *SHORT, "--test", "test.txt", "--out", "run", "--json"]
     result = inside(tmp_path, *args).json()
     assert result["test"]["tokens"] == len(words(4000, seed=1))
     assert result["test"]["checkpoint"] == result["checkpoint"]
+
+
+def test_the_reserve_holds_time_for_every_measurement_that_is_still_to_come() -> None:
+    def reserve(test: SimpleNamespace | None) -> float:
+        data = SimpleNamespace(valid=SimpleNamespace(tokens=range(100)), test=test)
+        trainer: Any = SimpleNamespace(
+            data=data, save_seconds=3.0, _elapsed=lambda: 50.0, _validation_cost=lambda: 2.0
+        )
+        return Trainer._clock(trainer) - 50.0 - EXIT_SECONDS
+
+    assert reserve(None) == pytest.approx(3.0 + 2.0)
+    assert reserve(SimpleNamespace(tokens=range(400))) == pytest.approx(3.0 + 2.0 + 8.0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gru_lm.errors import DivergedError
+from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.text.batches import Batches
+from gru_lm.training.loop import LEAST_SCALE, TrainState, train_steps
 from gru_lm.training.optimizers import FLOOR, Budget, Schedule, make_optimizer
 
 KINDS = ("cosine", "linear", "constant")
@@ -65,3 +70,26 @@ def test_matrices_decay_and_biases_do_not(name: str) -> None:
     optimizer.step()
     assert torch.equal(model.bias, before["bias"])
     torch.testing.assert_close(model.weight.detach(), before["weight"] * (1 - 0.1 * 0.5))
+
+
+def test_a_loss_scale_that_falls_for_ever_is_divergence() -> None:
+    """Under fp16 an overflow halves the scale and skips the step; it must not go on so."""
+    config = ModelConfig(cell="gru", vocab_size=5, layers=1, width=4, embed=4)
+    model = LanguageModel(config)
+    optimizer = make_optimizer(model, "adamw", weight_decay=0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0 * LEAST_SCALE)
+    state = TrainState(model, optimizer, scaler, model.initial_state(2))
+    steps = train_steps(
+        state,
+        Batches(tokens=np.arange(40) % 5, batch=2, bptt=4, seed=0),
+        budget=Budget(steps=9, seconds=None),
+        schedule=Schedule(kind="constant", lr=0.1, warmup=0),
+        clip=0,
+        seed=0,
+        precision="float32",
+        clock=lambda: 0.0,
+    )
+    assert next(steps).step == 1
+    scaler.update(LEAST_SCALE / 2)
+    with pytest.raises(DivergedError, match="step 2: the gradient overflows at every scale"):
+        next(steps)
