@@ -1,4 +1,4 @@
-"""Compiles recurrence.c on first use, caches the library, and loads it.
+"""Compiles the kernels on first use, caches the library, and loads it.
 
 Any C compiler serves; without one, or where anything fails, there is no library and a reason. Cached by
 source, compiler, flags and processor, so that a shared home directory is safe; two processes that start
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import platformdirs
 
-SOURCE = Path(__file__).with_name("recurrence.c")
+FOLDER = Path(__file__).parent
+SOURCES = sorted(FOLDER.glob("*.[ch]"))
 FLAGS = ("-O3", "-shared", "-fPIC", "-std=gnu11")
 # The first that works: this very processor's instructions; OpenMP, for the threads that PyTorch has.
 CHOICES = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",))
@@ -70,7 +71,7 @@ def _compiler() -> str:
 def _path(compiler: str) -> Path:
     """Where the library for this source, compiler and processor lies."""
     version = _run([compiler, "--version"])
-    parts = (SOURCE.read_bytes(), version.stdout, repr((FLAGS, CHOICES)).encode(), _processor())
+    parts = (*(path.read_bytes() for path in SOURCES), version.stdout, repr((FLAGS, CHOICES)).encode(), _processor())
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
     return platformdirs.user_cache_path("gru-lm") / "kernels" / f"{key}.so"
 
@@ -94,10 +95,11 @@ def _processor() -> bytes:
 def _compile(compiler: str, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     said = b""
+    units = [str(path) for path in SOURCES if path.suffix == ".c"]
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
         made = Path(folder) / "kernel.so"
         for choice in CHOICES:
-            command = [compiler, *FLAGS, *choice, str(SOURCE), "-o", str(made)]
+            command = [compiler, *FLAGS, *choice, *units, "-o", str(made)]
             done = _run(command)
             if done.returncode == 0:
                 made.rename(path)
