@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/ready
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 
-.PHONY: help demo test check test-slow torture bench coverage clean
+.PHONY: help demo test check test-slow torture bench bench-slow coverage clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
@@ -41,8 +41,11 @@ torture: $(READY)  ## tests that take many minutes
 coverage: $(READY)  ## branch coverage of the quick tests, subprocesses included
 	$(BIN)/python -m pytest -n auto --dist worksteal --cov --cov-report=term
 
-bench: $(READY)  ## speed, as ratios measured in one run
+bench: $(READY)  ## speed, as ratios measured in one run (under 10 minutes)
 	$(BIN)/python -m benchmarks
+
+bench-slow: $(READY)  ## words and 1 GB of text: make bench-slow TRAIN=wiki.train.txt VALID=wiki.valid.txt
+	$(BIN)/python -m benchmarks slow $(TRAIN) $(VALID)
 
 clean:  ## remove the environment and what the tools left
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage* build *.egg-info

@@ -65,6 +65,13 @@ class Settings:
     width: int | None = _option(MODEL, "Hidden units a layer.", low=1)
     embed: int | None = _option(MODEL, "Size of a token's embedding.", low=1)
     tied: bool | None = _option(MODEL, "Share the embedding's matrix with the output.")
+    softmax: str = _option(
+        MODEL,
+        "How the next piece is predicted: full weighs all pieces alike; adaptive computes rare ones "
+        "only when needed, much faster from some thousands of pieces on.",
+        "auto",
+        choices=("auto", "full", "adaptive"),
+    )
     dropout: float | None = _option(
         MODEL, "Share of units dropped before, between and after layers.", low=0, high=0.95
     )

@@ -18,6 +18,7 @@ import torch
 from gru_lm.config import Settings
 from gru_lm.errors import InputError, UsageError
 from gru_lm.evaluation.metrics import UNKNOWN_WARNING
+from gru_lm.model.heads import choose_cutoffs
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.model.native import build
 from gru_lm.model.recurrent import choose_backend, choose_device
@@ -50,14 +51,20 @@ class Prepared:
         """A fresh training state."""
         plan, tokenizer = self.plan, self.data.tokenizer
         torch.manual_seed(self.settings.seed)
-        config = _model_config(plan, tokenizer.vocab_size)
+        V = tokenizer.vocab_size
+        cutoffs: tuple[int, ...] = ()
+        counts_V = torch.from_numpy(unigram_counts(self.data.train, V))
+        if self.source:
+            cutoffs = tuple(self.source.meta["model"]["cutoffs"])
+        elif plan.softmax == "adaptive":
+            cutoffs = choose_cutoffs(counts_V, embed=plan.embed)
+        config = _model_config(plan, V, cutoffs)
         model = LanguageModel(config, backend=self.backend).to(self.device)
         if self.source:
             source = restore_model(self.source, self.source.tensors(), device=self.device)
             model.load_state_dict(source.state_dict())
         else:
-            counts_V = unigram_counts(self.data.train, tokenizer.vocab_size)
-            model.set_unigram(torch.from_numpy(counts_V))
+            model.set_unigram(counts_V)
         optimizer = make_optimizer(model, self.settings.optimizer, weight_decay=plan.weight_decay)
         scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
         return TrainState(model, optimizer, scaler, model.initial_state(plan.batch))
@@ -133,11 +140,13 @@ def set_up(
     # The names and limits that need no text, before any is read.
     ModelConfig(
         cell=chosen.cell or DEFAULT_CELL,
-        vocab_size=1,
+        vocab_size=2,
         layers=chosen.layers or 1,
         width=chosen.width or 1,
         embed=chosen.embed or 1,
+        tied=chosen.tied is not False,
         dropout=chosen.dropout or 0.0,
+        cutoffs=(1,) if chosen.softmax == "adaptive" else (),
     )
     if threads or chosen.threads:
         torch.set_num_threads(threads or chosen.threads or 1)
@@ -177,7 +186,14 @@ def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
     cache = platformdirs.user_cache_path("gru-lm") / "tokens"
     characters = sum(part.characters for part in (texts.train, texts.valid, texts.test))
     with console.progress("tokenizing", characters) as advance:
-        data = tokenize(texts, tokenizer, cache=cache, stop=stop, progress=advance)
+        data = tokenize(
+            texts,
+            tokenizer,
+            cache=cache,
+            workers=torch.get_num_threads(),
+            stop=stop,
+            progress=advance,
+        )
     if not len(data.valid.tokens):
         raise InputError("the held-out text holds no token", hint="--valid FILE with some text")
     return data
@@ -193,7 +209,7 @@ def plan_for(chosen: Settings, data: Data, device: torch.device) -> Plan:
     )
 
 
-def _model_config(plan: Plan, vocab_size: int) -> ModelConfig:
+def _model_config(plan: Plan, vocab_size: int, cutoffs: tuple[int, ...] = ()) -> ModelConfig:
     return ModelConfig(
         cell=plan.cell,
         vocab_size=vocab_size,
@@ -202,6 +218,7 @@ def _model_config(plan: Plan, vocab_size: int) -> ModelConfig:
         embed=plan.embed,
         tied=plan.tied,
         dropout=plan.dropout,
+        cutoffs=cutoffs,
     )
 
 
@@ -232,7 +249,7 @@ def _announce(chosen: Settings, data: Data) -> None:
     )
     console.note(
         f"model: {chosen.cell}, {chosen.layers} x {chosen.width}, embedding {chosen.embed}"
-        f"{' (tied)' if chosen.tied else ''}, dropout {chosen.dropout:g}"
+        f"{' (tied)' if chosen.tied else ''}, {chosen.softmax} softmax, dropout {chosen.dropout:g}"
     )
     console.note(
         f"training: {budget}; {chosen.batch} streams x {chosen.bptt} steps, {chosen.optimizer}, "

@@ -32,12 +32,11 @@ from gru_lm.training.runs import BEST, Run
 from gru_lm.training.state import capture, restore_model
 
 VALIDATIONS = 10  # a run, where --eval-every does not say
-VALIDATION_SHARE = 0.05  # of a budget in minutes that they may take
+VALIDATION_SHARE = 0.03  # of a budget in minutes that they may take
 SAVE_SECONDS = 60.0  # between checkpoints, where --save-every does not say
 REPORT_SECONDS = 0.5  # between lines of metrics.jsonl
-EXIT_SECONDS = (
-    1.0  # what is left to do after the last save: the plot, the result, the process's end
-)
+# What is left to do after the last save: the plot, the result, the process's end.
+EXIT_SECONDS = 1.0
 SAMPLE_TOKENS = 200
 
 

@@ -22,6 +22,7 @@ from typer.exceptions import TyperException
 
 from gru_lm import __version__
 from gru_lm.cli import corpus
+from gru_lm.cli.bench import bench_cli
 from gru_lm.cli.eval import eval_cli
 from gru_lm.cli.info import info_cli
 from gru_lm.cli.sample import sample_cli
@@ -41,6 +42,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "sample": sample_cli,
     "eval": eval_cli,
     "info": info_cli,
+    "bench": bench_cli,
 }
 for _name, _command in COMMANDS.items():
     app.command(_name)(_command)

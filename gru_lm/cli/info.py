@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,6 +52,7 @@ def _for_people(values: dict[str, Any]) -> dict[str, Any]:
             "cell": model["cell"],
             "layers x width": f"{model['layers']} x {model['width']}",
             "embedding": f"{model['embed']}{', tied' if model['tied'] else ''}",
+            "softmax": _softmax(model["vocab_size"], model["cutoffs"]),
         },
         "tokenizer": values["tokenizer"],
         "vocabulary": f"{model['vocab_size']:,}",
@@ -60,6 +62,16 @@ def _for_people(values: dict[str, Any]) -> dict[str, Any]:
         "settings": values["config"],
         "environment": values["environment"],
     }
+
+
+def _softmax(vocab_size: int, cutoffs: list[int]) -> str:
+    """ "full", or the sizes of an adaptive softmax's parts, the most frequent pieces first.
+
+    >>> _softmax(9000, [1000, 4000])
+    'adaptive: 1,000 + 3,000 + 5,000 pieces'
+    """
+    sizes = [b - a for a, b in pairwise((0, *cutoffs, vocab_size))]
+    return f"adaptive: {' + '.join(f'{size:,}' for size in sizes)} pieces" if cutoffs else "full"
 
 
 def _plain(value: Any) -> str:

@@ -18,7 +18,8 @@ from gru_lm.errors import InputError, UsageError
 from gru_lm.signals import watch_signals
 
 if TYPE_CHECKING:
-    from gru_lm.generation.sampling import Choice, Sample, Step
+    from gru_lm.generation.choice import Choice
+    from gru_lm.generation.sampling import Sample, Step
     from gru_lm.training.checkpoint import Checkpoint
 
 LENGTH = 500
@@ -45,8 +46,8 @@ def sample(
 ) -> Iterator[Step]:
     """Sample texts that go on after `prompt`; yields text as it is made (sampling.Step).
 
-    `stop` is called before every token and raises Stopped. What a user can mend is raised as a
-    GruLmError.
+    `stop` is called every few milliseconds, or before every token, and raises Stopped. What a user
+    can mend is raised as a GruLmError.
     """
     from gru_lm.reporting import console
     from gru_lm.training import runs
@@ -127,7 +128,7 @@ def sample_cli(
 
     # Before standard input is read, and before torch is imported.
     checkpoint = runs.find(run, console.warn)
-    from gru_lm.generation.sampling import Choice
+    from gru_lm.generation.choice import Choice
 
     choice = Choice(
         temperature=temperature,

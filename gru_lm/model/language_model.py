@@ -13,15 +13,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, linear
 
 from gru_lm.errors import UsageError, unknown_name
 from gru_lm.model.cells import CELLS, Cell
+from gru_lm.model.heads import AdaptiveSoftmax, FullSoftmax
 from gru_lm.model.recurrent import Recurrent, dropout
 
 # Far beyond use: what a checkpoint may claim before memory is asked for.
 LIMITS = {"vocab_size": 1 << 24, "layers": 128, "width": 1 << 16, "embed": 1 << 16}
-SLICE = 1 << 22  # logits of one slice where only the targets' are wanted: 16 MiB in float32
+MOST_CUTOFFS = 8
+# A vocabulary up to this is read from a table of the first layer's products, a row a token, which
+# leaves no room for dropout on a token's own copy of its embedding; nor did that help any.
+SMALL = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +38,12 @@ class ModelConfig:
     embed: int
     tied: bool = False
     dropout: float = 0.0
+    cutoffs: tuple[
+        int, ...
+    ] = ()  # of an adaptive softmax: where its clusters of rarer tokens begin
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cutoffs", tuple(self.cutoffs))  # a list, in JSON
         if self.cell not in CELLS:
             raise unknown_name("cell", self.cell, CELLS)
         for name, limit in LIMITS.items():
@@ -44,6 +51,15 @@ class ModelConfig:
                 raise UsageError(f"{name} must be 1 to {limit:,}, not {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"dropout must be in [0, 1), not {self.dropout}")
+        borders = (0, *self.cutoffs, self.vocab_size)
+        whole = all(type(cutoff) is int for cutoff in self.cutoffs)
+        if not whole or len(self.cutoffs) > MOST_CUTOFFS or sorted({*borders}) != list(borders):
+            raise UsageError("cutoffs must be whole numbers that rise within the vocabulary")
+        if self.cutoffs and not self.tied:
+            raise UsageError(
+                "an adaptive softmax shares its matrices with the embedding: it is tied",
+                hint="--softmax full, or leave --no-tied out",
+            )
 
 
 class LanguageModel(nn.Module):
@@ -61,7 +77,11 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.config = config
         E, H, V = config.embed, config.width, config.vocab_size
-        self.embedding = nn.Embedding(V, E)
+        self.head: FullSoftmax | AdaptiveSoftmax = (
+            AdaptiveSoftmax(V, embed=E, cutoffs=config.cutoffs)
+            if config.cutoffs
+            else FullSoftmax(V, embed=E, width=H, tied=config.tied)
+        )
         self.recurrent = Recurrent(
             config.cell,
             inputs=E,
@@ -72,40 +92,33 @@ class LanguageModel(nn.Module):
         )
         # A tied output shares the embedding's matrix, so the hidden state is first brought to E.
         self.to_embedding = nn.Linear(H, E, bias=False) if config.tied and E != H else None
-        self.output_weight = None if config.tied else nn.Parameter(torch.zeros(V, H))
-        self.output_bias = nn.Parameter(torch.zeros(V))
-        if config.tied:
-            # Scaled so that both uses see unit variance (Vaswani et al. 2017, section 3.4).
-            nn.init.normal_(self.embedding.weight, std=E**-0.5)
-        self.embedding_scale = E**0.5 if config.tied else 1.0
 
-    @torch.no_grad()
     def set_unigram(self, counts_V: Tensor) -> None:
-        """Start from the unigram distribution: output bias = log of smoothed frequency."""
-        frequencies = counts_V.double() + 1
-        self.output_bias.copy_((frequencies / frequencies.sum()).log())
+        """Start from the unigram distribution of these counts in the training text."""
+        self.head.set_unigram(counts_V)
 
     def initial_state(self, batch: int) -> Tensor:
         """The zero state of `batch` streams: [L, S, B, H]."""
         shape = (self.config.layers, self.recurrent.states, batch, self.config.width)
-        return self.output_bias.new_zeros(shape)
+        return next(self.parameters()).new_zeros(shape)
 
     def hidden(
         self, tokens_BT: Tensor, state_LSBH: Tensor, noise: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """What the softmax reads, [B, T, H] (E if tied), and the state after the last token."""
-        p = self.config.dropout
-        x_TBE = self.embedding(tokens_BT.t()) * self.embedding_scale
-        h_TBH, state_LSBH = self.recurrent(dropout(x_TBE, p, noise), state_LSBH, noise)
+        p, V = self.config.dropout, self.config.vocab_size
+        if V <= SMALL and tokens_BT.numel() > V:
+            table_VE = self.head.embedding_VE()
+            h_TBH, state_LSBH = self.recurrent(table_VE, state_LSBH, noise, tokens_BT.t())
+        else:
+            x_TBE = self.head.embed(tokens_BT.t())
+            if V > SMALL:
+                x_TBE = dropout(x_TBE, p, noise)
+            h_TBH, state_LSBH = self.recurrent(x_TBE, state_LSBH, noise)
         h_TBH = dropout(h_TBH, p, noise)
         if self.to_embedding is not None:
             h_TBH = self.to_embedding(h_TBH)
         return h_TBH.transpose(0, 1), state_LSBH
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Unnormalised log-probabilities [..., V] of hidden states [..., H]."""
-        weight = self.embedding.weight if self.output_weight is None else self.output_weight
-        return linear(hidden, weight, self.output_bias)
 
     def loss(
         self,
@@ -116,30 +129,20 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Mean nats a token (a scalar to differentiate), and the state after the last token."""
         hidden_BTH, state_LSBH = self.hidden(tokens_BT, state_LSBH, noise)
-        logits_NV = self.logits(hidden_BTH.flatten(0, 1))
-        return cross_entropy(logits_NV, targets_BT.flatten()), state_LSBH
+        return self.head.loss(hidden_BTH.flatten(0, 1), targets_BT.flatten()), state_LSBH
 
     def log_probs(self, tokens_BT: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
         """The whole distribution after every token, [B, T, V] in nats, and the state after."""
         hidden_BTH, state_LSBH = self.hidden(tokens_BT, state_LSBH)
-        return self.logits(hidden_BTH).log_softmax(-1), state_LSBH
+        return self.head.log_probs(hidden_BTH), state_LSBH
 
     def target_log_probs(
         self, tokens_BT: Tensor, targets_BT: Tensor, state_LSBH: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """log p of each target [B, T] in nats, and the state after; never holds [B, T, V]."""
+        """log p of each target [B, T] in nats, and the state after; not to be differentiated."""
         hidden_BTH, state_LSBH = self.hidden(tokens_BT, state_LSBH)
-        size = max(1, SLICE // self.config.vocab_size)
-        hidden, targets = hidden_BTH.flatten(0, 1), targets_BT.flatten()
-        nats_N = torch.cat(
-            [
-                cross_entropy(self.logits(hidden_NH), targets_N, reduction="none")
-                for hidden_NH, targets_N in zip(
-                    torch.split(hidden, size), torch.split(targets, size), strict=True
-                )
-            ]
-        )
-        return -nats_N.view_as(targets_BT), state_LSBH
+        log_probs_N = self.head.target_log_probs(hidden_BTH.flatten(0, 1), targets_BT.flatten())
+        return log_probs_N.view_as(targets_BT), state_LSBH
 
     def parameter_count(self) -> int:
         """Parameters, a tied matrix once, redundant second biases left out."""

@@ -1,7 +1,7 @@
 """Runs a stack of cells over time; the one place that knows what does the arithmetic.
 
-A backend is chosen once, before the first step, and kept: "native" runs gru and gru-before by our C
-kernels, on a CPU, and the rest as "fused" does; "fused" hands a layer to torch.nn where torch.nn has it
+A backend is chosen once, before the first step, and kept: "native" runs the cells by our C
+kernels, on a CPU; "fused" hands a layer to torch.nn where torch.nn has it
 (cuDNN on CUDA, oneDNN or PyTorch's own loop on a CPU); "reference" is the readable loop over
 `Cell.step`. All compute the same function. Knows nothing of tokens or losses.
 
@@ -10,13 +10,19 @@ Shapes: T time, B batch, D input, H hidden, L layers, S states of a cell.
 
 from __future__ import annotations
 
+import ctypes
+from contextlib import suppress
+
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from gru_lm.errors import EnvironmentProblem, UsageError, unknown_name
-from gru_lm.model.cells import CELLS, GRU, LSTM, Cell, GRUBefore
+from gru_lm.model.cells import CELLS, GRU, LSTM, RNN, Cell, GRUBefore, LSTMThread
 from gru_lm.model.native import build
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+NATIVE = GRU | GRUBefore | LSTM | LSTMThread | RNN  # the cells that our kernels run
 BACKENDS = ("native", "fused", "reference")
 
 
@@ -37,28 +43,39 @@ class Recurrent(nn.Module):
         self.backend = backend
 
     def forward(
-        self, x_TBD: Tensor, state_LSBH: Tensor, noise: torch.Generator | None
+        self,
+        x_TBD: Tensor,
+        state_LSBH: Tensor,
+        noise: torch.Generator | None,
+        rows_TB: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The last layer's outputs [T, B, H] and the state after the last step [L, S, B, H].
 
-        Dropout falls between layers, drawn from `noise`; without it there is none.
+        With `rows_TB` the input is x [V, D], of which each step reads one row: a table that saves
+        the first layer's product a step. Dropout falls between layers, drawn from `noise`; without
+        it there is none.
         """
         final = []
         for layer, cell in enumerate(self.layers):
             if layer > 0:
                 x_TBD = dropout(x_TBD, self.dropout, noise)
-            x_TBD, state_SBH = _run(cell, x_TBD, state_LSBH[layer], self.backend)
+            x_TBD, state_SBH = _run(cell, x_TBD, state_LSBH[layer], self.backend, rows_TB)
+            rows_TB = None
             final.append(state_SBH)
         return x_TBD, torch.stack(final).to(state_LSBH.dtype)
 
 
-def _run(cell: nn.Module, x_TBD: Tensor, state_SBH: Tensor, backend: str) -> tuple[Tensor, Tensor]:
+def _run(
+    cell: nn.Module, x_TBD: Tensor, state_SBH: Tensor, backend: str, rows_TB: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """One layer over all steps: outputs [T, B, H], the state after the last [S, B, H]."""
-    if backend == "native" and isinstance(cell, GRU | GRUBefore) and _suits(x_TBD):
+    steps = len(x_TBD if rows_TB is None else rows_TB)
+    if backend == "native" and isinstance(cell, NATIVE) and _suits(x_TBD, steps):
         from gru_lm.model.native import recurrence
 
-        out_TBH = recurrence.run(cell, x_TBD, state_SBH[0])
-        return out_TBH, out_TBH[-1:]
+        return recurrence.run(cell, x_TBD, state_SBH, rows_TB)
+    if rows_TB is not None:
+        x_TBD = embedding(rows_TB, x_TBD)
     if backend != "reference" and isinstance(cell, nn.RNNBase):
         if isinstance(cell, LSTM):
             out_TBH, (h, c) = cell(x_TBD, (state_SBH[:1].contiguous(), state_SBH[1:].contiguous()))
@@ -73,9 +90,9 @@ def _run(cell: nn.Module, x_TBD: Tensor, state_SBH: Tensor, backend: str) -> tup
     return torch.stack(outputs), torch.stack(state)
 
 
-def _suits(x_TBD: Tensor) -> bool:
+def _suits(x: Tensor, steps: int) -> bool:
     """Whether the kernels take this input: float32, and enough steps to pack the weights for."""
-    return x_TBD.dtype == torch.float32 and x_TBD.device.type == "cpu" and len(x_TBD) > 1
+    return x.dtype == torch.float32 and x.device.type == "cpu" and steps > 1
 
 
 def choose_backend(device: torch.device) -> str:
@@ -90,9 +107,12 @@ def dropout(x: Tensor, probability: float, noise: torch.Generator | None) -> Ten
     """
     if noise is None or probability == 0:
         return x
-    keep = 1 - probability
-    mask = torch.empty_like(x).bernoulli_(keep, generator=noise)
-    return x * mask.div_(keep)
+    # Sixteen random bits decide for an element, four elements a draw: drawing is what it costs.
+    kept = max(1, round((1 - probability) * 2**16))
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
+    bits = draws.random_(-(2**63), None, generator=noise).view(torch.int16)[: x.numel()]
+    mask = (bits < kept - 2**15).view(x.shape)
+    return x * mask.to(x.dtype).mul_(2**16 / kept)
 
 
 def choose_device(name: str) -> torch.device:
@@ -113,4 +133,17 @@ def choose_device(name: str) -> torch.device:
                 f"no device {name}: PyTorch sees {count} CUDA device(s)", hint="--device cpu"
             )
         return torch.device("cuda", int(index or 0))
+    _keep_memory()
     return torch.device("cpu")
+
+
+def _keep_memory() -> None:
+    """Let the process keep the memory it frees, where its C library is glibc.
+
+    By default large blocks go back to the kernel at every step, and the page faults of taking them
+    again are a fifth of a small step's time.
+    """
+    with suppress(AttributeError, OSError):
+        c_library = ctypes.CDLL(None)
+        c_library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        c_library.mallopt(M_TRIM_THRESHOLD, -1)

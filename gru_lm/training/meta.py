@@ -24,6 +24,7 @@ MODEL = {
     "embed": int,
     "tied": bool,
     "dropout": float,
+    "cutoffs": list,
 }
 DATA = {"train": str, "valid": str, "test": str}
 ENVIRONMENT = {"torch": str, "threads": int, "device": str, "backend": str}
@@ -58,6 +59,8 @@ def parsed(text: str) -> dict[str, Any]:
     _check_types(meta, dict.fromkeys((*COUNTERS, *STEPS), int) | dict.fromkeys(_OBJECTS, dict))
     for name, types in _OBJECTS.items():
         _check_types(meta[name], types)
+    if any(type(cutoff) is not int for cutoff in meta["model"]["cutoffs"]):
+        raise ValueError("a cutoff is not int")
     _check_types(meta, {"tokenizer": str, "best_unknown_nats": float})
     for name in ("best_nats", "seconds"):
         if meta.get(name, "") is not None:

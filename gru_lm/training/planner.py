@@ -7,6 +7,7 @@ every choice can be overridden by its flag. Knows nothing of files or models.
     size        more time and more text carry a wider model; under 200 k tokens one narrow layer
     streams     many streams of short steps give many updates; few where there is little text
     lr          falls with the root of the width (AdamW)
+    softmax     adaptive where there are so many pieces that a full one is most of the arithmetic
     dropout     where the text will be seen many times over
 """
 
@@ -25,6 +26,10 @@ DEFAULT_CELL = "gru"
 DEFAULT_MINUTES = 5.0
 LEAST_CHARACTERS = 100  # of training text: under that there is nothing to learn from
 MOST_CHARACTERS_FOR_CHAR = 5_000_000
+MOST_PIECES_UNTIED = 4096
+# Beyond, an adaptive softmax learns more a minute. Measured on a CPU; on CUDA, where products are cheap
+# and the clusters' small ones are not, a guess.
+MOST_PIECES_FULL = {"cpu": 4096, "cuda": 32_768}
 WEIGHTS_PER_SECOND = {"cpu": 1e10, "cuda": 1e12}  # rough: weights x tokens a second, trained
 
 
@@ -41,8 +46,9 @@ def plan_like(settings: Settings, model: Mapping[str, Any]) -> Settings:
     Raises UsageError where they say otherwise themselves.
     """
     shape = {name: model[name] for name in ("cell", "layers", "width", "embed", "tied")}
+    shape["softmax"] = "adaptive" if model["cutoffs"] else "full"
     for name, value in shape.items():
-        if getattr(settings, name) not in (None, value):
+        if getattr(settings, name) not in (None, "auto", value):
             raise UsageError(
                 f"--{name} {getattr(settings, name)} does not go with --from: the run has {value}",
                 hint=f"leave --{name} out",
@@ -75,6 +81,7 @@ class Plan:
     width: int
     embed: int
     tied: bool
+    softmax: str
     dropout: float
     batch: int
     bptt: int
@@ -103,8 +110,13 @@ def plan_model(settings: Settings, *, tokens: int, vocab_size: int, device: str)
         # A second layer halves the tokens that a short time gives, and did not pay for it.
         width, layers = (256 if minutes < 20 else 512), (1 if minutes < 10 else 2)
     width = settings.width or width
+    softmax = settings.softmax
+    if softmax == "auto":
+        many = vocab_size > MOST_PIECES_FULL[device] and settings.tied is not False
+        softmax = "adaptive" if many else "full"
     # An untied embedding of a small vocabulary needs few dimensions; a large one is worth sharing.
-    tied = vocab_size > 4096 if settings.tied is None else settings.tied
+    tied = softmax == "adaptive" or vocab_size > MOST_PIECES_UNTIED
+    tied = tied if settings.tied is None else settings.tied
     bptt = settings.bptt or max(1, min(48, tokens // 16))
     batch = settings.batch or max(1, min(24 if device == "cpu" else 64, tokens // (4 * bptt)))
     if batch * bptt > tokens:
@@ -120,6 +132,7 @@ def plan_model(settings: Settings, *, tokens: int, vocab_size: int, device: str)
         width=width,
         embed=settings.embed or (width if tied else min(width, 128)),
         tied=tied,
+        softmax=softmax,
         dropout=settings.dropout or 0.0,
         batch=batch,
         bptt=bptt,
@@ -140,6 +153,7 @@ def _epochs(settings: Settings, plan: Plan, *, tokens: int, vocab_size: int, dev
     if steps:
         limits.append(steps * plan.batch * plan.bptt / tokens)
     if settings.minutes:
-        weights = plan.width * (6 * plan.width * plan.layers + vocab_size)
+        rows = vocab_size if plan.softmax == "full" else vocab_size / 16
+        weights = plan.width * (6 * plan.width * plan.layers + rows)
         limits.append(settings.minutes * 60 * WEIGHTS_PER_SECOND[device] / weights / tokens)
     return min(limits)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gru_lm.errors import DivergedError, GruLmError
+from gru_lm.model.heads import AdaptiveSoftmax
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.tokenizer import Tokenizer, load_tokenizer
 from gru_lm.training.checkpoint import Checkpoint, damaged, encode
@@ -105,7 +106,9 @@ def restore(checkpoint: Checkpoint, *, device: torch.device, backend: str) -> Tr
         if hidden_LSBH.shape != shape:
             raise ValueError("its hidden state does not fit its model")
         if not _plain_floats(
-            value for name, value in tensors.items() if name.partition(".")[0] != "tokenizer"
+            value
+            for name, value in tensors.items()
+            if name.partition(".")[0] not in ("tokenizer", "model")  # which has been checked
         ):
             raise ValueError("its numbers are not finite float32 numbers")
         state = TrainState(model, optimizer, scaler, hidden_LSBH.to(device))
@@ -140,9 +143,11 @@ def restore_model(
         }
         if {name: value.shape for name, value in found.items()} != wanted:
             raise ValueError("its weights do not fit its own description")
-        if not _plain_floats(found.values()):
+        if not _plain_floats(found[name] for name, _ in model.named_parameters()):
             raise ValueError("its weights are not finite float32 numbers")
         model.load_state_dict(found, assign=True)
+        if isinstance(model.head, AdaptiveSoftmax):
+            model.head.check_ranks()
     except (KeyError, TypeError, ValueError, GruLmError) as error:
         raise damaged(checkpoint.path, f"its model cannot be read: {error}") from error
     for parameter in model.parameters():

@@ -80,7 +80,7 @@ def state_of(model: LanguageModel) -> TrainState:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("name", ["embedding.weight", "output_bias"])
+@pytest.mark.parametrize("name", ["head.embedding", "head.bias"])
 def test_an_injected_number_stops_before_the_optimizers_step(value: float, name: str) -> None:
     torch.manual_seed(0)
     config = ModelConfig(cell="gru", vocab_size=257, layers=1, width=4, embed=4)
@@ -112,7 +112,7 @@ def test_an_injected_number_stops_before_the_optimizers_step(value: float, name:
 def test_a_checkpoint_with_nan_is_no_start(trained: Path, text: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.safetensors"
     content = (trained / "best.safetensors").read_bytes()
-    bad.write_bytes(poked(content, "model.output_bias", b"\x00\x00\xc0\x7f"))
+    bad.write_bytes(poked(content, "model.head.bias", b"\x00\x00\xc0\x7f"))
     message = error(tmp_path, "train", text, "--from", bad, "--steps", 3, "--out", "run", code=3)
     assert "not finite" in message
     assert not (tmp_path / "run").exists()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,11 +24,15 @@ GOLDEN = Path(__file__).with_name("losses.json")
 STEPS = 12
 
 
-def losses(cell: str, backend: str) -> list[float]:
+ADAPTIVE = {"tied": True, "cutoffs": (3, 8)}
+
+
+def losses(cell: str, backend: str, **changes: Any) -> list[float]:
     """The losses of a short training run on made-up tokens with two layers and dropout."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = ModelConfig(cell=cell, vocab_size=17, layers=2, width=12, embed=7, dropout=0.2)
+    size: dict[str, Any] = {"vocab_size": 17, "layers": 2, "width": 12, "embed": 7, "dropout": 0.2}
+    config = ModelConfig(cell=cell, **size, **changes)
     model = LanguageModel(config, backend=backend).double()
     tokens = (np.arange(500) ** 2 // 7 % 17).astype(np.uint8)
     model.set_unigram(torch.from_numpy(np.bincount(tokens, minlength=17)))
@@ -57,5 +62,12 @@ def test_losses_are_the_golden_ones(cell: str, backend: str) -> None:
     assert losses(cell, backend) == pytest.approx(golden[cell], rel=0, abs=1e-9)
 
 
+def test_losses_of_an_adaptive_softmax_are_the_golden_ones() -> None:
+    golden = json.loads(GOLDEN.read_text())
+    assert losses("gru", "fused", **ADAPTIVE) == pytest.approx(golden["adaptive"], rel=0, abs=1e-9)
+
+
 if __name__ == "__main__":
-    GOLDEN.write_text(json.dumps({cell: losses(cell, "reference") for cell in CELLS}, indent=1))
+    golden = {cell: losses(cell, "reference") for cell in CELLS}
+    golden["adaptive"] = losses("gru", "reference", **ADAPTIVE)
+    GOLDEN.write_text(json.dumps(golden, indent=1))

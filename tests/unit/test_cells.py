@@ -147,7 +147,7 @@ def test_dropout_is_drawn_from_its_generator_alone() -> None:
     torch.manual_seed(99)
     torch.rand(5)
     assert torch.equal(first, dropout(x, 0.4, torch.Generator().manual_seed(3)))
-    assert first.unique().tolist() == pytest.approx([0.0, 1 / 0.6])
+    assert first.unique().tolist() == pytest.approx([0.0, 1 / 0.6], rel=1e-4)
     assert first.mean() == pytest.approx(1, abs=0.1)
     assert dropout(x, 0.4, None) is x
 

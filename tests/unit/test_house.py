@@ -14,7 +14,7 @@ import gru_lm
 ROOT = Path(gru_lm.__file__).parent
 # From left to right; a module imports from rooms to its left, and within its own room.
 ORDER = ["errors", "signals", "atomic", "config", "text", "model", "training", "evaluation"]
-ORDER += ["generation", "reporting", "trainer", "prepare", "opened", "cli"]
+ORDER += ["generation", "speed", "reporting", "trainer", "prepare", "opened", "cli"]
 OWNERS = {
     "rich": {"reporting/console.py"},
     "typer": {"cli/"},

@@ -1,14 +1,17 @@
 """The language model: carried state, tied weights, start from unigrams, counts."""
 
+from typing import Any
+
 import pytest
 import torch
 
 from gru_lm.errors import UsageError
-from gru_lm.model import language_model
+from gru_lm.model import heads
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 
 V, B, T = 11, 3, 12
+HEADS: list[dict[str, Any]] = [{}, {"tied": True}, {"tied": True, "cutoffs": (2, 5)}]
 
 
 def make(cell: str = "gru", **changes: object) -> LanguageModel:
@@ -26,9 +29,9 @@ def tokens(seed: int = 0) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("tied", [False, True])
-def test_chunks_with_carried_state_are_the_whole(cell: str, tied: bool) -> None:
-    model, x = make(cell, tied=tied), tokens()
+@pytest.mark.parametrize("head", HEADS)
+def test_chunks_with_carried_state_are_the_whole(cell: str, head: dict[str, Any]) -> None:
+    model, x = make(cell, **head), tokens()
     whole, after_whole = model.log_probs(x, model.initial_state(B))
     state, parts = model.initial_state(B), []
     for chunk in x.split([1, 4, 7], dim=1):
@@ -38,9 +41,12 @@ def test_chunks_with_carried_state_are_the_whole(cell: str, tied: bool) -> None:
     torch.testing.assert_close(state, after_whole, rtol=1e-12, atol=1e-12)
 
 
-def test_three_views_of_one_distribution(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(language_model, "SLICE", 4 * V)  # several slices, the last one short
-    model, x, y = make(), tokens(0), tokens(1)
+@pytest.mark.parametrize("head", HEADS)
+def test_three_views_of_one_distribution(
+    head: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heads, "SLICE", 4 * V)  # several slices, the last one short
+    model, x, y = make(**head), tokens(0), tokens(1)
     state = model.initial_state(B)
     log_probs, _ = model.log_probs(x, state)
     targets, _ = model.target_log_probs(x, y, state)
@@ -80,9 +86,22 @@ def test_dropout_needs_noise() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"width": 0}, {"layers": 1000}, {"vocab_size": 1 << 30}, {"embed": -1}, {"dropout": 1.0}],
+    [
+        {"width": 0},
+        {"layers": 1000},
+        {"vocab_size": 1 << 30},
+        {"embed": -1},
+        {"dropout": 1.0},
+        *(
+            {"cutoffs": cutoffs, "tied": True}
+            for cutoffs in ([0, 2], [2, 2], [3, 2], [1, 5], [1.5])
+        ),
+        {"cutoffs": [True], "tied": True},
+        {"cutoffs": list(range(1, 50)), "tied": True, "vocab_size": 100},
+        {"cutoffs": [1, 2]},
+    ],
 )
-def test_impossible_sizes_are_refused(wrong: dict[str, int]) -> None:
+def test_impossible_sizes_are_refused(wrong: dict[str, Any]) -> None:
     values = {"cell": "gru", "vocab_size": 5, "layers": 1, "width": 4, "embed": 4, **wrong}
     with pytest.raises(UsageError):
         ModelConfig(**values)

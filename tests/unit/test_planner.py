@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gru_lm.config import settings
-from gru_lm.errors import InputError
+from gru_lm.errors import InputError, UsageError
 from gru_lm.training.planner import (
     LEAST_CHARACTERS,
     MOST_CHARACTERS_FOR_CHAR,
+    MOST_PIECES_FULL,
     Plan,
     plan_budget,
+    plan_like,
     plan_model,
     plan_tokenizer,
 )
@@ -46,7 +48,7 @@ def test_the_tokenizer_follows_the_size_of_the_text() -> None:
 
 def test_what_is_given_is_kept() -> None:
     given = {
-        "layers": 3, "width": 7, "embed": 5, "tied": True, "dropout": 0.25,
+        "layers": 3, "width": 7, "embed": 5, "tied": True, "softmax": "full", "dropout": 0.25,
         "batch": 2, "bptt": 3, "lr": 0.125, "weight_decay": 0.0,
     }  # fmt: skip
     assert plan(cell="lstm", **given) == Plan(cell="lstm", **given)
@@ -63,6 +65,7 @@ def test_every_text_gets_a_plan_that_fits_it(
     tokens: int, vocab_size: int, device: str, minutes: float | None
 ) -> None:
     made = plan(tokens, device, vocab_size, minutes=minutes or 5.0)
+    assert made.softmax == ("adaptive" if vocab_size > MOST_PIECES_FULL[device] else "full")
     assert 1 <= made.batch * made.bptt <= tokens
     assert made.lr > 0
     assert 0 <= made.dropout < 1
@@ -75,6 +78,23 @@ def test_a_small_text_gets_a_small_model_and_a_much_repeated_one_dropout() -> No
     assert plan(epochs=1).dropout == 0
     assert plan(epochs=5).dropout > 0
     assert plan(epochs=50).dropout > plan(epochs=5).dropout
+
+
+def test_many_pieces_get_an_adaptive_softmax_unless_told_otherwise() -> None:
+    assert plan(vocab_size=33_000).softmax == "adaptive"
+    assert plan(vocab_size=33_000, softmax="full").softmax == "full"
+    assert plan(vocab_size=33_000, tied=False).softmax == "full"
+    few = plan(vocab_size=300, softmax="adaptive")
+    assert (few.softmax, few.tied) == ("adaptive", True)
+
+
+def test_a_run_begun_from_another_keeps_its_softmax() -> None:
+    model = {"cell": "gru", "layers": 1, "width": 8, "embed": 8, "tied": True, "cutoffs": [3, 9]}
+    assert plan_like(settings({}), model).softmax == "adaptive"
+    assert plan_like(settings({"softmax": "adaptive"}), model).softmax == "adaptive"
+    assert plan_like(settings({}), {**model, "cutoffs": []}).softmax == "full"
+    with pytest.raises(UsageError, match="--softmax full does not go with --from"):
+        plan_like(settings({"softmax": "full"}), model)
 
 
 def test_batches_larger_than_the_text_are_refused() -> None:

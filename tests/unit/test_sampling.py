@@ -1,9 +1,9 @@
-"""Sampling: filters against their definitions, and text against the model's own probabilities."""
+"""Sampling: text against the model's own probabilities, seeds, stop strings, held-back bytes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gru_lm.errors import DivergedError, Stopped, UsageError
+from gru_lm.errors import DivergedError, Stopped
 from gru_lm.generation import sampling
-from gru_lm.generation.sampling import Choice, StopStrings, complete, draw, generate, normalise
+from gru_lm.generation.choice import Choice
+from gru_lm.generation.sampling import complete, generate
+from gru_lm.generation.writing import StopStrings
 from gru_lm.model.language_model import LanguageModel, ModelConfig
-from gru_lm.text.tokenizer import Decoder, Tokenizer, load_tokenizer, train_tokenizer
+from gru_lm.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 
 BYTES = load_tokenizer("byte", b"")
 
@@ -32,187 +34,6 @@ def tiny_model(vocab_size: int, cell: str = "gru") -> LanguageModel:
 
 
 MODEL = tiny_model(BYTES.vocab_size)
-
-# One row of log-probabilities, with ties and with tokens of no probability at all.
-ROW = st.lists(
-    st.sampled_from([-math.inf, -3.0, -2.0, -1.0, 0.0]) | st.floats(-20, 0), min_size=1, max_size=12
-).filter(lambda row: max(row) > -math.inf)
-
-
-def as_rows(row: list[float]) -> np.ndarray:
-    return normalise(np.array([row, [*row[1:], row[0]]]))
-
-
-def kept(log_probs_NV: np.ndarray) -> list[set[int]]:
-    return [set(np.flatnonzero(row > -np.inf).tolist()) for row in log_probs_NV]
-
-
-def check_kept(before: np.ndarray, after: np.ndarray) -> list[set[int]]:
-    """Those kept have their old ratios and sum to one."""
-    np.testing.assert_allclose(np.exp(after).sum(axis=1), 1)
-    for old, new, tokens in zip(before, after, kept(after), strict=True):
-        some = sorted(tokens)
-        shift = new[some] - old[some]
-        np.testing.assert_allclose(shift, shift[0], atol=1e-9)
-    return kept(after)
-
-
-def fewest(probs: Sequence[float], order: Iterable[int], mass: float) -> set[int]:
-    chosen: set[int] = set()
-    total = 0.0
-    for token in order:
-        if total >= mass:
-            break
-        chosen.add(token)
-        total += probs[token]
-    return {token for token in chosen if probs[token] > 0}
-
-
-@given(ROW, st.integers(1, 14))
-def test_top_k(row: list[float], k: int) -> None:
-    before = as_rows(row)
-    for probs, found in zip(
-        np.exp(before), check_kept(before, sampling.keep_top_k(before, k)), strict=True
-    ):
-        least = sorted(probs, reverse=True)[min(k, len(probs)) - 1]
-        assert found == {t for t, p in enumerate(probs) if p >= least and p > 0}
-
-
-@given(ROW, st.floats(0.01, 0.99))
-def test_top_p(row: list[float], p: float) -> None:
-    before = as_rows(row)
-    for probs, found in zip(
-        np.exp(before), check_kept(before, sampling.keep_top_p(before, p)), strict=True
-    ):
-        order = sorted(range(len(probs)), key=lambda t: (-probs[t], t))
-        total = math.fsum(probs[t] for t in found)
-        assert total >= p - 1e-9
-        assert len(found) <= len(fewest(probs, order, p + 1e-9))
-        assert len(found) >= len(fewest(probs, order, p - 1e-9))
-
-
-@given(ROW, st.floats(0.001, 1))
-def test_min_p(row: list[float], p: float) -> None:
-    before = as_rows(row)
-    for probs, found in zip(
-        np.exp(before), check_kept(before, sampling.keep_min_p(before, p)), strict=True
-    ):
-        assert found >= {t for t, q in enumerate(probs) if q >= p * max(probs) * (1 + 1e-9)}
-        assert found <= {t for t, q in enumerate(probs) if q >= p * max(probs) * (1 - 1e-9)}
-        assert int(np.argmax(probs)) in found
-
-
-@given(ROW, st.floats(0.01, 0.99))
-def test_typical(row: list[float], mass: float) -> None:
-    before = as_rows(row)
-    for probs, found in zip(
-        np.exp(before), check_kept(before, sampling.keep_typical(before, mass)), strict=True
-    ):
-        entropy = -sum(p * math.log(p) for p in probs if p > 0)
-        far = {t: abs(-math.log(p) - entropy) for t, p in enumerate(probs) if p > 0}
-        assert found
-        assert math.fsum(probs[t] for t in found) >= mass - 1e-9
-        left_out = [distance for t, distance in far.items() if t not in found]
-        farthest = max(far[t] for t in found)
-        assert all(distance >= farthest - 1e-9 for distance in left_out)
-        # Fewest: without the farthest of them the mass is not reached.
-        last = min((t for t in found if far[t] >= farthest - 1e-9), key=lambda t: probs[t])
-        rest = math.fsum(probs[t] for t in found) - max(
-            probs[t] for t in found if far[t] >= farthest - 1e-9
-        )
-        assert rest < mass + 1e-9 or probs[last] == 0
-
-
-@given(ROW, st.floats(0.01, 50))
-def test_temperature(row: list[float], temperature: float) -> None:
-    before = as_rows(row)
-    powered = np.exp(before - before.max(axis=1, keepdims=True)) ** (1 / temperature)
-    powered /= powered.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(
-        np.exp(sampling.apply_temperature(before, temperature)), powered, atol=1e-9
-    )
-
-
-def test_a_tiny_temperature_is_greedy_and_no_number_overflows() -> None:
-    for temperature in (1e-308, 5e-324):
-        found = sampling.apply_temperature(as_rows([-1.0, -2.0, -math.inf]), temperature)
-        assert np.exp(found[0]).tolist() == [1, 0, 0]
-
-
-@given(ROW, st.floats(0.1, 10))
-def test_repetition_penalty(row: list[float], penalty: float) -> None:
-    before = as_rows(row)
-    seen = np.zeros(before.shape, bool)
-    seen[:, ::2] = True
-    powered = np.exp(before)
-    powered[seen] **= penalty
-    powered /= powered.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(
-        np.exp(sampling.penalise_repetition(before, seen, penalty)), powered, rtol=1e-6, atol=1e-12
-    )
-
-
-@given(ROW, st.floats(0, 1, exclude_max=True))
-def test_draw_inverts_the_cumulative_distribution(row: list[float], u: float) -> None:
-    log_probs = as_rows(row)
-    for probs, token in zip(np.exp(log_probs), draw(log_probs, [u, u]), strict=True):
-        assert probs[token] > 0
-        assert math.fsum(probs[:token]) <= u + 1e-9
-        assert math.fsum(probs[: token + 1]) >= u - 1e-9
-
-
-def test_draw_never_takes_what_cannot_be() -> None:
-    log_probs = np.array([[-math.inf, -math.inf, 0.0, -math.inf]])
-    for u in (0.0, 0.5, math.nextafter(1, 0)):
-        assert draw(log_probs, [u]) == [2]
-
-
-def test_draws_follow_the_distribution() -> None:
-    log_probs = np.log(np.array([[0.1, 0.6, 0.3]]))
-    random = np.random.default_rng(0)
-    counts = np.bincount([draw(log_probs, [random.random()])[0] for _ in range(4000)])
-    np.testing.assert_allclose(counts / 4000, [0.1, 0.6, 0.3], atol=0.03)
-
-
-def test_filters_work_in_the_documented_order() -> None:
-    log_probs = np.log(np.array([[0.4, 0.3, 0.2, 0.1]]))
-    seen = np.zeros((1, 4), bool)
-    # top-k 2 leaves 4/7 and 3/7, so that a nucleus of 0.55 keeps one token; alone it keeps two.
-    assert kept(Choice(top_k=2, top_p=0.55).distribution(log_probs, seen)) == [{0}]
-    assert kept(Choice(top_p=0.55).distribution(log_probs, seen)) == [{0, 1}]
-    assert Choice().distribution(log_probs, seen) is log_probs
-
-
-def test_each_option_does_what_its_filter_does() -> None:
-    log_probs = np.log(np.array([[0.4, 0.3, 0.2, 0.1]]))
-    seen = np.array([[True, False, False, True]])
-    for choice, expected in (
-        (Choice(temperature=0.7), sampling.apply_temperature(log_probs, 0.7)),
-        (Choice(top_k=3), sampling.keep_top_k(log_probs, 3)),
-        (Choice(min_p=0.6), sampling.keep_min_p(log_probs, 0.6)),
-        (Choice(typical=0.5), sampling.keep_typical(log_probs, 0.5)),
-        (Choice(repetition_penalty=2), sampling.penalise_repetition(log_probs, seen, 2)),
-    ):
-        np.testing.assert_array_equal(choice.distribution(log_probs, seen), expected)
-
-
-@pytest.mark.parametrize(
-    ("wrong", "message"),
-    [
-        ({"temperature": -0.1}, "--temperature -0.1 is out of range"),
-        ({"temperature": math.nan}, "--temperature nan"),
-        ({"top_k": -1}, "--top-k"),
-        ({"top_p": 0.0}, "--top-p"),
-        ({"top_p": 1.1}, "--top-p"),
-        ({"min_p": -0.1}, "--min-p"),
-        ({"typical": 0.0}, "--typical"),
-        ({"repetition_penalty": 0.0}, "--repetition-penalty 0.0"),
-    ],
-)
-def test_values_without_sense_are_refused(wrong: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        Choice(**wrong)
-
 
 # Stop strings.
 
@@ -300,7 +121,7 @@ def test_the_end_of_the_document_ends_the_text() -> None:
 def test_a_model_of_no_numbers_is_said_to_be_one() -> None:
     model = tiny_model(BYTES.vocab_size)
     with torch.no_grad():
-        model.output_bias[3] = math.nan
+        model.head.bias[3] = math.nan
     with pytest.raises(DivergedError):
         complete(model, BYTES, length=1)
 
@@ -320,25 +141,25 @@ def test_probabilities_step_by_step_are_those_of_the_full_pass() -> None:
     assert sample.logprob == pytest.approx(exact, rel=1e-5)
 
 
-def regenerate(prompt: list[int], **options: Any) -> list[int]:
-    """The tokens that a sample is made of, as its decoder hears them."""
-    heard: list[int] = []
+class Listening(LanguageModel):
+    """MODEL, and the tokens that its first stream reads last."""
 
-    class Listening(Decoder):
-        def push(self, token: int) -> str:
-            heard.append(token)
-            return super().push(token)
+    def __init__(self) -> None:
+        super().__init__(MODEL.config)
+        self.load_state_dict(MODEL.state_dict())
+        self.heard: list[int] = []
 
-    class Listened:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(BYTES, name)
+    def log_probs(self, tokens_BT: torch.Tensor, state_LSBH: torch.Tensor) -> Any:
+        self.heard.append(int(tokens_BT[0, -1]))
+        return super().log_probs(tokens_BT, state_LSBH)
 
-        def decoder(self) -> Decoder:
-            surfaces = [BYTES.surface(token) for token in range(BYTES.vocab_size)]
-            return Listening(surfaces, end_id=BYTES.end_id, drop_leading_space=False)
 
-    complete(MODEL, Listened(), prompt, **options)  # type: ignore[arg-type]
-    return heard[len(prompt) :]
+def regenerate(prompt: list[int], *, length: int, **options: Any) -> list[int]:
+    """The tokens that a sample is made of: what is read on the way to one more."""
+    model = Listening().eval()
+    (sample,) = complete(model, BYTES, prompt, length=length + 1, **options)
+    _, *made = model.heard
+    return [*made, BYTES.end_id] if sample.tokens <= length else made
 
 
 @pytest.mark.parametrize("cell", ["gru", "lstm", "gru-before"])

@@ -41,6 +41,7 @@ def library() -> ctypes.CDLL:
             _compile(compiler, path)
         loaded = ctypes.CDLL(str(path))
         loaded.recurrence_units.restype = ctypes.c_size_t
+        loaded.outer_product_depth.restype = ctypes.c_size_t
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         raise BuildError(str(error)) from error
     return loaded
@@ -71,7 +72,12 @@ def _compiler() -> str:
 def _path(compiler: str) -> Path:
     """Where the library for this source, compiler and processor lies."""
     version = _run([compiler, "--version"])
-    parts = (*(path.read_bytes() for path in SOURCES), version.stdout, repr((FLAGS, CHOICES)).encode(), _processor())
+    parts = (
+        *(path.read_bytes() for path in SOURCES),
+        version.stdout,
+        repr((FLAGS, CHOICES)).encode(),
+        _processor(),
+    )
     key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
     return platformdirs.user_cache_path("gru-lm") / "kernels" / f"{key}.so"
 

@@ -1,10 +1,10 @@
-"""`gru` and `gru-before` over time by the C kernels, differentiable. float32 on a CPU alone.
+"""The cells over time by the C kernels, differentiable. float32 on a CPU alone.
 
 The input projection is the caller's (one product for all steps); here are the steps themselves, and
 on the way back the gradient of the recurrent weights as one product. Hidden sizes that do not fill the
 processor's vectors are padded with units that stay zero.
 
-Shapes: T time, B batch, H hidden, G = 3H gates, P = H padded.
+Shapes: T time, B batch, H hidden, G gates x H, S states of a cell.
 """
 
 from __future__ import annotations
@@ -14,40 +14,66 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, pad
+from torch.nn.functional import embedding, pad
 
-from gru_lm.model.cells import GRU, GRUBefore
+from gru_lm.model import products
+from gru_lm.model.cells import GRU, LSTM, RNN, GRUBefore, LSTMThread
 from gru_lm.model.native.build import library
+from gru_lm.model.products import linear
+
+NativeCell = GRU | GRUBefore | LSTM | LSTMThread | RNN
 
 
-def run(cell: GRU | GRUBefore, x_TBD: Tensor, h_BH: Tensor) -> Tensor:
-    """The outputs of a layer from the state h_BH on, [T, B, H]."""
-    H = cell.width
+def run(
+    cell: NativeCell, x_TBD: Tensor, state_SBH: Tensor, rows_TB: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """The outputs of a layer [T, B, H] and the state after the last step [S, B, H].
+
+    With `rows_TB`, step t of stream b reads row rows_TB[t, b] of a table x [V, D], of which the
+    product is made once a row.
+    """
+    H, gates = cell.width, len(cell.gates)
     more = -H % library().recurrence_units()
-    bias, inner = cell.bias_ih_l0, None
-    if isinstance(cell, GRU):
+    bias, given = cell.bias_ih_l0, []
+    if isinstance(cell, RNN | LSTM):
+        bias = bias + cell.bias_hh_l0
+    elif isinstance(cell, GRU):
         u_r, u_z, inner = cell.bias_hh_l0.chunk(3)
         bias = bias + torch.cat((u_r, u_z, torch.zeros_like(inner)))
-        inner = pad(inner, (0, more))
-    x_TBG = linear(x_TBD, _pad_rows(cell.weight_ih_l0, more), _pad_rows(bias, more))
-    U = pad(_pad_rows(cell.weight_hh_l0, more), (0, more))
-    h_BH = pad(h_BH, (0, more))
-    steps, given = (_GRUBefore, ()) if inner is None else (_GRU, (inner,))
-    hs: Tensor = steps.apply(x_TBG, U, h_BH, *given)  # type: ignore[no-untyped-call]
-    return hs[..., :H]
+        given = [pad(inner, (0, more))]
+    W = _pad_rows(cell.weight_ih_l0, gates, more)
+    x_TBG = linear(x_TBD, W, _pad_rows(bias, gates, more), outer=_outer)
+    if rows_TB is not None:
+        x_TBG = embedding(rows_TB, x_TBG)
+    U = pad(_pad_rows(cell.weight_hh_l0, gates, more), (0, more))
+    steps = STEPS[type(cell)].apply
+    hs, *rest = steps(x_TBG, U, *pad(state_SBH, (0, more)).unbind(), *given)  # type: ignore[no-untyped-call]
+    return hs[..., :H], torch.stack([state[..., :H] for state in (hs[-1], *rest)])
 
 
-def _pad_rows(weights: Tensor, more: int) -> Tensor:
+def _pad_rows(weights: Tensor, gates: int, more: int) -> Tensor:
     """Each gate's block of rows [H, ...] made [H + more, ...] with zeros."""
     if not more:
         return weights
-    blocks = weights.reshape(3, -1, *weights.shape[1:])
+    blocks = weights.reshape(gates, -1, *weights.shape[1:])
     return pad(blocks, (0, 0) * (weights.ndim - 1) + (0, more)).flatten(0, 1)
+
+
+def _outer(dy_NG: Tensor, x_ND: Tensor) -> Tensor:
+    """The gradient of weights, [G, D]: the sum over the rows of dy times x."""
+    (N, G), D = dy_NG.shape, x_ND.shape[1]
+    units = library().recurrence_units()
+    if G % units or D % units or dy_NG.stride(1) != 1:
+        return products.outer(dy_NG, x_ND)
+    x_ND, out = x_ND.contiguous(), x_ND.new_empty(G, D)
+    packed = x_ND.new_empty(library().outer_product_depth() * D)
+    _call("outer_product", N, G, D, dy_NG, dy_NG.stride(0), x_ND, out, packed)
+    return out
 
 
 class _GRU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TBG: Tensor, U: Tensor, h_BH: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, x_TBG: Tensor, U: Tensor, h_BH: Tensor, bias: Tensor) -> tuple[Tensor]:
         T, B, G = x_TBG.shape
         H = G // 3
         x_TBG, U, bias = x_TBG.contiguous(), U.contiguous(), bias.contiguous()
@@ -59,7 +85,7 @@ class _GRU(torch.autograd.Function):
         _call("gru_forward", T, B, H, x_TBG, U, bias, hs, gates, inner, x_TBG.new_empty(3 * H * H))
         if kept:
             ctx.save_for_backward(U, hs, gates, inner)
-        return hs[1:]
+        return (hs[1:],)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
@@ -70,15 +96,13 @@ class _GRU(torch.autograd.Function):
         dy = dy.contiguous()
         _call("gru_backward", T, B, H, dy, U, hs, gates, inner, dh, dx, dinner, packed)
         before_NH, dx_NG, dinner_NH = hs[:-1].flatten(0, 1), dx.flatten(0, 1), dinner.flatten(0, 1)
-        dU = torch.empty_like(U)
-        torch.mm(dx_NG[:, : 2 * H].t(), before_NH, out=dU[: 2 * H])
-        torch.mm(dinner_NH.t(), before_NH, out=dU[2 * H :])
+        dU = torch.cat((_outer(dx_NG[:, : 2 * H], before_NH), _outer(dinner_NH, before_NH)))
         return dx, dU, dh, dinner_NH.sum(0)
 
 
 class _GRUBefore(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TBG: Tensor, U: Tensor, h_BH: Tensor) -> Tensor:
+    def forward(ctx: Any, x_TBG: Tensor, U: Tensor, h_BH: Tensor) -> tuple[Tensor]:
         T, B, G = x_TBG.shape
         H = G // 3
         x_TBG, U = x_TBG.contiguous(), U.contiguous()
@@ -88,7 +112,7 @@ class _GRUBefore(torch.autograd.Function):
         packed = x_TBG.new_empty(3 * H * H)
         _call("before_forward", T, B, H, x_TBG, U, hs, gates, reset, packed)
         ctx.save_for_backward(U, hs, gates, reset)
-        return hs[1:]
+        return (hs[1:],)
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
@@ -99,10 +123,71 @@ class _GRUBefore(torch.autograd.Function):
         dy = dy.contiguous()
         _call("before_backward", T, B, H, dy, U, hs, gates, dh, dx, dreset, packed)
         dx_NG = dx.flatten(0, 1)
-        dU = torch.empty_like(U)
-        torch.mm(dx_NG[:, : 2 * H].t(), hs[:-1].flatten(0, 1), out=dU[: 2 * H])
-        torch.mm(dx_NG[:, 2 * H :].t(), reset.flatten(0, 1), out=dU[2 * H :])
+        before_NH, reset_NH = hs[:-1].flatten(0, 1), reset.flatten(0, 1)
+        dU = torch.cat((_outer(dx_NG[:, : 2 * H], before_NH), _outer(dx_NG[:, 2 * H :], reset_NH)))
         return dx, dU, dh
+
+
+class _LSTM(torch.autograd.Function):
+    plain = 0  # the output is o⊙tanh(c)
+
+    @classmethod
+    def forward(
+        cls, ctx: Any, x_TBG: Tensor, U: Tensor, h_BH: Tensor, c_BH: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        T, B, G = x_TBG.shape
+        H = G // 4
+        x_TBG, U = x_TBG.contiguous(), U.contiguous()
+        hs, cs = x_TBG.new_empty(T + 1, B, H), x_TBG.new_empty(T + 1, B, H)
+        hs[0], cs[0] = h_BH, c_BH
+        gates, packed = torch.empty_like(x_TBG), x_TBG.new_empty(4 * H * H)
+        _call("lstm_forward", cls.plain, T, B, H, x_TBG, U, hs, cs, gates, packed)
+        ctx.save_for_backward(U, hs, cs, gates)
+        return hs[1:], cs[-1].clone()
+
+    @classmethod
+    def backward(cls, ctx: Any, dy: Tensor, dc_last: Tensor) -> tuple[Tensor, ...]:
+        U, hs, cs, gates = ctx.saved_tensors
+        T, B, G = gates.shape
+        H = G // 4
+        dh, dc, dx = dy.new_zeros(B, H), dc_last.clone(), torch.empty_like(gates)
+        dy, packed = dy.contiguous(), dy.new_empty(4 * H * H)
+        _call("lstm_backward", cls.plain, T, B, H, dy, U, cs, gates, dh, dc, dx, packed)
+        return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1)), dh, dc
+
+
+class _LSTMThread(_LSTM):
+    plain = 1  # the output is o⊙c
+
+
+class _RNN(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TBG: Tensor, U: Tensor, h_BH: Tensor) -> tuple[Tensor]:
+        T, B, H = x_TBG.shape
+        x_TBG, U = x_TBG.contiguous(), U.contiguous()
+        hs, packed = x_TBG.new_empty(T + 1, B, H), x_TBG.new_empty(H * H)
+        hs[0] = h_BH
+        _call("rnn_forward", T, B, H, x_TBG, U, hs, packed)
+        ctx.save_for_backward(U, hs)
+        return (hs[1:],)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
+        U, hs = ctx.saved_tensors
+        T, B, H = dy.shape
+        dh, dx, packed = dy.new_zeros(B, H), dy.new_empty(T, B, H), dy.new_empty(H * H)
+        dy = dy.contiguous()
+        _call("rnn_backward", T, B, H, dy, U, hs, dh, dx, packed)
+        return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1)), dh
+
+
+STEPS: dict[type[NativeCell], type[torch.autograd.Function]] = {
+    GRU: _GRU,
+    GRUBefore: _GRUBefore,
+    LSTM: _LSTM,
+    LSTMThread: _LSTMThread,
+    RNN: _RNN,
+}
 
 
 def _call(name: str, *arguments: int | Tensor | None) -> None:

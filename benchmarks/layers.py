@@ -1,0 +1,95 @@
+"""Rows 1 to 4: a layer's forward and backward against torch.nn's, and against the machine's peak.
+
+The input needs its gradient too, as in the middle of a model. All works run in one process, with the
+memory settings of gru-lm, which help torch.nn as well.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.report import Row
+from benchmarks.timing import Timings, Work, geometric_mean
+from gru_lm.model.cells import CELLS
+from gru_lm.model.recurrent import Recurrent, choose_backend
+
+WIDTHS, BATCHES, STEPS = (128, 256, 512, 1024), (16, 32, 64), 64
+SIDE = 2048  # of the matrices whose product stands for the peak
+
+
+def stock(kind: type[torch.nn.RNNBase], width: int, batch: int) -> Work:
+    """Forward and backward of a layer of torch.nn over a sequence."""
+    x_TBD = torch.randn(STEPS, batch, width, requires_grad=True)
+    module = kind(width, width)
+    return lambda: module(x_TBD)[0].sum().backward()
+
+
+def layer(cell: str, width: int, batch: int) -> Work:
+    """Forward and backward of one of our layers over a sequence."""
+    x_TBD = torch.randn(STEPS, batch, width, requires_grad=True)
+    backend = choose_backend(torch.device("cpu"))
+    stack = Recurrent(cell, inputs=width, width=width, layers=1, dropout=0, backend=backend)
+    state_LSBH = torch.zeros(1, stack.states, batch, width)
+    return lambda: stack(x_TBD, state_LSBH, None)[0].sum().backward()
+
+
+def peak() -> Work:
+    """A large matrix product, as PyTorch does it."""
+    a, b, c = (torch.randn(SIDE, SIDE) for _ in range(3))
+    return lambda: torch.mm(a, b, out=c)
+
+
+def rows() -> Iterator[Row]:
+    """One row a figure, after one row of detail a shape."""
+    over: dict[str, list[float]] = {"lstm": [], "gru": [], "before": [], "share": []}
+    for width, batch in itertools.product(WIDTHS, BATCHES):
+        works = {"nn.GRU": stock(torch.nn.GRU, width, batch)}
+        works |= {"nn.LSTM": stock(torch.nn.LSTM, width, batch)}
+        works |= {name: layer(name, width, batch) for name in ("gru", "gru-before")}
+        timings = Timings(works | {"peak": peak()})
+        # Three gates, each a multiplication and an addition, of input and state, forward and twice back.
+        operations = 2 * 3 * 2 * 3 * width * width * batch * STEPS
+        times = operations / (2 * SIDE**3)
+        lstm, gru = timings.ratio("gru", "nn.LSTM"), timings.ratio("gru", "nn.GRU")
+        before, share = (
+            timings.ratio("gru-before", "gru"),
+            timings.ratio("gru", "peak", per_call=times),
+        )
+        for name, ratio in (("lstm", lstm), ("gru", gru), ("before", before)):
+            over[name].append(ratio.median)
+        if width >= 256 and batch == 64:
+            over["share"].append(share.median)
+        tokens = batch * STEPS
+        yield Row(
+            "",
+            f"H {width}, B {batch}: gru/nn.LSTM {lstm}, gru/nn.GRU {gru}, gru-before/gru {before}, "
+            f"share of peak {share}",
+            details={
+                "width": width,
+                "batch": batch,
+                "tokens_per_second": {name: tokens / timings.seconds(name) for name in works},
+                "peak_gflops": 2 * SIDE**3 / timings.seconds("peak") / 1e9,
+            },
+        )
+    for number, name, label, mean_bar, worst_bar in (
+        ("1", "lstm", "gru over nn.LSTM", 1.25, 1.10),
+        ("2", "gru", "gru over nn.GRU", 1.6, 1.25),
+    ):
+        yield Row(number, f"{label}, geometric mean", geometric_mean(over[name]), bar=mean_bar)
+        yield Row(number, f"{label}, worst", min(over[name]), bar=worst_bar)
+    yield Row("3", "gru-before over gru, geometric mean", geometric_mean(over["before"]), bar=0.85)
+    yield Row("3", "gru-before over gru, worst", min(over["before"]), bar=0.85)
+    yield Row("4", "gru, share of sgemm's peak, worst", min(over["share"]), bar=0.80)
+
+
+def other_cells() -> Iterator[Row]:
+    """The cells without a kernel of ours, for which torch.nn or the plain loop runs."""
+    for width, batch in ((256, 32), (512, 32)):
+        works = {"nn.LSTM": stock(torch.nn.LSTM, width, batch)}
+        works |= {name: layer(name, width, batch) for name in CELLS}
+        timings = Timings(works)
+        ratios = ", ".join(f"{name} {timings.ratio(name, 'nn.LSTM')}" for name in CELLS)
+        yield Row("", f"H {width}, B {batch}, over nn.LSTM: {ratios}")

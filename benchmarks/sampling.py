@@ -1,0 +1,112 @@
+"""Rows 7 and 8: sampling, one stream against a loop over torch.nn's GRU, and 64 streams against one.
+
+The loop is the one that anybody would write: a step of the same model at a time, the same weights,
+temperature and threads, a multinomial draw, each token decoded. Weights are those of the start, so the
+text has the letters of English in their frequencies, and the document never ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.report import Row
+from benchmarks.timing import Timings
+from gru_lm.generation.choice import Choice
+from gru_lm.generation.sampling import complete
+from gru_lm.model.heads import FullSoftmax
+from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.model.recurrent import choose_backend
+from gru_lm.text.sources import open_documents
+from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
+
+WIDTHS = (128, 256, 512)
+EMBED = 128
+STREAMS = 64
+LENGTH = 500  # tokens of one stream, as `gru-lm sample` makes them
+SHORT = 100  # of each of the 64: a round need not take seconds
+TEMPERATURE = 0.9
+
+
+def model_of(width: int, counts_V: torch.Tensor, never: int) -> LanguageModel:
+    torch.manual_seed(0)
+    config = ModelConfig(cell="gru", vocab_size=len(counts_V), layers=1, width=width, embed=EMBED)
+    model = LanguageModel(config, backend=choose_backend(torch.device("cpu"))).eval()
+    model.set_unigram(counts_V)
+    assert isinstance(model.head, FullSoftmax)
+    with torch.no_grad():
+        model.head.bias[never] = -50.0
+    return model
+
+
+class Loop:
+    """nn.GRU a step at a time, with the weights of `model`."""
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
+        V, H = model.config.vocab_size, model.config.width
+        head = model.head
+        assert isinstance(head, FullSoftmax)
+        assert head.weight is not None
+        self.tokenizer = tokenizer
+        self.embedding = torch.nn.Embedding(V, EMBED, _weight=head.embedding.detach())
+        self.gru = torch.nn.GRU(EMBED, H)
+        self.gru.load_state_dict(model.recurrent.layers[0].state_dict())
+        self.output = torch.nn.Linear(H, V)
+        self.output.load_state_dict({"weight": head.weight, "bias": head.bias})
+
+    @torch.inference_mode()
+    def __call__(self, streams: int, length: int) -> list[str]:
+        decoders = [self.tokenizer.decoder() for _ in range(streams)]
+        texts: list[list[str]] = [[] for _ in decoders]
+        tokens_N = torch.full((streams,), self.tokenizer.newline_id)
+        h_1NH = torch.zeros(1, streams, self.gru.hidden_size)
+        for _ in range(length):
+            out_1NH, h_1NH = self.gru(self.embedding(tokens_N)[None], h_1NH)
+            log_probs_NV = (self.output(out_1NH[0]) / TEMPERATURE).log_softmax(-1)
+            tokens_N = torch.multinomial(log_probs_NV.exp(), 1)[:, 0]
+            for token, decoder, text in zip(tokens_N.tolist(), decoders, texts, strict=True):
+                text.append(decoder.push(token))
+        return ["".join(text) for text in texts]
+
+
+def rows(text: Path) -> Iterator[Row]:
+    document = open_documents([str(text)])[0]
+    tokenizer = train_tokenizer("char", document.pieces)
+    tokens = np.array([i for ids in tokenizer.encode(document.pieces()) for i in ids])
+    counts_V = torch.from_numpy(np.bincount(tokens, minlength=tokenizer.vocab_size))
+    choice = Choice(temperature=TEMPERATURE)
+    for width in WIDTHS:
+        model = model_of(width, counts_V, tokenizer.end_id)
+        loop = Loop(model, tokenizer)
+
+        def ours(samples: int, length: int, model: LanguageModel = model) -> int:
+            made = complete(model, tokenizer, samples=samples, length=length, choice=choice)
+            return sum(len(sample.text) for sample in made)
+
+        assert ours(2, 50) > 90, "the text goes on to its end"
+        timings = Timings(
+            {
+                "loop": lambda loop=loop: loop(1, LENGTH),
+                "one": lambda ours=ours: ours(1, LENGTH),
+                "many": lambda ours=ours: ours(STREAMS, SHORT),
+                "loop of many": lambda loop=loop: loop(STREAMS, SHORT),
+            }
+        )
+        size = {"loop": LENGTH, "one": LENGTH, "many": STREAMS * SHORT}
+        size["loop of many"] = STREAMS * SHORT
+        rates = {name: tokens / timings.seconds(name) for name, tokens in size.items()}
+        details = {"width": width, "tokens_per_second": rates}
+        one = timings.ratio("one", "loop")
+        many = timings.ratio("many", "one", per_call=STREAMS * SHORT / LENGTH)
+        both = timings.ratio("many", "loop of many")
+        if width < WIDTHS[-1]:
+            said = f"one over the loop {one}, {STREAMS} over one {many}, {STREAMS} over its loop {both}"
+            yield Row("", f"sampling, H {width}: {said}", details=details)
+            continue
+        label = f"sampling one stream over a loop of nn.GRU, H={width}"
+        yield Row("7", label, one.median, bar=3.0, details=details)
+        yield Row("8", f"sampling {STREAMS} streams over one, H={width}", many.median, bar=20.0)
+        yield Row("", f"{STREAMS} streams over the loop with as many: {both}")

@@ -1,0 +1,107 @@
+"""Row 6: a large vocabulary of words, adaptive softmax against the full one: speed, and what it costs.
+
+Two layers of 200 units, an embedding of 200, tied, as in PyTorch's word_language_model example. The full
+softmax is measured as PyTorch has it (all logits at once) and in slices, as we do it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy, linear
+
+from benchmarks.report import Row
+from benchmarks.timing import Timings, Work
+from benchmarks.whole import BATCH, STEPS, training
+from gru_lm.model.heads import choose_cutoffs
+from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.model.recurrent import choose_backend
+from gru_lm.text.dataset import make_tokenizer, split_texts
+from gru_lm.text.store import build_store, unigram_counts
+
+SIZE = ("--layers", "2", "--width", "200", "--embed", "200", "--tied", "--tokenizer", "word")
+
+
+class StockHead(torch.nn.Module):
+    """The loss over all logits at once, by PyTorch's own functions, in place of a FullSoftmax."""
+
+    def __init__(self, head: torch.nn.Module) -> None:
+        super().__init__()
+        self.head = head
+        self.embed = head.embed
+
+    def loss(self, hidden_NH: torch.Tensor, targets_N: torch.Tensor) -> torch.Tensor:
+        weight_VH, bias_V = self.head.embedding, self.head.bias
+        return cross_entropy(linear(hidden_NH, weight_VH, bias_V), targets_N)
+
+
+def steps(tokens: np.ndarray, counts_V: np.ndarray, *, head: str) -> Work:
+    """A training step with the stock, full or adaptive softmax."""
+    cutoffs = choose_cutoffs(torch.from_numpy(counts_V), 200) if head == "adaptive" else ()
+    config = ModelConfig(
+        cell="gru",
+        vocab_size=len(counts_V),
+        layers=2,
+        width=200,
+        embed=200,
+        tied=True,
+        dropout=0.2,
+        cutoffs=cutoffs,
+    )
+    model = LanguageModel(config, backend=choose_backend(torch.device("cpu")))
+    model.head.set_unigram(torch.from_numpy(counts_V))
+    if head == "stock":
+        model.head = StockHead(model.head)
+    made = training(model, tokens)
+    return lambda: next(made)
+
+
+def rows(train: str, valid: str) -> Iterator[Row]:
+    texts = split_texts(
+        [train],
+        valid=valid,
+        test=None,
+        shares=(1, 0, 0),
+        encoding="utf-8",
+        stdin=None,
+        at_line_ends=lambda _: True,
+        stop=lambda: None,
+        progress=lambda _: None,
+        note=lambda _: None,
+    )
+    tokenizer = make_tokenizer("word", texts.train, vocab_size=None, stop=lambda: None)
+    with tempfile.TemporaryDirectory() as folder:
+        store = build_store(texts.train.documents, tokenizer, directory=Path(folder), key="words")
+        counts_V = unigram_counts(store, tokenizer.vocab_size)
+        heads = ("stock", "full", "adaptive")
+        timings = Timings({head: steps(store.tokens, counts_V, head=head) for head in heads})
+        rate = {head: BATCH * STEPS / timings.seconds(head) for head in heads}
+        for head, bar in (("stock", 5), ("full", None)):
+            ratio = timings.ratio("adaptive", head)
+            label = f"adaptive over {head} full softmax, V={len(counts_V):,}: training tokens/s"
+            details = {"tokens_per_second": rate, "quartiles": [ratio.low, ratio.high]}
+            yield Row("6", label, ratio.median, bar=bar, details=details)
+        perplexity = {}
+        for softmax in ("full", "adaptive"):
+            command = [sys.executable, "-m", "gru_lm", "train", train, "--valid", valid, *SIZE]
+            command += [
+                "--epochs",
+                "1",
+                "--softmax",
+                softmax,
+                "--out",
+                f"{folder}/{softmax}",
+                "--json",
+            ]
+            done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+            perplexity[softmax] = json.loads(done.stdout)["valid"]["perplexity"]
+    label = "perplexity after an epoch, adaptive over full"
+    worse = perplexity["adaptive"] / perplexity["full"]
+    yield Row("6", label, worse, bar=1.03, most=True, details={"perplexity": perplexity})

@@ -1,0 +1,265 @@
+"""Tokens a second of cells on this machine: training steps, and the forward pass of validation.
+
+What is timed is what a run does (`train_steps`, `columns`), on the model that the planner would make for
+characters; the characters are random, which changes no speed. The works take turns in rounds, so that
+what else the machine does falls on all alike. Knows nothing of terminals and writes nothing. No clock is
+read before the device has finished.
+"""
+
+from __future__ import annotations
+
+import itertools
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gru_lm import __version__
+from gru_lm.config import Settings
+from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, columns
+from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.text.batches import Batches
+from gru_lm.training.loop import TrainState, train_steps
+from gru_lm.training.optimizers import Budget, Schedule, make_optimizer
+from gru_lm.training.planner import Plan, plan_model
+
+VOCABULARY = 323  # characters of an English text, and the 256 bytes that spell all others
+TOKENS = 122 * COLUMN_BATCH * COLUMN_CHUNK  # about a million, in whole passes of validation
+WIDTHS = {
+    "cpu": (128, 256, 512),
+    "cuda": (256, 512, 1024),
+}  # what the planner chooses, and beside it
+LR = 1e-4  # moves the weights, and never far: the speed of any other
+ROUNDS = 9
+FEWEST = 3  # rounds, however slow the machine
+
+
+def _never() -> None:
+    """The default of `stop`: nobody asks us to."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A cell at a width, in the model whose speed is measured."""
+
+    plan: Plan
+    config: ModelConfig
+
+
+@dataclass
+class Work:
+    """What is timed: `run` does it once, on `tokens` tokens, in about `seconds`."""
+
+    subject: Subject
+    kind: str  # "train" or "eval"
+    run: Callable[[], object]
+    tokens: int
+    device: torch.device
+    seconds: float = 0.0
+
+    def turn(self, seconds: float, stop: Callable[[], None]) -> float:
+        """Do it for about `seconds`, once at least; returns what it took. Notes what a run took."""
+        repeats = max(1, int(seconds / self.seconds)) if self.seconds else 1
+        self._wait()
+        started = time.perf_counter()
+        for _ in range(repeats):
+            stop()
+            self.run()
+        self._wait()
+        elapsed = time.perf_counter() - started
+        self.seconds = elapsed / repeats
+        return elapsed
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Tokens a second in each round."""
+
+    rounds: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        """The median of the rounds."""
+        return statistics.median(self.rounds)
+
+    @property
+    def quartiles(self) -> tuple[float, float]:
+        """Half of the rounds lie between these."""
+        low, _, high = statistics.quantiles(self.rounds, n=4)
+        return low, high
+
+    def over(self, other: Rate) -> float:
+        """How many times as fast as `other`: the median over rounds, which are neighbours in time.
+
+        >>> Rate((2.0, 6.0, 3.0)).over(Rate((1.0, 2.0, 2.0)))
+        2.0
+        """
+        return statistics.median(a / b for a, b in zip(self.rounds, other.rounds, strict=True))
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a subject trains and is evaluated."""
+
+    subject: Subject
+    train: Rate
+    evaluation: Rate
+
+
+def subjects(cells: Sequence[str], widths: Sequence[int], device: torch.device) -> list[Subject]:
+    """Every cell at every width, as planned for a million characters. Raises UsageError.
+
+    Dropout is left out: the plan's depends on how long one trains.
+    """
+    found = []
+    for width, cell in itertools.product(dict.fromkeys(widths), dict.fromkeys(cells)):
+        plan = plan_model(
+            Settings(cell=cell, width=width, dropout=0.0),
+            tokens=TOKENS,
+            vocab_size=VOCABULARY,
+            device=device.type,
+        )
+        config = ModelConfig(
+            cell=cell,
+            vocab_size=VOCABULARY,
+            layers=plan.layers,
+            width=width,
+            embed=plan.embed,
+            tied=plan.tied,
+        )
+        found.append(Subject(plan, config))
+    return found
+
+
+def warm_up(
+    chosen: Sequence[Subject],
+    *,
+    device: torch.device,
+    backend: str,
+    stop: Callable[[], None] = _never,
+    progress: Callable[[int], None] = lambda _: None,
+) -> list[Work]:
+    """The works of all subjects, each done twice; `progress` hears of subjects done."""
+    tokens_N = np.random.default_rng(0).integers(VOCABULARY, size=TOKENS, dtype=np.uint16)
+    works = []
+    for subject in chosen:
+        model = LanguageModel(subject.config, backend=backend).to(device)
+        plan = subject.plan
+        for kind, steps, tokens in (
+            ("train", _training(model, plan, tokens_N), plan.batch * plan.bptt),
+            ("eval", _evaluating(model, tokens_N), COLUMN_BATCH * COLUMN_CHUNK),
+        ):
+            work = Work(subject, kind, steps.__next__, tokens, device)
+            work.turn(0, stop)  # compiles, and takes memory
+            work.turn(0, stop)
+            works.append(work)
+        progress(1)
+    return works
+
+
+def measure(
+    works: Sequence[Work],
+    *,
+    until: float,
+    stop: Callable[[], None] = _never,
+    progress: Callable[[float], None] = lambda _: None,
+) -> list[Speed]:
+    """Let the works take turns `until` a time on the monotonic clock; FEWEST rounds at least.
+
+    `progress` hears of shares of the whole. Raises what `stop` raises.
+    """
+    left = max(0.0, until - time.monotonic())
+    turn = left / (ROUNDS * len(works))
+    whole = max(left, FEWEST * sum(max(turn, work.seconds) for work in works))
+    # Neighbours in time are those that are compared: all cells of a width, doing the same.
+    order = sorted(
+        range(len(works)), key=lambda i: (works[i].subject.config.width, works[i].kind, i)
+    )
+    rates: list[list[float]] = [[] for _ in works]
+    last = 0.0
+    while len(rates[0]) < FEWEST or until - time.monotonic() > last:
+        began = time.monotonic()
+        for i in order:
+            elapsed = works[i].turn(turn, stop)
+            rates[i].append(works[i].tokens / works[i].seconds)
+            progress(elapsed / whole)
+        last = time.monotonic() - began
+    found = {
+        (id(work.subject), work.kind): Rate(tuple(rate))
+        for work, rate in zip(works, rates, strict=True)
+    }
+    return [
+        Speed(work.subject, found[id(work.subject), "train"], found[id(work.subject), "eval"])
+        for work in works
+        if work.kind == "train"
+    ]
+
+
+def machine(device: torch.device, backend: str) -> dict[str, Any]:
+    """What the figures depend on."""
+    return {
+        "processor": _processor(device),
+        "system": platform.platform(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "backend": backend,
+        "versions": {
+            "gru-lm": __version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _training(model: LanguageModel, plan: Plan, tokens_N: np.ndarray) -> Iterator[object]:
+    """Training steps, for ever."""
+    state = TrainState(
+        model,
+        make_optimizer(model, "adamw", weight_decay=plan.weight_decay),
+        torch.amp.GradScaler(enabled=False),
+        model.initial_state(plan.batch),
+    )
+    steps = train_steps(
+        state,
+        Batches(tokens=tokens_N, batch=plan.batch, bptt=plan.bptt, seed=0),
+        budget=Budget(steps=None, seconds=None),
+        schedule=Schedule(kind="constant", lr=LR, warmup=0),
+        clip=1.0,
+        seed=0,
+        precision="float32",
+        clock=time.monotonic,
+    )
+    while True:
+        model.train()
+        yield next(steps)
+
+
+def _evaluating(model: LanguageModel, tokens_N: np.ndarray) -> Iterator[object]:
+    """Passes of validation over the text, for ever."""
+    while True:
+        passes = columns(model, tokens_N, newline_id=0, warm=0)
+        for _ in range(TOKENS // (COLUMN_BATCH * COLUMN_CHUNK)):
+            model.eval()
+            yield next(passes)
+
+
+def _processor(device: torch.device) -> str:
+    """The name of what does the arithmetic."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
