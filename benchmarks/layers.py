@@ -7,9 +7,10 @@ memory settings of gru-lm, which help torch.nn as well.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
+from torch import Tensor
 
 from benchmarks.report import Row
 from benchmarks.timing import Timings, Work, geometric_mean
@@ -24,7 +25,7 @@ def stock(kind: type[torch.nn.RNNBase], width: int, batch: int) -> Work:
     """Forward and backward of a layer of torch.nn over a sequence."""
     x_TBD = torch.randn(STEPS, batch, width, requires_grad=True)
     module = kind(width, width)
-    return lambda: module(x_TBD)[0].sum().backward()
+    return _passes(lambda: module(x_TBD)[0], (x_TBD, *module.parameters()))
 
 
 def layer(cell: str, width: int, batch: int) -> Work:
@@ -33,7 +34,18 @@ def layer(cell: str, width: int, batch: int) -> Work:
     backend = choose_backend(torch.device("cpu"))
     stack = Recurrent(cell, inputs=width, width=width, layers=1, dropout=0, backend=backend)
     state_LSBH = torch.zeros(1, stack.states, batch, width)
-    return lambda: stack(x_TBD, state_LSBH, None)[0].sum().backward()
+    return _passes(lambda: stack(x_TBD, state_LSBH, None)[0], (x_TBD, *stack.parameters()))
+
+
+def _passes(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Work:
+    """Forward and backward, with gradients made anew as in a training step."""
+
+    def work() -> None:
+        for leaf in leaves:
+            leaf.grad = None
+        forward().sum().backward()
+
+    return work
 
 
 def peak() -> Work:
@@ -86,7 +98,7 @@ def rows() -> Iterator[Row]:
 
 
 def other_cells() -> Iterator[Row]:
-    """The cells without a kernel of ours, for which torch.nn or the plain loop runs."""
+    """All cells over torch.nn's LSTM, at two sizes."""
     for width, batch in ((256, 32), (512, 32)):
         works = {"nn.LSTM": stock(torch.nn.LSTM, width, batch)}
         works |= {name: layer(name, width, batch) for name in CELLS}

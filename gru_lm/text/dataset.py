@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from gru_lm.text.parallel import WORTHWHILE
 from gru_lm.text.sources import Document, Survey, cut, open_documents, survey
 from gru_lm.text.store import TokenStore, build_store
 from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
@@ -102,15 +103,19 @@ class Data:
 
 
 def tokenize(
-    texts: Texts, tokenizer: Tokenizer, *, cache: Path, stop: Stop, progress: Progress
+    texts: Texts, tokenizer: Tokenizer, *, cache: Path, workers: int, stop: Stop, progress: Progress
 ) -> Data:
-    """The tokens of all parts, from the cache where they have been built before."""
+    """The tokens of all parts, from the cache where they have been built before.
+
+    Up to `workers` processes encode a part that is long enough to be worth it.
+    """
     train, valid, test = (
         build_store(
             part.documents,
             tokenizer,
             directory=cache,
             key=_digest(part.fingerprint, tokenizer.fingerprint),
+            workers=workers if part.characters >= WORTHWHILE else 1,
             stop=stop,
             progress=progress,
         )

@@ -2,7 +2,7 @@
 
 Segments are a function of the text alone, not of the pieces in which it arrives; that is what makes
 training and encoding independent of how a file was read. Knows nothing of tokenizers. Memory is
-bounded by one piece and one segment.
+bounded by one piece, or one block, and one segment.
 """
 
 from __future__ import annotations
@@ -36,3 +36,42 @@ def segments(pieces: Iterable[str]) -> Iterator[list[str]]:
             yield found
     if rest:
         yield [rest]
+
+
+def split(text: str) -> list[str]:
+    """The segments of a text that is there as a whole."""
+    return [segment for found in segments([text]) for segment in found]
+
+
+def joined(pieces: Iterable[str], size: int) -> Iterator[str]:
+    """The same text in longer pieces, of `size` characters or a little more."""
+    waiting: list[str] = []
+    length = 0
+    for piece in pieces:
+        for start in range(0, len(piece), size):
+            part = piece[start : start + size]
+            waiting.append(part)
+            length += len(part)
+            if length >= size:
+                yield "".join(waiting)
+                waiting, length = [], 0
+    if waiting:
+        yield "".join(waiting)
+
+
+def blocks(pieces: Iterable[str], size: int) -> Iterator[str]:
+    """The text in blocks of about `size` characters, each a number of whole segments.
+
+    >>> list(blocks(["a\\nb", "c\\n\\n", "d"], 4))
+    ['a\\nbc\\n\\n', 'd']
+    """
+    rest = ""
+    for piece in joined(pieces, size):
+        text = rest + piece
+        line = text.rfind("\n") + 1
+        end = line + (len(text) - line) // LONGEST * LONGEST
+        rest = text[end:]
+        if end:
+            yield text[:end]
+    if rest:
+        yield rest

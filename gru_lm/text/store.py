@@ -13,7 +13,7 @@ import os
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gru_lm import atomic
+from gru_lm.text.parallel import BLOCK, encode_all, gather
 
 if TYPE_CHECKING:
     from gru_lm.text.sources import Document
@@ -70,12 +71,14 @@ def build_store(
     *,
     directory: Path,
     key: str,
+    workers: int = 1,
     stop: Callable[[], None] = lambda: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> TokenStore:
     """The tokens of `documents`, one end_id between two of them, from the cache where it has them.
 
-    `key` names the file and must stand for text and tokenizer together. `progress` gets characters.
+    `key` names the file and must stand for text and tokenizer together; `workers` processes encode,
+    this very one where it is 1. `progress` gets characters.
     Raises EnvironmentProblem where `directory` cannot be written, and what `stop` and a document's
     `pieces` raise; nothing is left behind then.
     """
@@ -92,7 +95,7 @@ def build_store(
         raise atomic.disk_problem(directory, error) from error
     atomic.sweep(directory)
     _forget_unused(directory)
-    _build(documents, tokenizer, path, key=key, stop=stop, progress=progress)
+    _build(documents, tokenizer, path, key=key, workers=workers, stop=stop, progress=progress)
     built = _open(path, key, stop)
     assert built is not None, f"{path} was just written"
     return built
@@ -112,6 +115,7 @@ def _build(
     path: Path,
     *,
     key: str,
+    workers: int,
     stop: Callable[[], None],
     progress: Callable[[int], None],
 ) -> None:
@@ -129,21 +133,16 @@ def _build(
             size += len(piece.encode())
             progress(len(piece))
 
-    with atomic.replacing(path) as file:
+    blocks = gather(map(measured, documents), tokenizer.encoder, BLOCK)
+    encoded = encode_all(tokenizer, blocks, workers=workers, stop=stop)
+    with atomic.replacing(path) as file, closing(encoded):
         file.write(bytes(_HEADER_BYTES))
-        for number, document in enumerate(documents):
-            if number:
-                end = np.array([tokenizer.end_id], dtype=dtype).tobytes()
-                file.write(end)
-                tokens, crc32 = tokens + 1, zlib.crc32(end, crc32)
-            for ids in tokenizer.encode(measured(document)):
-                stop()
-                chunk = np.array(ids, dtype=dtype)
-                if tokenizer.unknown_id is not None:
-                    unknown += int(np.count_nonzero(chunk == tokenizer.unknown_id))
-                data = chunk.tobytes()
-                file.write(data)
-                tokens, crc32 = tokens + len(ids), zlib.crc32(data, crc32)
+        for ids in encoded:
+            if tokenizer.unknown_id is not None:
+                unknown += int(np.count_nonzero(ids == tokenizer.unknown_id))
+            data = ids.astype(dtype).tobytes()
+            file.write(data)
+            tokens, crc32 = tokens + len(ids), zlib.crc32(data, crc32)
         file.seek(0)
         header = _Header(key, dtype, tokens, characters, size, unknown, crc32)
         file.write(_packed(header))

@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
-
 from gru_lm.errors import InputError, UsageError, unknown_name
 from gru_lm.text import tokenizer_model as models
-from gru_lm.text.segments import LONGEST, segments
+from gru_lm.text.tokenizer_encoders import ByteEncoder, Encoder, encoder_for
 from gru_lm.text.tokenizer_training import train_model
 
 KINDS = ("char", "byte", "bpe", "unigram", "word")
-_BATCH = 2**16  # characters; bounds the memory of one call to SentencePiece
+_BATCH = 2**16  # characters
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", " ": models.SPACE})
 
 
@@ -58,7 +56,7 @@ class Decoder:
 
 
 class Tokenizer:
-    """What every tokenizer knows; `encode` is each kind's own.
+    """Text to tokens, by an encoder of its kind, and back.
 
     kind: char | byte | bpe | unigram | word. data: the serialised SentencePiece model, b"" for
     byte. newline_id ends a line and is what is fed before the first token. end_id stands between
@@ -68,6 +66,7 @@ class Tokenizer:
 
     def __init__(
         self,
+        encoder: Encoder,
         *,
         kind: str,
         data: bytes,
@@ -87,13 +86,15 @@ class Tokenizer:
         self.end_id = end_id
         self.unknown_id = unknown_id
         self.lossless = lossless
+        self.encoder = encoder
         self._pieces = pieces
         self._surfaces = surfaces
         self._drop_leading_space = drop_leading_space
 
     def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
         """The tokens of one document, in order, in lists of bounded length."""
-        raise NotImplementedError
+        for block in self.encoder.blocks(pieces, _BATCH):
+            yield self.encoder.encode(block).tolist()
 
     def encode_text(self, text: str) -> list[int]:
         return [token for tokens in self.encode([text]) for token in tokens]
@@ -112,106 +113,23 @@ class Tokenizer:
         )
 
 
-class _Bytes(Tokenizer):
+def _bytes() -> Tokenizer:
     """The fixed table: token = byte, and 256 for the end of a document."""
-
-    def __init__(self) -> None:
-        pieces = [chr(byte) if chr(byte).isprintable() else "" for byte in range(128)]
-        for byte in b"\t\n\r":
-            pieces[byte] = chr(byte)
-        pieces = [piece or models.BYTE_PIECES[byte] for byte, piece in enumerate(pieces)]
-        super().__init__(
-            kind="byte",
-            data=b"",
-            pieces=[*pieces, *models.BYTE_PIECES[128:], models.END],
-            surfaces=[*(bytes([byte]) for byte in range(256)), b""],
-            newline_id=ord("\n"),
-            end_id=256,
-            unknown_id=None,
-            lossless=True,
-        )
-
-    def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
-        for piece in pieces:
-            for start in range(0, len(piece), _BATCH):
-                yield list(_clean(piece[start : start + _BATCH]).encode())
-
-
-class _Pieces(Tokenizer):
-    """char, bpe, unigram: SentencePiece encodes each segment on its own."""
-
-    def __init__(self, model: Any, **parts: Any) -> None:
-        super().__init__(**parts)
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.data)
-        ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
-        # SentencePiece would take its own sign for a space: spell it in bytes instead.
-        self._space_sign = (
-            [ids[f"<0x{byte:02X}>"] for byte in models.SPACE.encode()] if (self.lossless) else []
-        )
-
-    def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
-        for found in segments(pieces):
-            start = size = 0
-            for end, segment in enumerate(found, 1):
-                size += len(segment)
-                if size >= _BATCH or end == len(found):
-                    yield self._encode_segments(found[start:end])
-                    start, size = end, 0
-
-    def _encode_segments(self, found: list[str]) -> list[int]:
-        texts: list[str] = []
-        tails: list[list[int]] = []  # the tokens after each text
-        newline = [self.newline_id]
-        for segment in found:
-            ends = segment.endswith("\n")
-            body = segment[:-1] if ends else segment
-            parts = body.split(models.SPACE) if self._space_sign else [body]
-            texts += parts
-            tails += [self._space_sign] * (len(parts) - 1)
-            tails.append(newline if ends else [])
-        try:
-            encoded = self._processor.encode(texts, num_threads=1)
-        except TypeError:  # a lone surrogate, from a file name or an odd terminal
-            encoded = self._processor.encode([_clean(text) for text in texts], num_threads=1)
-        tokens: list[int] = []
-        for body_tokens, tail in zip(encoded, tails, strict=True):
-            tokens += body_tokens
-            tokens += tail
-        return tokens
-
-
-class _Words(Tokenizer):
-    """word: split at white space, look each word up; the end of a line is a token of its own."""
-
-    def __init__(self, model: Any, **parts: Any) -> None:
-        super().__init__(**parts)
-        self._ids = {
-            entry.piece.removeprefix(models.SPACE): number
-            for number, entry in enumerate(model.pieces)
-            if entry.type == models.NORMAL and entry.piece.startswith(models.SPACE)
-        }
-
-    def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
-        rest = ""  # a word that may go on in the next piece
-        for piece in pieces:
-            for start in range(0, len(piece), _BATCH):
-                text = rest + piece[start : start + _BATCH]
-                rest = "" if text[-1].isspace() else text.rsplit(None, 1)[-1]
-                yield self._look_up(text[: len(text) - len(rest)])
-                # No vocabulary holds a word this long, so more of it cannot matter.
-                rest = rest[:LONGEST]
-        if rest:
-            yield self._look_up(rest)
-
-    def _look_up(self, text: str) -> list[int]:
-        look_up, unknown_id = self._ids.get, self.unknown_id
-        assert unknown_id is not None, "every checked model has an unknown piece"
-        tokens: list[int] = []
-        for number, line in enumerate(text.split("\n")):
-            if number:
-                tokens.append(self.newline_id)
-            tokens += [look_up(word, unknown_id) for word in line.split()]
-        return tokens
+    pieces = [chr(byte) if chr(byte).isprintable() else "" for byte in range(128)]
+    for byte in b"\t\n\r":
+        pieces[byte] = chr(byte)
+    pieces = [piece or models.BYTE_PIECES[byte] for byte, piece in enumerate(pieces)]
+    return Tokenizer(
+        ByteEncoder(),
+        kind="byte",
+        data=b"",
+        pieces=[*pieces, *models.BYTE_PIECES[128:], models.END],
+        surfaces=[*(bytes([byte]) for byte in range(256)), b""],
+        newline_id=ord("\n"),
+        end_id=256,
+        unknown_id=None,
+        lossless=True,
+    )
 
 
 def train_tokenizer(
@@ -235,7 +153,7 @@ def train_tokenizer(
                 why="its vocabulary is the 256 bytes and the end of a document",
                 hint="leave --vocab-size out, or use --tokenizer bpe",
             )
-        return _Bytes()
+        return _bytes()
     return load_tokenizer(kind, train_model(kind, pieces, vocab_size=vocab_size, stop=stop))
 
 
@@ -244,7 +162,7 @@ def load_tokenizer(kind: str, data: bytes) -> Tokenizer:
     if kind == "byte":
         if data:
             raise InputError("tokenizer refused", why="a byte tokenizer holds no model")
-        return _Bytes()
+        return _bytes()
     tokenizer = _load(data)
     if tokenizer.kind != kind:
         raise InputError("tokenizer refused", why=f"a {tokenizer.kind} model is named {kind!r}")
@@ -299,22 +217,25 @@ def _load(data: bytes) -> Tokenizer:
         and model.pieces[ids[models.SPACE]].type in (models.NORMAL, models.USER_DEFINED)
         and newline_id != end_id
     )
-    family = _Words if kind == "word" else _Pieces
+    data = models.serialised(model)
     try:
-        return family(
-            model,
-            kind=kind,
-            data=models.serialised(model),
-            pieces=[entry.piece for entry in model.pieces],
-            surfaces=surfaces,
-            newline_id=newline_id,
-            end_id=newline_id if end_id is None else end_id,
-            unknown_id=unknown_id,
-            lossless=lossless,
-            drop_leading_space=kind == "word" or bool(normaliser.add_dummy_prefix),
+        encoder = encoder_for(
+            kind, model, data, newline_id=newline_id, unknown_id=unknown_id, lossless=lossless
         )
     except (RuntimeError, OSError, ValueError) as error:
         raise InputError("tokenizer model refused", why=str(error)[:200]) from error
+    return Tokenizer(
+        encoder,
+        kind=kind,
+        data=data,
+        pieces=[entry.piece for entry in model.pieces],
+        surfaces=surfaces,
+        newline_id=newline_id,
+        end_id=newline_id if end_id is None else end_id,
+        unknown_id=unknown_id,
+        lossless=lossless,
+        drop_leading_space=kind == "word" or bool(normaliser.add_dummy_prefix),
+    )
 
 
 def _surface(entry: Any, kind: str) -> bytes:
@@ -326,12 +247,3 @@ def _surface(entry: Any, kind: str) -> bytes:
     if entry.type == models.UNKNOWN_TYPE:
         return b" <unk>" if kind == "word" else "\ufffd".encode()
     return piece.replace(models.SPACE, " ").encode()
-
-
-def _clean(text: str) -> str:
-    """`text` with lone surrogates, which UTF-8 cannot hold, as U+FFFD."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text

@@ -9,7 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gru_lm.text.segments import LONGEST, segments
+from gru_lm.text import tokenizer_encoders as encoders
+from gru_lm.text import tokenizer_model as models
+from gru_lm.text.parallel import encode_texts, gather
+from gru_lm.text.segments import LONGEST, blocks, segments, split
 from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
 
 LOSSLESS = ("char", "byte", "bpe", "unigram")
@@ -96,6 +99,67 @@ def test_segments_are_the_text(pieces: list[str]) -> None:
     assert "".join(found) == "".join(pieces)
     assert all(segment.endswith("\n") for segment in found[:-1])
     assert all("\n" not in segment[:-1] for segment in found)
+
+
+@given(pieces=st.lists(st.text(st.sampled_from("ab\n"), max_size=6)), size=st.integers(1, 20))
+def test_blocks_are_whole_segments(pieces: list[str], size: int) -> None:
+    found = list(blocks(pieces, size))
+    assert "".join(found) == "".join(pieces)
+    assert [segment for block in found for segment in split(block)] == split("".join(pieces))
+
+
+@pytest.mark.parametrize("length", [LONGEST - 1, LONGEST, LONGEST + 1, 5 * LONGEST + 1])
+@pytest.mark.parametrize("end", ["", "\n", "\nx"])
+@pytest.mark.parametrize("size", [100, LONGEST - 1, LONGEST, 2 * LONGEST + 5])
+def test_blocks_of_a_long_line(length: int, end: str, size: int) -> None:
+    text = "a\n" + "x" * length + end
+    found = blocks([text], size)
+    assert [segment for block in found for segment in split(block)] == split(text)
+
+
+@pytest.mark.parametrize("kind", [*LOSSLESS, "word"])
+@settings(deadline=None, max_examples=60)
+@given(
+    documents=st.lists(st.lists(st.text(characters, max_size=12)), min_size=1),
+    size=st.integers(1, 30),
+)
+def test_tokens_do_not_depend_on_the_blocks(
+    kind: str, documents: list[list[str]], size: int
+) -> None:
+    tokenizer = trained(kind)
+    expected = encode_texts(tokenizer, ["".join(pieces) for pieces in documents]).tolist()
+    gathered = gather(documents, tokenizer.encoder, size)
+    assert [t for block in gathered for t in encode_texts(tokenizer, block).tolist()] == expected
+    ends = expected.count(tokenizer.end_id)
+    assert ends == len(documents) - 1
+
+
+def plainly(tokenizer: Tokenizer) -> encoders.PieceEncoder:
+    """SentencePiece itself, for each segment."""
+    model = models.checked(tokenizer.data)
+    return encoders.PieceEncoder(
+        model, tokenizer.data, newline_id=tokenizer.newline_id, lossless=True
+    )
+
+
+@pytest.mark.parametrize("training_text", [PROSE, NO_SPACE], ids=["prose", "no-space"])
+def test_the_table_of_characters_is_what_sentencepiece_does(training_text: str) -> None:
+    char = trained("char", training_text)
+    assert isinstance(char.encoder, encoders.CharEncoder)
+    every = "".join(map(chr, range(0x110000)))
+    assert (char.encoder.encode(every) == plainly(char).encode(every)).all()
+
+
+words = st.lists(st.sampled_from([*PROSE.split(), *AWKWARD, " ", " ", "  ", "   ", "\n", "\t"]))
+
+
+@pytest.mark.parametrize("training_text", [PROSE, NO_SPACE], ids=["prose", "no-space"])
+@settings(deadline=None, max_examples=200)
+@given(text=texts | words.map("".join) | words.map(" ".join))
+def test_word_by_word_is_what_sentencepiece_does(training_text: str, text: str) -> None:
+    bpe = trained("bpe", training_text)
+    assert isinstance(bpe.encoder, encoders.WordwiseEncoder)
+    assert bpe.encoder.encode(text).tolist() == plainly(bpe).encode(text).tolist()
 
 
 @settings(deadline=None, max_examples=150)

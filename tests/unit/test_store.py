@@ -174,7 +174,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, byte: Tokenizer) -> 
         name: str = "long"
 
         def pieces(self) -> Iterator[str]:
-            for _ in range(64):
+            for _ in range(300):
                 yield "a line of text\n" * 2000
 
     build([document("x")], byte, tmp_path, key="warm-up")
@@ -182,8 +182,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path: Path, byte: Tokenizer) -> 
     store = build_store([Long()], byte, directory=tmp_path, key=KEY)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(store.tokens) == 64 * 2000 * 15
-    assert peak < store.tokens.nbytes
+    assert len(store.tokens) == 300 * 2000 * 15
+    assert peak < store.tokens.nbytes / 2
 
 
 def test_two_processes_build_the_same_store(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from gru_lm.errors import InputError, Stopped, UsageError
+from gru_lm.text import tokenizer_encoders as encoders
 from gru_lm.text import tokenizer_model as models
 from gru_lm.text import tokenizer_training as training
 from gru_lm.text.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
@@ -391,3 +392,54 @@ def test_encoding_streams() -> None:
     for kind in ("char", "byte", "bpe", "word"):
         tokenizer = train(kind, PROSE)
         assert next(tokenizer.encode(endless()))
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoders, "_MOST_REMEMBERED", 5)
+    tokenizer = train("bpe", PROSE)
+    encoder = tokenizer.encoder
+    assert isinstance(encoder, encoders.WordwiseEncoder)
+    text = " ".join(map(str, range(500))) + "\n" + "x" * 50 + "  y" * 30
+    assert decoded(tokenizer, tokenizer.encode_text(text)) == text
+    assert 0 < len(encoder._units) <= 5
+    assert 0 < len(encoder._after_space) <= 5
+
+
+LOSSLESS = {
+    "vocab_size": 300,
+    "hard_vocab_limit": False,
+    "byte_fallback": True,
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "shortcut"),
+    [
+        ("bpe", {}, encoders.WordwiseEncoder),
+        ("bpe", {"split_by_whitespace": False}, encoders.PieceEncoder),
+        ("bpe", {"treat_whitespace_as_suffix": True}, encoders.PieceEncoder),
+        ("bpe", {"user_defined_symbols": ["t c"]}, encoders.PieceEncoder),
+        ("bpe", {"byte_fallback": False}, encoders.PieceEncoder),
+        ("char", {}, encoders.CharEncoder),
+        ("char", {"user_defined_symbols": ["the"]}, encoders.PieceEncoder),
+        ("char", {"user_defined_symbols": ["h"]}, encoders.CharEncoder),
+        ("char", {"user_defined_symbols": [" "]}, encoders.PieceEncoder),
+        ("char", {"control_symbols": ["h"]}, encoders.PieceEncoder),
+        ("char", {"byte_fallback": False}, encoders.PieceEncoder),
+    ],
+)
+def test_shortcuts_are_taken_where_they_lead_to_the_same(
+    kind: str, options: dict[str, Any], shortcut: type[encoders.Encoder]
+) -> None:
+    data = foreign(["the cat sat on the mat"] * 20, model_type=kind, **LOSSLESS | options)
+    tokenizer = load_tokenizer(kind, data)
+    assert type(tokenizer.encoder) is shortcut
+    model = models.checked(data)
+    plain = encoders.PieceEncoder(
+        model, data, newline_id=tokenizer.newline_id, lossless=tokenizer.lossless
+    )
+    for text in ("the cat sat  on\n the mat", "h \u2581t c ", "at the t cat\tthe"):
+        assert tokenizer.encode_text(text) == plain.encode(text).tolist()

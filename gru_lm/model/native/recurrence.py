@@ -40,15 +40,22 @@ def run(
     elif isinstance(cell, GRU):
         u_r, u_z, inner = cell.bias_hh_l0.chunk(3)
         bias = bias + torch.cat((u_r, u_z, torch.zeros_like(inner)))
-        given = [pad(inner, (0, more))]
+        given = [_pad(inner, more)]
     W = _pad_rows(cell.weight_ih_l0, gates, more)
     x_TBG = linear(x_TBD, W, _pad_rows(bias, gates, more), outer=_outer)
     if rows_TB is not None:
         x_TBG = embedding(rows_TB, x_TBG)
-    U = pad(_pad_rows(cell.weight_hh_l0, gates, more), (0, more))
+    U = _pad(_pad_rows(cell.weight_hh_l0, gates, more), more)
     steps = STEPS[type(cell)].apply
-    hs, *rest = steps(x_TBG, U, *pad(state_SBH, (0, more)).unbind(), *given)  # type: ignore[no-untyped-call]
-    return hs[..., :H], torch.stack([state[..., :H] for state in (hs[-1], *rest)])
+    hs, *rest = steps(x_TBG, U, *_pad(state_SBH, more).unbind(), *given)  # type: ignore[no-untyped-call]
+    if more:  # a slice of everything would still cost a copy of its gradient
+        hs, rest = hs[..., :H], [state[..., :H] for state in rest]
+    return hs, torch.stack((hs[-1], *rest))
+
+
+def _pad(x: Tensor, more: int) -> Tensor:
+    """`x` with so many zeros more in its last dimension; no copy where there are none."""
+    return pad(x, (0, more)) if more else x
 
 
 def _pad_rows(weights: Tensor, gates: int, more: int) -> Tensor:
