@@ -1,8 +1,8 @@
 """Runs a stack of cells over time; the one place that knows what does the arithmetic.
 
-A backend is chosen once, before the first step, and kept: "native" runs the cells by our C
-kernels, on a CPU; "fused" hands a layer to torch.nn where torch.nn has it
-(cuDNN on CUDA, oneDNN or PyTorch's own loop on a CPU); "reference" is the readable loop over
+A backend is chosen once, before the first step, and kept: "native" runs the cells by our C kernels,
+on a CPU; "fused" hands a layer to torch.nn where torch.nn has it (cuDNN on CUDA, oneDNN or PyTorch's
+own loop on a CPU), and gru-before on a CPU to hoisted.py; "reference" is the readable loop over
 `Cell.step`. All compute the same function. Knows nothing of tokens or losses.
 
 Shapes: T time, B batch, D input, H hidden, L layers, S states of a cell.
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from gru_lm.errors import EnvironmentProblem, UsageError, unknown_name
+from gru_lm.model import hoisted
 from gru_lm.model.cells import CELLS, GRU, LSTM, RNN, Cell, GRUBefore, LSTMThread
 from gru_lm.model.native import build
 
@@ -81,6 +82,9 @@ def _run(
             out_TBH, (h, c) = cell(x_TBD, (state_SBH[:1].contiguous(), state_SBH[1:].contiguous()))
             return out_TBH, torch.cat((h, c))
         return cell(x_TBD, state_SBH.contiguous())  # type: ignore[no-any-return]
+    if backend != "reference" and isinstance(cell, GRUBefore) and x_TBD.device.type == "cpu":
+        out_TBH = hoisted.run(cell, x_TBD, state_SBH[0])
+        return out_TBH, out_TBH[-1:]
     assert isinstance(cell, Cell)
     state = state_SBH.unbind()
     outputs = []

@@ -29,14 +29,14 @@ def results(stack: Recurrent, x: Tensor, state: Tensor, weight: Tensor) -> list[
     return [out.detach(), after.detach(), x.grad, state.grad, *(p.grad for p in stack.parameters())]
 
 
-def compare(cell: str, T: int, B: int, D: int, H: int) -> None:
+def compare(cell: str, T: int, B: int, D: int, H: int, *, backend: str = "native") -> None:
     torch.manual_seed(T * 1000 + H)
     sizes = {"inputs": D, "width": H, "layers": 1, "dropout": 0.0}
     exact = Recurrent(cell, **sizes, backend="reference").double()
     for parameter in exact.parameters():
         # Not more: a simple network with large weights is chaotic, and doubles any rounding.
         parameter.data += 0.3 * torch.randn_like(parameter) / H**0.5
-    native = Recurrent(cell, **sizes, backend="native")
+    native = Recurrent(cell, **sizes, backend=backend)
     native.load_state_dict(exact.state_dict())
     x = torch.randn(B, T, D, dtype=torch.float64).transpose(0, 1)  # not contiguous
     state = torch.randn(1, exact.states, B, H, dtype=torch.float64)
@@ -61,6 +61,11 @@ def test_every_small_width(cell: str, H: int) -> None:
 )
 def test_other_shapes(cell: str, shape: tuple[int, int, int, int]) -> None:
     compare(cell, *shape)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, 3, 4, 7), (33, 24, 64, 96)])
+def test_without_kernels_gru_before_is_hoisted(shape: tuple[int, int, int, int]) -> None:
+    compare("gru-before", *shape, backend="fused")
 
 
 @kernels
