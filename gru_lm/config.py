@@ -73,7 +73,7 @@ class Settings:
         choices=("auto", "full", "adaptive"),
     )
     dropout: float | None = _option(
-        MODEL, "Share of units dropped before, between and after layers.", low=0, high=0.95
+        MODEL, "Share of units dropped between and after layers.", low=0, high=0.95
     )
 
     minutes: float | None = _option(BUDGET, "Wall time of the whole command.", low=0.01)

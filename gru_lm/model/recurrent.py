@@ -71,10 +71,12 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     """One layer over all steps: outputs [T, B, H], the state after the last [S, B, H]."""
     steps = len(x_TBD if rows_TB is None else rows_TB)
-    if backend == "native" and isinstance(cell, NATIVE) and _suits(x_TBD, steps):
+    # oneDNN's LSTM is a little faster than ours, but cannot read from a table.
+    ours = isinstance(cell, NATIVE) and not (isinstance(cell, LSTM) and rows_TB is None)
+    if backend == "native" and ours and _suits(x_TBD, steps):
         from gru_lm.model.native import recurrence
 
-        return recurrence.run(cell, x_TBD, state_SBH, rows_TB)
+        return recurrence.run(cell, x_TBD, state_SBH, rows_TB)  # type: ignore[arg-type]
     if rows_TB is not None:
         x_TBD = embedding(rows_TB, x_TBD)
     if backend != "reference" and isinstance(cell, nn.RNNBase):
