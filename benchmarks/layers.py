@@ -32,7 +32,7 @@ def layer(cell: str, width: int, batch: int) -> Work:
     """Forward and backward of one of our layers over a sequence."""
     x_TBD = torch.randn(STEPS, batch, width, requires_grad=True)
     backend = choose_backend(torch.device("cpu"))
-    stack = Recurrent(cell, inputs=width, width=width, layers=1, dropout=0, backend=backend)
+    stack = Recurrent(cell, inputs=width, width=width, layers=1, backend=backend)
     state_LSBH = torch.zeros(1, stack.states, batch, width)
     return _passes(lambda: stack(x_TBD, state_LSBH, None)[0], (x_TBD, *stack.parameters()))
 

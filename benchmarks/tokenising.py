@@ -25,7 +25,8 @@ import sentencepiece
 import torch
 
 from benchmarks.report import Row
-from gru_lm.text.sources import open_documents, survey
+from gru_lm.text.documents import survey
+from gru_lm.text.sources import open_documents
 from gru_lm.text.store import build_store
 from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
 

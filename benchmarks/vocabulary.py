@@ -23,6 +23,7 @@ from benchmarks.whole import BATCH, STEPS, training
 from gru_lm.model.heads import choose_cutoffs
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.model.recurrent import choose_backend
+from gru_lm.model.regularize import Regularization
 from gru_lm.text.dataset import make_tokenizer, split_texts
 from gru_lm.text.store import build_store, unigram_counts
 
@@ -52,10 +53,13 @@ def steps(tokens: np.ndarray, counts_V: np.ndarray, *, head: str) -> Work:
         width=200,
         embed=200,
         tied=True,
-        dropout=0.2,
         cutoffs=cutoffs,
     )
-    model = LanguageModel(config, backend=choose_backend(torch.device("cpu")))
+    model = LanguageModel(
+        config,
+        regularization=Regularization(dropout=0.2, input_dropout=0.2),
+        backend=choose_backend(torch.device("cpu")),
+    )
     model.head.set_unigram(torch.from_numpy(counts_V))
     if head == "stock":
         model.head = StockHead(model.head)

@@ -26,6 +26,8 @@ TEXT, MODEL, BUDGET, TRAINING, MACHINE, KEEPING = (
     "What is kept",
 )
 
+BUDGETS = ("minutes", "epochs", "steps", "tokens")  # the fields that say how long to train
+
 
 def _option(
     panel: str,
@@ -57,6 +59,16 @@ class Settings:
         TEXT, "char, byte, bpe, unigram, word, or a SentencePiece FILE.model."
     )
     vocab_size: int | None = _option(TEXT, "Pieces in the vocabulary, at most.", low=1)
+    characters: int | None = _option(
+        TEXT,
+        "Characters of the training text to use, at most (else what the budget can use).",
+        low=1,
+    )
+    valid_characters: int | None = _option(
+        TEXT,
+        "Characters of the held-out text to validate on, at most (else what --minutes can score).",
+        low=1,
+    )
 
     cell: str | None = _option(
         MODEL, "The recurrent cell: gru (if not given), gru-before, lstm, lstm-thread, rnn."
@@ -65,6 +77,7 @@ class Settings:
     width: int | None = _option(MODEL, "Hidden units a layer.", low=1)
     embed: int | None = _option(MODEL, "Size of a token's embedding.", low=1)
     tied: bool | None = _option(MODEL, "Share the embedding's matrix with the output.")
+    residual: bool | None = _option(MODEL, "Layers above the first add to what they read.")
     softmax: str = _option(
         MODEL,
         "How the next piece is predicted: full weighs all pieces alike; adaptive computes rare ones "
@@ -74,6 +87,23 @@ class Settings:
     )
     dropout: float | None = _option(
         MODEL, "Share of units dropped between and after layers.", low=0, high=0.95
+    )
+    output_dropout: float | None = _option(
+        MODEL, "The same after the last layer, if it is to be another.", low=0, high=0.95
+    )
+    input_dropout: float | None = _option(
+        MODEL, "Share of units dropped from the embeddings.", low=0, high=0.95
+    )
+    embedding_dropout: float | None = _option(
+        MODEL, "Share of the vocabulary dropped from a batch's input.", low=0, high=0.95
+    )
+    weight_drop: float | None = _option(
+        MODEL, "Share of recurrent weights dropped in a batch.", low=0, high=0.95
+    )
+    locked: bool | None = _option(MODEL, "Drop the same units at all steps of a batch.")
+    ar: float | None = _option(MODEL, "Penalty on the square of the last layer's outputs.", low=0)
+    tar: float | None = _option(
+        MODEL, "Penalty on the square of their change from step to step.", low=0
     )
 
     minutes: float | None = _option(BUDGET, "Wall time of the whole command.", low=0.01)
@@ -85,7 +115,17 @@ class Settings:
     bptt: int | None = _option(TRAINING, "Tokens backpropagated through; the state goes on.", low=1)
     lr: float | None = _option(TRAINING, "Highest learning rate.", low=0)
     optimizer: str = _option(
-        TRAINING, "adamw, or sgd with momentum 0.9.", "adamw", choices=("adamw", "sgd")
+        TRAINING,
+        "adamw, sgd with momentum 0.9, or nt-asgd: sgd without, which averages the weights once "
+        "validations no longer get better.",
+        "adamw",
+        choices=("adamw", "sgd", "nt-asgd"),
+    )
+    average: float | None = _option(
+        TRAINING,
+        "Decay (such as 0.999) a step of an average of the weights, which is then the model.",
+        low=0,
+        high=0.999999,
     )
     schedule: str = _option(
         TRAINING,
@@ -102,10 +142,10 @@ class Settings:
 
     device: str = _option(MACHINE, "auto, cpu, cuda or cuda:I.", "auto")
     threads: int | None = _option(MACHINE, "CPU threads.", low=1, high=4096)
-    precision: str = _option(
+    precision: str | None = _option(
         MACHINE,
-        "Precision of the arithmetic; bf16 and fp16 need CUDA.",
-        "float32",
+        "Precision of the products in training (else the fastest): bf16 needs CUDA or a processor "
+        "with AVX512_BF16, fp16 CUDA. Weights, states and evaluation are float32.",
         choices=("float32", "bf16", "fp16"),
     )
     deterministic: bool = _option(MACHINE, "Bit-identical resumes on CUDA too, if slower.", False)
@@ -125,6 +165,11 @@ class Settings:
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
         self.shares()
+        if self.average is not None and self.optimizer == "nt-asgd":
+            raise UsageError(
+                "--average does not go with --optimizer nt-asgd, which has an average of its own",
+                hint="leave --average out",
+            )
         if not self.text:
             raise UsageError(
                 "no text", hint="name a file, a folder or a corpus such as @docstrings"

@@ -13,7 +13,7 @@ import torch
 from gru_lm.errors import InputError
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.model.recurrent import choose_backend, choose_device
-from gru_lm.text.dataset import Part
+from gru_lm.text.dataset import Part, excerpt
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training import runs
 from gru_lm.training.checkpoint import Checkpoint
@@ -45,7 +45,10 @@ def open_model(
 
 
 def held_out(opened: Opened, *, stop: Callable[[], None]) -> Part:
-    """The text that the run of a checkpoint validates on. Raises InputError where it is gone."""
+    """All the text that the run of a checkpoint holds out, of which it may have used a part.
+
+    Raises InputError where it is gone.
+    """
     from gru_lm.prepare import read_texts
 
     directory = opened.checkpoint.path.parent
@@ -58,7 +61,8 @@ def held_out(opened: Opened, *, stop: Callable[[], None]) -> Part:
     except InputError as error:
         error.hint = hint
         raise
-    if texts.fingerprints()["valid"] != opened.checkpoint.meta["data"]["valid"]:
+    used = excerpt(texts.valid, chosen.valid_characters, stop=stop)
+    if used.fingerprint != opened.checkpoint.meta["data"]["valid"]:
         raise InputError(
             f"the held-out text of {directory} has changed since its training", hint=hint
         )

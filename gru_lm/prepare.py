@@ -7,30 +7,42 @@ reading text is refused first. Writes nothing but the token cache.
 from __future__ import annotations
 
 import dataclasses
-import os
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import torch
 
-from gru_lm.config import Settings
-from gru_lm.errors import InputError, UsageError
+from gru_lm.config import BUDGETS, Settings
+from gru_lm.errors import InputError, UsageError, unknown_name
 from gru_lm.evaluation.metrics import UNKNOWN_WARNING
+from gru_lm.forecast import Forecast, forecast
+from gru_lm.machine import fastest_precision, set_up
 from gru_lm.model.heads import choose_cutoffs
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.model.native import build
-from gru_lm.model.recurrent import choose_backend, choose_device
+from gru_lm.model.recurrent import choose_backend
+from gru_lm.model.regularize import Regularization
+from gru_lm.rehearsal import tokens_per_second
 from gru_lm.reporting import console
-from gru_lm.text.dataset import Data, Texts, make_tokenizer, split_texts, tokenize
+from gru_lm.text.dataset import Data, Part, Texts, excerpt, make_tokenizer, split_texts, tokenize
 from gru_lm.text.sources import spool_stdin
 from gru_lm.text.store import unigram_counts
-from gru_lm.text.tokenizer import Tokenizer, read_tokenizer
+from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import TrainState
 from gru_lm.training.optimizers import make_optimizer
-from gru_lm.training.planner import DEFAULT_CELL, Plan, plan_model, plan_tokenizer
+from gru_lm.training.planner import (
+    CHARACTERS_PER_TOKEN,
+    Plan,
+    plan_characters,
+    plan_model,
+    plan_tokenizer,
+    plan_valid_characters,
+)
 from gru_lm.training.state import restore_model, restore_tokenizer
 
 Stop = Callable[[], None]
@@ -46,34 +58,48 @@ class Prepared:
     device: torch.device
     backend: str
     source: Checkpoint | None  # whose weights to begin with
+    forecast: Forecast | None = None  # where a plan was made, not found
+
+    def counts_V(self) -> torch.Tensor:  # noqa: N802
+        """How often each piece occurs in the training text."""
+        return torch.from_numpy(unigram_counts(self.data.train, self.data.tokenizer.vocab_size))
+
+    def model_config(self) -> ModelConfig:
+        """The model that is planned."""
+        return _model_config(self.plan, self.data.tokenizer.vocab_size, self.counts_V())
 
     def state(self) -> TrainState:
         """A fresh training state."""
-        plan, tokenizer = self.plan, self.data.tokenizer
+        plan, counts_V = self.plan, self.counts_V()
         torch.manual_seed(self.settings.seed)
-        V = tokenizer.vocab_size
-        cutoffs: tuple[int, ...] = ()
-        counts_V = torch.from_numpy(unigram_counts(self.data.train, V))
-        if self.source:
-            cutoffs = tuple(self.source.meta["model"]["cutoffs"])
-        elif plan.softmax == "adaptive":
-            cutoffs = choose_cutoffs(counts_V, embed=plan.embed)
-        config = _model_config(plan, V, cutoffs)
-        model = LanguageModel(config, backend=self.backend).to(self.device)
+        source = None
         if self.source:
             source = restore_model(self.source, self.source.tensors(), device=self.device)
+            source.make_room_for(counts_V)
+        model = LanguageModel(
+            source.config if source else self.model_config(),
+            regularization=_regularization(plan),
+            backend=self.backend,
+        ).to(self.device)
+        if source:
             model.load_state_dict(source.state_dict())
         else:
             model.set_unigram(counts_V)
         optimizer = make_optimizer(model, self.settings.optimizer, weight_decay=plan.weight_decay)
-        scaler = torch.amp.GradScaler(self.device.type, enabled=self.settings.precision == "fp16")
-        return TrainState(model, optimizer, scaler, model.initial_state(plan.batch))
+        scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "fp16")
+        state = TrainState(model, optimizer, scaler, model.initial_state(plan.batch))
+        if self.settings.average is not None:
+            state.start_average()
+        return state
 
 
-def prepare(chosen: Settings, *, stdin: Path, source: Checkpoint | None, stop: Stop) -> Prepared:
+def prepare(
+    chosen: Settings, *, stdin: Path, source: Checkpoint | None, started: float, stop: Stop
+) -> Prepared:
     """Read and tokenize the text, and plan what was left open.
 
-    `stdin` is where "-" is kept, `source` a checkpoint whose tokenizer and weights to begin with.
+    `stdin` is where "-" is kept, `source` a checkpoint whose tokenizer and weights to begin with,
+    `started` when the budget began on the monotonic clock.
     """
     device = set_up(chosen)
     if device.type == "cpu" and (why := build.problem()):
@@ -87,30 +113,56 @@ def prepare(chosen: Settings, *, stdin: Path, source: Checkpoint | None, stop: S
         nonlocal kind
         planned = plan_tokenizer(chosen, characters=characters)
         kind = tokenizer.kind if tokenizer else planned
+        if kind not in KINDS:
+            raise unknown_name("tokenizer", kind, KINDS)
         return kind == "word"
 
-    texts = read_texts(chosen, stdin=stdin, at_line_ends=at_line_ends, stop=stop)
+    whole = read_texts(chosen, stdin=stdin, at_line_ends=at_line_ends, stop=stop)
+    asked = chosen
+    chosen = plan_part(chosen, whole, kind=kind, device=device)
+    texts = used_texts(whole, chosen, stop=stop)
     if tokenizer is None:
         with console.progress("training the tokenizer", None):
             tokenizer = make_tokenizer(kind, texts.train, vocab_size=chosen.vocab_size, stop=stop)
     data = read_data(texts, tokenizer, stop=stop)
-    plan = plan_for(chosen, data, device)
-    chosen = dataclasses.replace(
-        chosen,
-        tokenizer=tokenizer.kind,
-        vocab_size=tokenizer.vocab_size,
-        **dataclasses.asdict(plan),
-    )
-    _model_config(plan, tokenizer.vocab_size)
-    _announce(chosen, data)
-    return Prepared(
-        settings=chosen,
-        plan=plan,
-        data=data,
-        device=device,
-        backend=choose_backend(device),
-        source=source,
-    )
+
+    def prepared(plan: Plan) -> Prepared:
+        return Prepared(
+            settings=dataclasses.replace(
+                chosen,
+                tokenizer=tokenizer.kind,
+                vocab_size=tokenizer.vocab_size,
+                **dataclasses.asdict(plan),
+            ),
+            plan=plan,
+            data=data,
+            device=device,
+            backend=choose_backend(device),
+            source=source,
+        )
+
+    speeds: dict[tuple[int, int], float] = {}
+
+    def speed(plan: Plan) -> float:
+        found = speeds[plan.layers, plan.width] = tokens_per_second(prepared(plan), stop=stop)
+        return found
+
+    with console.progress("trying the speed of this machine", None):
+        plan = plan_model(
+            chosen,
+            tokens=len(data.train.tokens),
+            vocab_size=int((unigram_counts(data.train, tokenizer.vocab_size) > 0).sum()),
+            device=device.type,
+            precision=fastest_precision(device),
+            speed=speed,
+            elapsed=time.monotonic() - started,
+        )
+    ready = prepared(plan)
+    _announce(ready.settings, data, whole, asked=asked)
+    per_second = speeds.get((plan.layers, plan.width))
+    expected = forecast(ready, per_second, elapsed=time.monotonic() - started)
+    console.note(f"expected: {expected}")
+    return dataclasses.replace(ready, forecast=expected)
 
 
 def _given_tokenizer(chosen: Settings, source: Checkpoint | None) -> Tokenizer | None:
@@ -125,36 +177,6 @@ def _given_tokenizer(chosen: Settings, source: Checkpoint | None) -> Tokenizer |
             hint="leave it out",
         )
     return read_tokenizer(Path(chosen.tokenizer or ""))
-
-
-def set_up(
-    chosen: Settings, *, threads: int | None = None, device: str | None = None
-) -> torch.device:
-    """Prepare PyTorch as the settings say; returns the device. Raises what does not go together."""
-    where = choose_device(device or chosen.device)
-    if chosen.precision != "float32" and where.type != "cuda":
-        raise UsageError(
-            f"--precision {chosen.precision} needs CUDA",
-            hint="--precision float32; a run that has begun so goes on only where CUDA is",
-        )
-    # The names and limits that need no text, before any is read.
-    ModelConfig(
-        cell=chosen.cell or DEFAULT_CELL,
-        vocab_size=2,
-        layers=chosen.layers or 1,
-        width=chosen.width or 1,
-        embed=chosen.embed or 1,
-        tied=chosen.tied is not False,
-        dropout=chosen.dropout or 0.0,
-        cutoffs=(1,) if chosen.softmax == "adaptive" else (),
-    )
-    if threads or chosen.threads:
-        torch.set_num_threads(threads or chosen.threads or 1)
-    if chosen.deterministic and where.type == "cuda":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.backends.cudnn.benchmark = False
-    return where
 
 
 def read_texts(
@@ -181,6 +203,28 @@ def read_texts(
     return texts
 
 
+def plan_part(chosen: Settings, whole: Texts, *, kind: str, device: torch.device) -> Settings:
+    """Settings that say how much of the text is used, where that is not all."""
+    speed: dict[str, Any] = {
+        "device": device.type,
+        "characters_per_token": CHARACTERS_PER_TOKEN[kind],
+    }
+    return dataclasses.replace(
+        chosen,
+        characters=plan_characters(chosen, characters=whole.train.characters, **speed),
+        valid_characters=plan_valid_characters(chosen, characters=whole.valid.characters, **speed),
+    )
+
+
+def used_texts(whole: Texts, chosen: Settings, *, stop: Stop) -> Texts:
+    """The part of the texts that the settings say is used; all of the test text."""
+    return dataclasses.replace(
+        whole,
+        train=excerpt(whole.train, chosen.characters, stop=stop),
+        valid=excerpt(whole.valid, chosen.valid_characters, stop=stop),
+    )
+
+
 def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
     """The tokens of all parts of the text."""
     cache = platformdirs.user_cache_path("gru-lm") / "tokens"
@@ -199,17 +243,15 @@ def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
     return data
 
 
-def plan_for(chosen: Settings, data: Data, device: torch.device) -> Plan:
-    """What the planner chooses for the tokens at hand."""
-    return plan_model(
-        chosen,
-        tokens=len(data.train.tokens),
-        vocab_size=data.tokenizer.vocab_size,
-        device=device.type,
-    )
-
-
-def _model_config(plan: Plan, vocab_size: int, cutoffs: tuple[int, ...] = ()) -> ModelConfig:
+def _model_config(plan: Plan, vocab_size: int, counts_V: torch.Tensor | None = None) -> ModelConfig:
+    """The model that is planned, its softmax made for tokens that occur so often in training."""
+    cutoffs: tuple[int, ...] = ()
+    rows = 0
+    if counts_V is not None and plan.softmax == "adaptive":
+        cutoffs = choose_cutoffs(counts_V, embed=plan.embed)
+    elif counts_V is not None:
+        seen = int((counts_V > 0).sum())
+        rows = seen + 1 if seen + 1 < vocab_size else 0
     return ModelConfig(
         cell=plan.cell,
         vocab_size=vocab_size,
@@ -217,13 +259,23 @@ def _model_config(plan: Plan, vocab_size: int, cutoffs: tuple[int, ...] = ()) ->
         width=plan.width,
         embed=plan.embed,
         tied=plan.tied,
-        dropout=plan.dropout,
+        residual=plan.residual,
+        rows=rows,
         cutoffs=cutoffs,
     )
 
 
-def _announce(chosen: Settings, data: Data) -> None:
-    """Print what was chosen, so that nothing is hidden."""
+def _regularization(plan: Plan) -> Regularization:
+    return Regularization(**{f.name: getattr(plan, f.name) for f in fields(Regularization)})
+
+
+def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) -> None:
+    """Print what was chosen, so that nothing is hidden; `asked` are the settings before."""
+
+    def used(part: Part, of: Part) -> str:
+        less = part.characters < of.characters
+        return f"{part.characters:,} of {of.characters:,}" if less else f"{part.characters:,}"
+
     if not data.tokenizer.lossless and data.tokenizer.kind != "word":
         console.warn("this tokenizer does not give every text back; bits per byte are flattered")
     if (rate := data.valid.unknown / len(data.valid.tokens)) > UNKNOWN_WARNING:
@@ -235,13 +287,15 @@ def _announce(chosen: Settings, data: Data) -> None:
     if len(chosen.text) > 3:
         names += f" and {len(chosen.text) - 3:,} more"
     budget = ", ".join(
-        f"{getattr(chosen, name):g} {name}"
-        for name in ("minutes", "epochs", "steps", "tokens")
-        if getattr(chosen, name)
+        f"{amount:g} {name if amount != 1 else name.removesuffix('s')}"
+        for name in BUDGETS
+        if (amount := getattr(chosen, name))
     )
+    planned = chosen.characters != asked.characters
     console.note(
-        f"text: {names}: {data.train.characters:,} characters to train on, "
-        f"{data.valid.characters:,} held out"
+        f"text: {names}: {used(data.texts.train, whole.train)} characters to train on"
+        f"{f' (what {budget} can use)' if planned else ''}, "
+        f"{used(data.texts.valid, whole.valid)} held out"
     )
     console.note(
         f"tokenizer: {chosen.tokenizer}, {data.tokenizer.vocab_size:,} pieces; "
@@ -249,9 +303,16 @@ def _announce(chosen: Settings, data: Data) -> None:
     )
     console.note(
         f"model: {chosen.cell}, {chosen.layers} x {chosen.width}, embedding {chosen.embed}"
-        f"{' (tied)' if chosen.tied else ''}, {chosen.softmax} softmax, dropout {chosen.dropout:g}"
+        f"{' (tied)' if chosen.tied else ''}, {chosen.softmax} softmax"
     )
+    against = [
+        field.name.replace("_", " ") + (f" {value:g}" if value is not True else "")
+        for field in fields(Regularization)
+        if (value := getattr(chosen, field.name))
+    ]
+    console.note(f"regularization: {', '.join(against) or 'none'}")
     console.note(
         f"training: {budget}; {chosen.batch} streams x {chosen.bptt} steps, {chosen.optimizer}, "
-        f"lr {chosen.lr:g}, {chosen.schedule}"
+        f"lr {chosen.lr:g}, {chosen.schedule}, {chosen.precision}"
+        f"{'' if chosen.average is None else f', average {chosen.average:g}'}"
     )

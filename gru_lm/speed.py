@@ -23,11 +23,12 @@ import torch
 from gru_lm import __version__
 from gru_lm.config import Settings
 from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, columns
+from gru_lm.machine import fastest_precision
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.batches import Batches
 from gru_lm.training.loop import TrainState, train_steps
 from gru_lm.training.optimizers import Budget, Schedule, make_optimizer
-from gru_lm.training.planner import Plan, plan_model
+from gru_lm.training.planner import DEFAULT_MINUTES, Plan, plan_model
 
 VOCABULARY = 323  # characters of an English text, and the 256 bytes that spell all others
 TOKENS = 122 * COLUMN_BATCH * COLUMN_CHUNK  # about a million, in whole passes of validation
@@ -124,10 +125,11 @@ def subjects(cells: Sequence[str], widths: Sequence[int], device: torch.device) 
     found = []
     for width, cell in itertools.product(dict.fromkeys(widths), dict.fromkeys(cells)):
         plan = plan_model(
-            Settings(cell=cell, width=width, dropout=0.0),
+            Settings(cell=cell, width=width, layers=1, dropout=0.0, minutes=DEFAULT_MINUTES),
             tokens=TOKENS,
             vocab_size=VOCABULARY,
             device=device.type,
+            precision=fastest_precision(device),
         )
         config = ModelConfig(
             cell=cell,
@@ -236,7 +238,7 @@ def _training(model: LanguageModel, plan: Plan, tokens_N: np.ndarray) -> Iterato
         schedule=Schedule(kind="constant", lr=LR, warmup=0),
         clip=1.0,
         seed=0,
-        precision="float32",
+        precision=plan.precision,
         clock=time.monotonic,
     )
     while True:

@@ -11,15 +11,22 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from gru_lm.config import Settings
 from gru_lm.errors import DivergedError, Stopped
-from gru_lm.evaluation.metrics import Counts, TextCounter
-from gru_lm.evaluation.scoring import Totals, validate
+from gru_lm.evaluation.metrics import Counts
+from gru_lm.evaluation.scoring import (
+    COLUMN_BATCH,
+    COLUMN_CHUNK,
+    Totals,
+    columns_read,
+    validate,
+)
+from gru_lm.evaluation.texts import text_counts
 from gru_lm.generation.sampling import complete
 from gru_lm.model.language_model import LanguageModel
+from gru_lm.pace import Pace
 from gru_lm.reporting import console
 from gru_lm.text.batches import Batches
 from gru_lm.text.dataset import Data, Part
@@ -35,8 +42,6 @@ VALIDATIONS = 10  # a run, where --eval-every does not say
 VALIDATION_SHARE = 0.03  # of a budget in minutes that they may take
 SAVE_SECONDS = 60.0  # between checkpoints, where --save-every does not say
 REPORT_SECONDS = 0.5  # between lines of metrics.jsonl
-# What is left to do after the last save: the plot, the result, the process's end.
-EXIT_SECONDS = 1.0
 SAMPLE_TOKENS = 200
 
 
@@ -59,23 +64,21 @@ class Trainer:
 
     saved: tuple[int, int] = (-1, -1)  # step and validated step of the newest checkpoint
     test: dict[str, Any] | None = None
-    tokens: int = 0  # in this process, as all below
-    step_seconds: float = 0.0
-    fastest: float = 0.0  # tokens a second of a step
-    validation_seconds: float = 0.0
-    save_seconds: float = 0.0
-    validated_at: float = 0.0
+    validated_at: float = 0.0  # in this process, as all below
     saved_at: float = 0.0
     reported_at: float = 0.0
     losses: list[float] = field(default_factory=list)  # since the last report
 
     def __post_init__(self) -> None:
-        self.seconds_before = self.state.seconds
-        self.budget = Budget(
-            steps=self.plan.total_steps(self.settings, tokens=len(self.data.train.tokens)),
-            seconds=self.settings.minutes * 60 if self.settings.minutes else None,
+        test = self.data.test
+        self.pace = Pace(
+            started=self.started,
+            before=self.state.seconds,
+            held_out=len(self.data.valid.tokens),
+            test=len(test.tokens) if test else 0,
+            step_tokens=self.plan.batch * self.plan.bptt,
         )
-        if self.state.step:
+        if self.state.step > self.state.leg_step:
             self.saved = (self.state.step, self.state.validated_step)
             self.saved_at = time.monotonic()
         self.validated_at = time.monotonic()
@@ -87,11 +90,17 @@ class Trainer:
 
         Raises Stopped after saving where a signal came, and DivergedError without saving.
         """
+        for part in (self.data.texts.valid, self.data.texts.test):
+            text_counts(part.documents)  # which later would cost time that was promised otherwise
         with console.progress("training", 1.0) as advance:
             shown = 0.0
             try:
                 if self.state.step == 0:
-                    self._first_save()
+                    self._check_space()
+                if self.state.step == self.state.leg_step:
+                    self._save()  # so that a resume finds the leg, and how much space it takes
+                if self.settings.minutes:
+                    self._try_validation()
                 steps = self._steps()
                 while True:
                     if self._validation_due():
@@ -103,8 +112,9 @@ class Trainer:
                     report = next(steps, None)
                     if report is None:
                         ended = "budget"
-                        if self.state.step == 0:
-                            console.warn("no step fitted into the budget: the model is untrained")
+                        if self.state.step == self.state.leg_step:
+                            left = "" if self.state.step else ": the model is untrained"
+                            console.warn(f"no step fitted into the budget{left}")
                         break
                     self._note(report)
                     advance(report.progress - shown, self._figures(report))
@@ -131,8 +141,8 @@ class Trainer:
             "checkpoint": str(path) if path.exists() else None,
             "steps": self.state.step,
             "tokens": self.state.tokens,
-            "seconds": round(self._elapsed(), 3),
-            "tokens_per_second": round(self._tokens_per_second(), 1),
+            "seconds": round(self.pace.elapsed(), 3),
+            "tokens_per_second": round(self.pace.tokens_per_second(), 1),
             "parameters": self.state.model.parameter_count(),
             "valid": self._best_figures(),
             "stopped": ended,
@@ -151,6 +161,13 @@ class Trainer:
         self.test = self._described(self.data.texts.test, totals, time.monotonic() - started)
 
     def _steps(self) -> Any:
+        if self.state.step == self.state.leg_step:
+            self.state.began = self.pace.clock()
+        self.budget = Budget(
+            steps=self.plan.total_steps(self.settings, tokens=len(self.data.train.tokens)),
+            seconds=self.settings.minutes * 60 if self.settings.minutes else None,
+            began=self.state.began,
+        )
         return train_steps(
             self.state,
             Batches(
@@ -165,29 +182,10 @@ class Trainer:
             ),
             clip=self.settings.clip,
             seed=self.settings.seed,
-            precision=self.settings.precision,
-            clock=self._clock,
+            precision=self.plan.precision,
+            clock=self.pace.clock,
+            average_decay=self.settings.average,
         )
-
-    def _elapsed(self) -> float:
-        return self.seconds_before + time.monotonic() - self.started
-
-    def _clock(self) -> float:
-        """Seconds used, and those that the end of the run will need."""
-        valid, test = self.data.valid, self.data.test
-        parts = 1 + len(test.tokens) / len(valid.tokens) if test else 1
-        return self._elapsed() + parts * self._validation_cost() + self.save_seconds + EXIT_SECONDS
-
-    def _validation_cost(self) -> float:
-        """Seconds that a validation takes."""
-        if self.validation_seconds or not self.fastest:
-            return self.validation_seconds
-        # Not measured yet: a forward pass is about a third of a step. The fastest step, since the
-        # first ones are slow, and what is held back too much is taken from the learning rate.
-        return len(self.data.valid.tokens) / self.fastest / 3
-
-    def _tokens_per_second(self) -> float:
-        return self.tokens / self.step_seconds if self.step_seconds else 0.0
 
     def _validation_due(self) -> bool:
         state, every = self.state, self.settings.eval_every
@@ -197,38 +195,47 @@ class Trainer:
             return state.step % every == 0
         if self.budget.seconds:
             pause = time.monotonic() - self.validated_at
-            if pause * VALIDATION_SHARE < self._validation_cost():
+            if pause * VALIDATION_SHARE < self.pace.validation_seconds:
                 return False
         return self._tenths() > state.validated_tenths
 
     def _tenths(self) -> int:
-        return int(VALIDATIONS * self.budget.progress(self.state.step, self._clock()))
+        done = self.state.step - self.state.leg_step
+        return int(VALIDATIONS * self.budget.progress(done, self.pace.clock()))
+
+    def _try_validation(self) -> None:
+        """Measure one pass of a validation, so that time is held back for the first whole one."""
+        model, tokens = self.state.model.eval(), self.data.valid.tokens
+        some = tokens[: COLUMN_BATCH * COLUMN_CHUNK]
+        for _ in range(2):  # the first one is slow
+            started = time.monotonic()
+            validate(model, some, newline_id=self.data.tokenizer.newline_id, warm=0, stop=self.stop)
+            taken = time.monotonic() - started
+        self.pace.validation_seconds = taken * columns_read(len(tokens)) / len(some)
+        model.train()
 
     def _validate(self) -> None:
-        """Measure the model on all held-out text; note it, keep it if it is the best, sample it."""
+        """Measure the model, averaged if it is, on all held-out text; keep it if best, sample it."""
         started = time.monotonic()
         state, tokenizer = self.state, self.data.tokenizer
         state.model.eval()
-        totals = self._measure(state.model, self.data.valid)
-        if not math.isfinite(totals.nats):
-            raise DivergedError(f"step {state.step}: held-out loss {totals.nats:g}")
-        (sample,) = complete(
-            state.model,
-            tokenizer,
-            length=SAMPLE_TOKENS,
-            seed=self.settings.seed,
-            check=self.stop,
-        )
+        with state.averaged():
+            totals = self._measure(state.model, self.data.valid)
+            if not math.isfinite(totals.nats):
+                raise DivergedError(f"step {state.step}: held-out loss {totals.nats:g}")
+            (sample,) = complete(
+                state.model,
+                tokenizer,
+                length=SAMPLE_TOKENS,
+                seed=self.settings.seed,
+                check=self.stop,
+            )
         state.model.train()
-        state.validated_step = state.step
         state.validated_tenths = self._tenths()
-        best = totals.nats < state.best_nats
-        if best:
-            state.best_step, state.since_best = state.step, 0
-            state.best_nats, state.best_unknown_nats = totals.nats, totals.unknown_nats
-        else:
-            state.since_best += 1
-        figures = figures_of(self.data.texts.valid, totals)
+        best = state.validated(totals.nats, totals.unknown_nats)
+        if self.settings.optimizer == "nt-asgd" and state.begins_to_average(totals.nats):
+            console.note(f"step {state.step:,}: from here on the weights are averaged")
+        figures = _figures_of(self.data.texts.valid, totals)
         self._append(
             valid_nats_per_token=figures["nats_per_token"],
             valid_bits_per_byte=figures["bits_per_byte"],
@@ -236,7 +243,7 @@ class Trainer:
         )
         self.run.append_sample(state.step, sample.text)
         self.validated_at = time.monotonic()
-        self.validation_seconds = self.validated_at - started
+        self.pace.validation_seconds = self.validated_at - started
         console.note(
             f"step {state.step:,}: held out {figures['bits_per_byte']:.4f} bits per byte, "
             f"{figures['nats_per_token']:.4f} nats a token{'' if best else ' (not the best)'}"
@@ -245,17 +252,16 @@ class Trainer:
             self._save(best=True)
 
     def _note(self, report: StepReport) -> None:
-        """Account for a step, and report now and then (and always the first steps)."""
-        self.tokens += report.tokens
-        self.step_seconds += report.seconds
-        self.fastest = max(self.fastest, report.tokens / report.seconds)
+        """Account for a step, and report now and then (and always a leg's first steps)."""
+        self.pace.step(report.seconds)
         self.losses.append(report.loss)
-        if report.step <= 10 or time.monotonic() - self.reported_at >= REPORT_SECONDS:
+        first = report.step - self.state.leg_step <= 10
+        if first or time.monotonic() - self.reported_at >= REPORT_SECONDS:
             self._append(
                 loss=sum(self.losses) / len(self.losses),
                 lr=report.lr,
                 grad_norm=report.grad_norm if math.isfinite(report.grad_norm) else None,
-                tokens_per_second=round(self._tokens_per_second(), 1),
+                tokens_per_second=round(self.pace.tokens_per_second(), 1),
             )
             self.reported_at = time.monotonic()
             self.losses.clear()
@@ -263,13 +269,13 @@ class Trainer:
     def _append(self, **values: Any) -> None:
         """A line of metrics.jsonl."""
         where = {"step": self.state.step, "tokens": self.state.tokens}
-        self.run.append_metrics(where | {"seconds": round(self._elapsed(), 3)} | values)
+        self.run.append_metrics(where | {"seconds": round(self.pace.elapsed(), 3)} | values)
 
     def _figures(self, report: StepReport) -> str:
         bits = report.loss / math.log(2) / self.bytes_per_token
         return (
             f"step {report.step:,}  loss {report.loss:.3f}  {bits:.3f} bits/byte  "
-            f"{self._tokens_per_second():,.0f} tokens/s"
+            f"{self.pace.tokens_per_second():,.0f} tokens/s"
         )
 
     def _save_due(self) -> bool:
@@ -277,12 +283,12 @@ class Trainer:
             return self.state.step % self.settings.save_every == 0
         return time.monotonic() - self.saved_at > SAVE_SECONDS
 
-    def _first_save(self) -> None:
-        """Write the state before the first step: then it is known that there is room for more."""
+    def _check_space(self) -> None:
+        """Raise EnvironmentProblem where there is no room for what the run will save."""
         weights = sum(p.numel() * p.element_size() for p in self.state.model.parameters())
-        slots = 2 if self.settings.optimizer == "adamw" else 1  # which the first step will add
+        # Which the first step will add; or NT-ASGD's average, which comes later.
+        slots = 2 if self.settings.optimizer == "adamw" else 1
         self.run.check_space(len(self._capture()) + slots * weights)
-        self._save()
 
     def _save(self, *, best: bool = False) -> None:
         """Write the state, unless the newest checkpoint holds it already."""
@@ -290,11 +296,11 @@ class Trainer:
         if now != self.saved:
             started = time.monotonic()
             self.run.save(self._capture(), self.state.step, best=best)
-            self.save_seconds = time.monotonic() - started
+            self.pace.save_seconds = time.monotonic() - started
         self.saved, self.saved_at = now, time.monotonic()
 
     def _capture(self) -> bytes:
-        self.state.seconds = self._elapsed()
+        self.state.seconds = self.pace.elapsed()
         return capture(
             self.state,
             self.data.tokenizer,
@@ -318,11 +324,11 @@ class Trainer:
         if state.best_step < 0:
             return None
         totals = Totals(len(store.tokens), state.best_nats, store.unknown, state.best_unknown_nats)
-        return self._described(self.data.texts.valid, totals, self.validation_seconds)
+        return self._described(self.data.texts.valid, totals, self.pace.validation_seconds)
 
     def _described(self, part: Part, totals: Totals, seconds: float) -> dict[str, Any]:
         """The figures as `eval` reports them."""
-        return figures_of(part, totals) | {
+        return _figures_of(part, totals) | {
             "mode": "columns",
             "seconds": round(seconds, 3),
             "tokens_per_second": round(totals.tokens / seconds, 1) if seconds else None,
@@ -331,15 +337,5 @@ class Trainer:
         }
 
 
-@cache
-def _counts(part: Part) -> Counts:
-    counter = TextCounter()
-    for document in part.documents:
-        for piece in document.pieces():
-            counter.add(piece)
-    return counter.counts()
-
-
-def figures_of(part: Part, totals: Totals) -> dict[str, Any]:
-    """The figures of a part of the text."""
-    return (_counts(part) + Counts(**totals._asdict())).figures()
+def _figures_of(part: Part, totals: Totals) -> dict[str, Any]:
+    return (text_counts(part.documents) + Counts(**totals._asdict())).figures()

@@ -7,6 +7,7 @@ stderr. Importing this imports no torch, so that --help answers at once.
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import re
 import signal
@@ -69,7 +70,7 @@ def _program(
 
 def main() -> None:
     """Run the program on the process's arguments and leave with its exit code."""
-    started = time.monotonic()
+    started = time.monotonic() - time.process_time()  # before Python and the imports above
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started us
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
@@ -82,6 +83,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on the way out
+    gc.freeze()  # with PyTorch loaded, a last look for garbage would take a second and more
     sys.exit(code)
 
 
@@ -159,6 +161,7 @@ def _usage(error: TyperException) -> tuple[str, str]:
         near = nearest(name, getattr(context and context.command, "commands", ()))
         return f"no such command: {name}", f"{command} {near}" if near else hint
     if possible:
-        return message, f"did you mean {sorted(possible)[0]}? {hint}"
+        near = nearest(message.rpartition(" ")[2], possible) or sorted(possible)[0]
+        return message, f"did you mean {near}? {hint}"
     format_message = getattr(error, "format_message", None)
     return (format_message() if format_message else message), hint

@@ -22,7 +22,7 @@ from gru_lm.signals import watch_signals
 if TYPE_CHECKING:
     from gru_lm.evaluation.metrics import Counts
     from gru_lm.opened import Opened
-    from gru_lm.text.sources import Document
+    from gru_lm.text.documents import Document
 
 Stop = Callable[[], None]
 
@@ -121,7 +121,7 @@ def _measured(
     from gru_lm import atomic
     from gru_lm.evaluation.texts import PerLine, PerToken, Table, measure
     from gru_lm.reporting import console
-    from gru_lm.text.sources import survey
+    from gru_lm.text.documents import survey
 
     # A first pass finds whatever cannot be read before the long work, and how long that will be.
     with console.progress("reading", None) as advance:

@@ -6,6 +6,7 @@ of `train_cli` are the fields of config.Settings: one place says what can be set
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import sys
@@ -18,17 +19,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gru_lm.cli.options import with_settings
-from gru_lm.config import Settings, parse_set, read_toml, settings
-from gru_lm.errors import DivergedError, InputError, Stopped, UsageError
+from gru_lm.config import BUDGETS, Settings, parse_set, read_toml, settings
+from gru_lm.errors import DivergedError, Stopped, UsageError
 from gru_lm.signals import watch_signals
 
 if TYPE_CHECKING:
+    from gru_lm.forecast import Forecast
     from gru_lm.prepare import Prepared
     from gru_lm.training.checkpoint import Checkpoint
     from gru_lm.training.loop import TrainState
     from gru_lm.training.runs import Run
 
-RESUMABLE = ("threads", "device")  # what may differ when a run is resumed
+# What may be given when a run is resumed: where it is computed, and another budget.
+RESUMABLE = ("threads", "device", *BUDGETS)
 Stop = Callable[[], None]
 
 
@@ -60,7 +63,7 @@ def train(
 
     run = Run.create(out, chosen.cell or DEFAULT_CELL)
     try:
-        prepared = prepare(chosen, stdin=run.text, source=source, stop=stop)
+        prepared = prepare(chosen, stdin=run.text, source=source, started=started, stop=stop)
         run.keep = chosen.keep
         run.write_settings(_recorded(prepared.settings))
         console.note(f"run: {run.directory} (Ctrl-C saves)")
@@ -90,78 +93,52 @@ def resume(
     device: str | None = None,
     started: float | None = None,
     stop: Stop = _never,
+    **budget: float,
 ) -> dict[str, Any]:
     """Go on with a run from its newest whole checkpoint; returns what `train --json` prints.
 
-    The settings and the text are those that the run recorded; only threads and device may differ.
-    Raises InputError where the text has changed since.
+    The settings and the text are those that the run recorded; only threads and device may differ. A
+    `budget` (any of config.BUDGETS) starts another leg: it counts from here, and the learning rate
+    rises and falls once more. Without one the run's newest leg goes on.
     """
-    from gru_lm.model.recurrent import choose_backend
-    from gru_lm.prepare import Prepared, plan_for, read_data, read_texts, set_up
     from gru_lm.reporting import console
-    from gru_lm.training import runs
-    from gru_lm.training.state import environment, restore, restore_tokenizer
+    from gru_lm.resumed import reopen
+    from gru_lm.training.runs import Run
 
     started = time.monotonic() if started is None else started
-    run = runs.Run.reopen(directory)
+    run = Run.reopen(directory)
     try:
-        checkpoint = runs.newest_whole(directory, console.warn)
-        meta = checkpoint.meta
-        chosen = runs.read_settings(directory)
-        run.keep = chosen.keep
-        ours, theirs = chosen.portable(), meta["config"]
-        if changed := [n for n in sorted({*ours, *theirs}) if ours.get(n) != theirs.get(n)]:
-            raise UsageError(
-                f"{directory}/config.toml was changed: {', '.join(changed)}",
-                why="a resumed run goes on with the settings it began with",
-                hint=f"restore them, or begin anew with train --from {directory}",
-            )
-        where = set_up(chosen, threads=threads, device=device)
-        tokenizer = restore_tokenizer(checkpoint, checkpoint.tensors())
-        texts = read_texts(
-            chosen, stdin=run.text, at_line_ends=lambda _: tokenizer.kind == "word", stop=stop
-        )
-        if texts.fingerprints() != meta["data"]:
-            raise InputError(
-                f"the text of {directory} has changed since the run began",
-                why=f"it was read from: {', '.join(chosen.text)}",
-                hint=f"restore the text, or begin anew with train --from {directory} TEXT",
-            )
-        data = read_data(texts, tokenizer, stop=stop)
-        backend = meta["environment"]["backend"]
-        if backend == "native":  # kept where it can be had; else the warning below says so
-            backend = choose_backend(where)
-        now = environment(where, backend)
-        for name, before in meta["environment"].items():
-            if now.get(name) != before:
-                console.warn(
-                    f"resumed with {name} {now.get(name)} instead of {before}: "
-                    "not bit-identical to an uninterrupted run"
-                )
-        state = restore(checkpoint, device=where, backend=backend)
-        run.rewind(state, console.warn)
-        console.note(f"resuming {directory} after step {state.step:,}")
-        prepared = Prepared(
-            settings=chosen,
-            plan=plan_for(chosen, data, where),
-            data=data,
-            device=where,
-            backend=backend,
-            source=None,
-        )
-        return _fit(run, prepared, state, started=started, stop=stop)
+        prepared, state = reopen(run, budget=budget, threads=threads, device=device, stop=stop)
+        begun = state.step
+        result = _fit(run, prepared, state, started=started, stop=stop)
+        if state.step == begun and not budget:
+            more = f"gru-lm train --resume {directory} --minutes 5"
+            console.note(f"the run had ended; to train it for longer: {more}")
+        return result
     finally:
         run.close()
 
 
-def dry_run(chosen: Settings, *, start_from: Path | None = None, stop: Stop = _never) -> Settings:
-    """The complete settings that `train` would use; nothing but the token cache is written."""
+def dry_run(
+    chosen: Settings,
+    *,
+    start_from: Path | None = None,
+    started: float | None = None,
+    stop: Stop = _never,
+) -> tuple[Settings, Forecast]:
+    """The complete settings that `train` would use, and what it would come to.
+
+    Nothing but the token cache is written.
+    """
+    started = time.monotonic() if started is None else started
     chosen, source = _begin(chosen, start_from)
     from gru_lm.prepare import prepare
 
     with tempfile.TemporaryDirectory() as folder:
         stdin = Path(folder) / "text.txt"
-        return prepare(chosen, stdin=stdin, source=source, stop=stop).settings
+        prepared = prepare(chosen, stdin=stdin, source=source, started=started, stop=stop)
+    assert prepared.forecast is not None
+    return prepared.settings, prepared.forecast
 
 
 def _fit(
@@ -237,7 +214,8 @@ def train_cli(
         typer.Option(
             "--resume",
             metavar="RUN",
-            help="Go on with an interrupted run, as it was; only --threads and --device may differ.",
+            help="Go on with an interrupted run, as it was; only --threads and --device may differ. "
+            "With a budget: go on with any run for so long, the learning rate falling once more.",
         ),
     ] = None,
     from_run: Annotated[
@@ -267,7 +245,7 @@ def train_cli(
 
     Nothing is required: without TEXT it is the documentation of Python's own library (@docstrings),
     without a budget five minutes. What is left open is chosen by a short rule that prints its
-    choice. Ctrl-C saves; --resume goes on.
+    choice. Ctrl-C saves; --resume RUN goes on, and --resume RUN --minutes M for longer.
     """
     from gru_lm.reporting import console
 
@@ -284,6 +262,7 @@ def train_cli(
                     name = f"--{refused[0]}" if refused else "others"
                     raise UsageError(
                         f"--resume goes on with the run's own settings, not with {name}",
+                        why="only --threads, --device and a budget (--minutes M) go with it",
                         hint=f"gru-lm train --resume {resume_run}",
                     )
                 result = resume(resume_run, started=started, stop=flag.check, **given)
@@ -291,9 +270,12 @@ def train_cli(
                 layers = [read_toml(config) if config else {}, parse_set(set_values or ()), given]
                 chosen = settings(*layers)
                 if print_config or only_plan:
+                    expected = None
                     if only_plan:
-                        chosen = dry_run(chosen, start_from=from_run, stop=flag.check)
-                    _print_settings(chosen, as_json)
+                        chosen, expected = dry_run(
+                            chosen, start_from=from_run, started=started, stop=flag.check
+                        )
+                    _print_settings(chosen, expected, as_json)
                     return
                 result = train(
                     chosen, out=out, start_from=from_run, started=started, stop=flag.check
@@ -308,13 +290,15 @@ def train_cli(
         _print_result(result)
 
 
-def _print_settings(chosen: Settings, as_json: bool) -> None:
+def _print_settings(chosen: Settings, expected: Forecast | None, as_json: bool) -> None:
+    """The settings as TOML, or as JSON with what is expected of them beside them."""
     import tomli_w
 
     from gru_lm.reporting import console
 
     if as_json:
-        console.result_json(chosen.given())
+        forecast = {"forecast": dataclasses.asdict(expected)} if expected else {}
+        console.result_json(chosen.given() | forecast)
     else:
         console.result(tomli_w.dumps(chosen.given()).rstrip("\n"))
 

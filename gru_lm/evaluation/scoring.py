@@ -228,6 +228,11 @@ def columns(
         yield Columns(positions_BT, valid_BT, log_probs_BT)
 
 
+def columns_read(tokens: int) -> int:
+    """How many tokens `columns` reads to score so many: those that warm a column too."""
+    return tokens + WARM * min(COLUMN_BATCH, tokens // (LEAST * WARM))
+
+
 def validate(
     model: LanguageModel,
     tokens: np.ndarray,

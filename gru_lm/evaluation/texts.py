@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache
 from itertools import pairwise
 from typing import BinaryIO
 
@@ -20,7 +21,7 @@ import numpy as np
 from gru_lm.evaluation.metrics import Counts, TextCounter
 from gru_lm.evaluation.scoring import Portion, Tokens, columns, lines, score
 from gru_lm.model.language_model import LanguageModel
-from gru_lm.text.sources import Document
+from gru_lm.text.documents import Document, readings
 from gru_lm.text.tokenizer import Tokenizer
 
 # (batch, chunk) as measured to be fastest. Lines are short: a short chunk wastes less on padding.
@@ -87,6 +88,16 @@ def measure(
     return [
         surprisal + counter.counts() for surprisal, counter in zip(found, counters, strict=True)
     ]
+
+
+@cache
+def text_counts(documents: tuple[Document, ...]) -> Counts:
+    """What the texts themselves count: characters, bytes, words and lines."""
+    counter = TextCounter()
+    for pieces in readings(documents):
+        for piece in pieces:
+            counter.add(piece)
+    return counter.counts()
 
 
 def _followed(chunks: Iterable[Tokens], tail: list[int]) -> Iterator[Tokens]:

@@ -2,9 +2,8 @@
 
 `FullSoftmax` gives every token a row as wide as every other. `AdaptiveSoftmax` gives rare tokens, in
 clusters, narrow rows that are computed only when a cluster is meant; it costs a large vocabulary a
-fraction of the arithmetic. Both give exact log-probabilities. Neither ever holds the logits of all
-positions at once in training or scoring: a slice has at most SLICE of them. Knows token ids and their
-counts, but no text and no recurrence.
+fraction of the arithmetic. Both give exact log-probabilities, by cross_entropy.py. Knows token ids and
+their counts, but no text and no recurrence.
 
 Shapes: N positions, n positions of a slice or a cluster, V vocabulary, C tokens of a cluster,
 E embedding, H what the softmax reads (E if tied), K clusters beside the most frequent tokens.
@@ -12,19 +11,15 @@ E embedding, H what the softmax reads (E if tied), K clusters beside the most fr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from gru_lm.model.products import product
+from gru_lm.model.cross_entropy import linear_cross_entropy, target_log_probs
 
-# Logits of a slice: 32 MiB in float32. Measured: at V = 33,000 smaller slices lose to the many passes
-# over the gradient of the weights, larger ones gain nothing.
-SLICE = 1 << 23
 SHRINK = 2  # each cluster's rows are that many times narrower than those before
 # Of the text, by full rows. On subwords, less cost much perplexity and saved little time (8,192 pieces,
 # 1.2 M tokens: 0.45, 0.73, 0.82 gave 82, 80, 75, a full softmax 74); on 33,000 words it was all one.
@@ -37,43 +32,109 @@ class FullSoftmax(nn.Module):
 
     Tying: Press and Wolf 2017. Embeddings are then scaled so that both uses see unit variance
     (Vaswani et al. 2017, section 3.4).
+
+    With fewer `rows` than tokens, those that the training text lacks share the last row, alike in
+    probability: nothing could tell them apart. Of a vocabulary of characters, that is most of the 256
+    bytes that spell others, and would be most of the softmax's arithmetic.
     """
 
-    def __init__(self, vocab_size: int, *, embed: int, width: int, tied: bool) -> None:
+    row_V: Tensor | None
+
+    def __init__(
+        self, vocab_size: int, *, embed: int, width: int, tied: bool, rows: int = 0
+    ) -> None:
         super().__init__()
+        R = rows or vocab_size
         self.scale = embed**0.5 if tied else 1.0
-        self.embedding = nn.Parameter(torch.randn(vocab_size, embed) / self.scale)
-        self.weight = None if tied else nn.Parameter(torch.zeros(vocab_size, width))
-        self.bias = nn.Parameter(torch.zeros(vocab_size))
+        self.embedding = nn.Parameter(torch.randn(R, embed) / self.scale)
+        self.weight = None if tied else nn.Parameter(torch.zeros(R, width))
+        self.bias = nn.Parameter(torch.zeros(R))
+        self.register_buffer("row_V", torch.arange(vocab_size).clamp(max=R - 1) if rows else None)
+        self._shared = math.log(vocab_size - R + 1)  # of the number of tokens of the last row
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [...] as vectors [..., E]."""
-        return functional.embedding(tokens, self.embedding) * self.scale
+        return functional.embedding(self._rows(tokens), self.embedding) * self.scale
 
-    def embedding_VE(self) -> Tensor:  # noqa: N802
-        """What `embed` gives for each token of the vocabulary."""
-        return self.embedding * self.scale
+    def table(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings [R, E], and the row that each token reads."""
+        return self.embedding * self.scale, self._rows(tokens)
 
-    def _output(self) -> Tensor:
-        return self.embedding if self.weight is None else self.weight
+    def whole(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The same function with a row for each token: embedding [V, E], output [V, H], bias [V].
+
+        The embedding is unscaled.
+        """
+        if self.row_V is None:
+            return self.embedding, self._output(), self.bias
+        bias_V = self.bias[self.row_V] - self._shared * self._is_shared(self.row_V)
+        return self.embedding[self.row_V], self._output()[self.row_V], bias_V
 
     def loss(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         """Mean nats of the targets, a scalar to differentiate (once)."""
-        nats = linear_cross_entropy(hidden_NH, self._output(), self.bias, targets_N)
+        row_N = self._rows(targets_N)
+        nats = linear_cross_entropy(hidden_NH, self._output(), self.bias, row_N)
+        if self.row_V is not None:
+            nats = nats + self._shared * self._is_shared(row_N).sum()
         return nats / len(targets_N)
 
     def target_log_probs(self, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
         """log p of each target [N], in nats; not to be differentiated."""
-        return target_log_probs(hidden_NH, self._output(), self.bias, targets_N)
+        row_N = self._rows(targets_N)
+        log_probs_N = target_log_probs(hidden_NH, self._output(), self.bias, row_N)
+        return log_probs_N - self._shared * self._is_shared(row_N)
 
     def log_probs(self, hidden: Tensor) -> Tensor:
         """The distributions [..., V] that hidden states [..., H] mean, in nats."""
-        return functional.linear(hidden, self._output(), self.bias).log_softmax(-1)
+        _, weight_VH, bias_V = self.whole()
+        return functional.linear(hidden, weight_VH, bias_V).log_softmax(-1)
 
     @torch.no_grad()
     def set_unigram(self, counts_V: Tensor) -> None:
-        """Start from the unigram distribution: bias = log of smoothed frequency."""
-        self.bias.copy_(log_frequency(counts_V))
+        """Give the tokens that occur their rows; start from the unigram distribution: log frequency."""
+        log_frequency_V = log_frequency(counts_V)
+        if self.row_V is None:
+            self.bias.copy_(log_frequency_V)
+            return
+        seen_V = counts_V > 0
+        R = len(self.bias)
+        assert int(seen_V.sum()) == R - 1, (
+            "a row for each token that occurs, and one for the others"
+        )
+        self.row_V.copy_(torch.where(seen_V, seen_V.cumsum(0) - 1, R - 1))
+        self.bias[:-1] = log_frequency_V[seen_V].to(self.bias)
+        self.bias[-1] = log_frequency_V[~seen_V].logsumexp(0).to(self.bias)
+
+    def confuses(self, counts_V: Tensor) -> bool:
+        """Whether tokens that occur share a row."""
+        return self.row_V is not None and bool(counts_V[self._is_shared(self.row_V).cpu()].any())
+
+    @torch.no_grad()
+    def unshare(self) -> None:
+        """Give each token a row of its own, which starts as a copy of the shared one."""
+        embedding_VE, weight_VH, bias_V = self.whole()
+        self.embedding, self.bias = nn.Parameter(embedding_VE), nn.Parameter(bias_V)
+        if self.weight is not None:
+            self.weight = nn.Parameter(weight_VH)
+        self.row_V, self._shared = None, 0.0
+
+    def check(self) -> None:
+        """Raise ValueError unless tokens and rows go together, as in a file they might not."""
+        if self.row_V is None:
+            return
+        R = len(self.bias)
+        counts_R = torch.bincount(self.row_V.long().clamp(0, R), minlength=R)
+        if self.row_V.dtype != torch.int64 or len(counts_R) > R or (counts_R[:-1] != 1).any():
+            raise ValueError("its tokens do not fit its rows")
+
+    def _output(self) -> Tensor:
+        return self.embedding if self.weight is None else self.weight
+
+    def _rows(self, tokens: Tensor) -> Tensor:
+        return tokens if self.row_V is None else self.row_V[tokens]
+
+    def _is_shared(self, rows: Tensor) -> Tensor:
+        return rows == len(self.bias) - 1
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -119,9 +180,9 @@ class AdaptiveSoftmax(nn.Module):
         x_NE: Tensor = torch.cat(parts)[torch.cat(places).argsort()] * self.scale
         return x_NE.view(*tokens.shape, x_NE.shape[1])
 
-    def embedding_VE(self) -> Tensor:  # noqa: N802
-        """What `embed` gives for each token of the vocabulary."""
-        return self.embed(torch.arange(len(self.rank_V), device=self.rank_V.device))
+    def table(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """The embeddings [V, E], and the row that each token reads."""
+        return self.embed(torch.arange(len(self.rank_V), device=self.rank_V.device)), tokens
 
     def loss(self, hidden_NE: Tensor, targets_N: Tensor) -> Tensor:
         """Mean nats of the targets, a scalar to differentiate (once)."""
@@ -162,7 +223,7 @@ class AdaptiveSoftmax(nn.Module):
         for bias, cluster, share in zip(self.biases[1:], clusters, shares, strict=True):
             bias.copy_(cluster - share)
 
-    def check_ranks(self) -> None:
+    def check(self) -> None:
         """Raise ValueError unless every token has a rank of its own, as in a file it might not."""
         V = len(self.rank_V)
         if self.rank_V.dtype != torch.int64 or not torch.equal(
@@ -215,71 +276,6 @@ def choose_cutoffs(counts_V: Tensor, *, embed: int) -> tuple[int, ...]:
         width = max(1, embed // SHRINK**i)
         work += share * (width * embed + rows * (width + LOGIT))
     return first, int(second[work.argmin()])
-
-
-def linear_cross_entropy(
-    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor, targets_N: Tensor
-) -> Tensor:
-    """Σ −log softmax(W h + b)[target], in nats: a scalar to differentiate (once)."""
-    done: Tensor = _LinearCrossEntropy.apply(hidden_NH, weight_VH, bias_V, targets_N)  # type: ignore[no-untyped-call]
-    return done
-
-
-@torch.no_grad()
-def target_log_probs(
-    hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor, targets_N: Tensor
-) -> Tensor:
-    """log softmax(W h + b)[target] [N], in nats; not to be differentiated."""
-    log_probs_N = bias_V.new_empty(len(targets_N))
-    for at, log_probs_nV in _slices(hidden_NH, weight_VH, bias_V):
-        log_probs_N[at] = log_probs_nV.gather(1, targets_N[at, None])[:, 0]
-    return log_probs_N
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Slice after slice of the positions; forward makes the gradient too, so nothing is kept or redone.
-
-    Backward only scales what is there, by whatever factor the loss was multiplied with. Under autocast
-    the products are in its type and the softmax in float32.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor, targets_N: Tensor
-    ) -> Tensor:
-        device = hidden_NH.device.type
-        autocast = torch.is_autocast_enabled(device)
-        dtype = torch.get_autocast_dtype(device) if autocast else weight_VH.dtype
-        hidden, weight = hidden_NH.to(dtype), weight_VH.to(dtype)
-        turned_HV = weight.t().contiguous()
-        d_hidden, d_weight = torch.empty_like(hidden), torch.zeros_like(weight)
-        d_bias, nats = torch.zeros_like(bias_V), bias_V.new_zeros(())
-        for at, log_probs_nV in _slices(hidden, weight, bias_V.to(dtype)):
-            target_n1 = targets_N[at, None]
-            nats -= log_probs_nV.gather(1, target_n1).sum()
-            d_logits_nV = log_probs_nV.exp_()  # softmax − one-hot, in place
-            d_logits_nV.scatter_(1, target_n1, d_logits_nV.gather(1, target_n1) - 1)
-            d_bias += d_logits_nV.sum(0)
-            d_logits_nV = d_logits_nV.to(dtype)
-            d_hidden[at] = product(d_logits_nV, turned_HV)
-            d_weight.addmm_(d_logits_nV.t(), hidden[at])
-        ctx.save_for_backward(d_hidden.to(hidden_NH.dtype), d_weight.to(weight_VH.dtype), d_bias)
-        return nats
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        d_hidden, d_weight, d_bias = ctx.saved_tensors
-        return d_hidden * scale, d_weight * scale, d_bias * scale, None
-
-
-def _slices(hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the positions, and their log-probabilities [n, V] in float32 or wider."""
-    size = max(1, min(len(hidden_NH), SLICE // len(weight_VH)))
-    for start in range(0, len(hidden_NH), size):
-        logits_nV = product(hidden_NH[start : start + size], weight_VH, bias_V)
-        kind = torch.promote_types(logits_nV.dtype, torch.float32)
-        yield slice(start, start + len(logits_nV)), logits_nV.to(kind).log_softmax(1)
 
 
 def log_frequency(counts_V: Tensor) -> Tensor:

@@ -1,14 +1,15 @@
 """The language model: embedding -> recurrent stack -> softmax, in torch alone.
 
 Predicts every next token of B parallel streams from the tokens so far. Knows token ids, but no
-text, no files and no command line. Randomness comes in as an argument (`noise`): without it there
-is no dropout, so evaluating a model cannot depend on what was evaluated before.
+text, no files and no command line. Randomness comes in as an argument (`noise`): without it nothing
+is dropped, so evaluating a model cannot depend on what was evaluated before.
 
 Shapes: B batch, T time, N tokens, V vocabulary, E embedding, H hidden, L layers, S cell states.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 from gru_lm.errors import UsageError, unknown_name
 from gru_lm.model.cells import CELLS, Cell
 from gru_lm.model.heads import AdaptiveSoftmax, FullSoftmax
-from gru_lm.model.recurrent import Recurrent, dropout
+from gru_lm.model.recurrent import Recurrent
+from gru_lm.model.regularize import Regularization, activation_penalty, dropout
 
 # Far beyond use: what a checkpoint may claim before memory is asked for.
 LIMITS = {"vocab_size": 1 << 24, "layers": 128, "width": 1 << 16, "embed": 1 << 16}
 MOST_CUTOFFS = 8
-# A vocabulary up to this is read from a table of the first layer's products, a row a token, which
-# leaves no room for dropout on a token's own copy of its embedding; nor did that help any.
+# A vocabulary up to this is read from a table of the first layer's products, a row a token, unless
+# units are to be dropped from a token's own copy of its embedding; which did not help any.
 SMALL = 1024
 
 
@@ -37,10 +39,11 @@ class ModelConfig:
     width: int
     embed: int
     tied: bool = False
-    dropout: float = 0.0
-    cutoffs: tuple[
-        int, ...
-    ] = ()  # of an adaptive softmax: where its clusters of rarer tokens begin
+    residual: bool = False  # layers above the first add to what they read
+    # Of a full softmax: the last is shared by all tokens that training lacks; 0: a row for each.
+    rows: int = 0
+    # Of an adaptive softmax: where its clusters of rarer tokens begin.
+    cutoffs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cutoffs", tuple(self.cutoffs))  # a list, in JSON
@@ -49,8 +52,8 @@ class ModelConfig:
         for name, limit in LIMITS.items():
             if not 1 <= getattr(self, name) <= limit:
                 raise UsageError(f"{name} must be 1 to {limit:,}, not {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"dropout must be in [0, 1), not {self.dropout}")
+        if not 0 <= self.rows <= self.vocab_size or (self.rows and self.cutoffs):
+            raise UsageError(f"rows must be 0 to {self.vocab_size:,}, not {self.rows}")
         borders = (0, *self.cutoffs, self.vocab_size)
         whole = all(type(cutoff) is int for cutoff in self.cutoffs)
         if not whole or len(self.cutoffs) > MOST_CUTOFFS or sorted({*borders}) != list(borders):
@@ -73,22 +76,30 @@ class LanguageModel(nn.Module):
     ((2, 3, 5), (1, 1, 2, 8))
     """
 
-    def __init__(self, config: ModelConfig, *, backend: str = "fused") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        regularization: Regularization | None = None,
+        backend: str = "fused",
+    ) -> None:
         super().__init__()
         self.config = config
+        self.regularization = regularization or Regularization()
         E, H, V = config.embed, config.width, config.vocab_size
         self.head: FullSoftmax | AdaptiveSoftmax = (
             AdaptiveSoftmax(V, embed=E, cutoffs=config.cutoffs)
             if config.cutoffs
-            else FullSoftmax(V, embed=E, width=H, tied=config.tied)
+            else FullSoftmax(V, embed=E, width=H, tied=config.tied, rows=config.rows)
         )
         self.recurrent = Recurrent(
             config.cell,
             inputs=E,
             width=H,
             layers=config.layers,
-            dropout=config.dropout,
             backend=backend,
+            residual=config.residual,
+            regularization=self.regularization,
         )
         # A tied output shares the embedding's matrix, so the hidden state is first brought to E.
         self.to_embedding = nn.Linear(H, E, bias=False) if config.tied and E != H else None
@@ -97,28 +108,24 @@ class LanguageModel(nn.Module):
         """Start from the unigram distribution of these counts in the training text."""
         self.head.set_unigram(counts_V)
 
+    def make_room_for(self, counts_V: Tensor) -> None:
+        """Give each token a row, where some share one that text of these counts could tell apart.
+
+        What the model computes stays the same.
+        """
+        if isinstance(self.head, FullSoftmax) and self.head.confuses(counts_V):
+            self.head.unshare()
+            self.config = dataclasses.replace(self.config, rows=0)
+
     def initial_state(self, batch: int) -> Tensor:
         """The zero state of `batch` streams: [L, S, B, H]."""
         shape = (self.config.layers, self.recurrent.states, batch, self.config.width)
         return next(self.parameters()).new_zeros(shape)
 
-    def hidden(
-        self, tokens_BT: Tensor, state_LSBH: Tensor, noise: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor]:
+    def hidden(self, tokens_BT: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
         """What the softmax reads, [B, T, H] (E if tied), and the state after the last token."""
-        p, V = self.config.dropout, self.config.vocab_size
-        if V <= SMALL and tokens_BT.numel() > V:
-            table_VE = self.head.embedding_VE()
-            h_TBH, state_LSBH = self.recurrent(table_VE, state_LSBH, noise, tokens_BT.t())
-        else:
-            x_TBE = self.head.embed(tokens_BT.t())
-            if V > SMALL:
-                x_TBE = dropout(x_TBE, p, noise)
-            h_TBH, state_LSBH = self.recurrent(x_TBE, state_LSBH, noise)
-        h_TBH = dropout(h_TBH, p, noise)
-        if self.to_embedding is not None:
-            h_TBH = self.to_embedding(h_TBH)
-        return h_TBH.transpose(0, 1), state_LSBH
+        h_TBH, state_LSBH = self._outputs(tokens_BT, state_LSBH, None)
+        return self._for_head(h_TBH), state_LSBH
 
     def loss(
         self,
@@ -126,10 +133,18 @@ class LanguageModel(nn.Module):
         targets_BT: Tensor,
         state_LSBH: Tensor,
         noise: torch.Generator | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Mean nats a token (a scalar to differentiate), and the state after the last token."""
-        hidden_BTH, state_LSBH = self.hidden(tokens_BT, state_LSBH, noise)
-        return self.head.loss(hidden_BTH.flatten(0, 1), targets_BT.flatten()), state_LSBH
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean nats a token, the penalty on activations, and the state after the last token.
+
+        What training minimises is the sum of the first two, scalars to differentiate.
+        """
+        chosen = self.regularization
+        assert chosen.output_dropout is not None
+        h_TBH, state_LSBH = self._outputs(tokens_BT, state_LSBH, noise)
+        dropped_TBH = dropout(h_TBH, chosen.output_dropout, noise, locked=chosen.locked)
+        penalty = activation_penalty(h_TBH, dropped_TBH, alpha=chosen.ar, beta=chosen.tar)
+        hidden_NH = self._for_head(dropped_TBH).flatten(0, 1)
+        return self.head.loss(hidden_NH, targets_BT.flatten()), penalty, state_LSBH
 
     def log_probs(self, tokens_BT: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
         """The whole distribution after every token, [B, T, V] in nats, and the state after."""
@@ -143,6 +158,35 @@ class LanguageModel(nn.Module):
         hidden_BTH, state_LSBH = self.hidden(tokens_BT, state_LSBH)
         log_probs_N = self.head.target_log_probs(hidden_BTH.flatten(0, 1), targets_BT.flatten())
         return log_probs_N.view_as(targets_BT), state_LSBH
+
+    def _outputs(
+        self, tokens_BT: Tensor, state_LSBH: Tensor, noise: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """The last layer's outputs [T, B, H], before its dropout, and the state after."""
+        chosen, rows_TB = self.regularization, tokens_BT.t()
+        R = self.config.rows or self.config.vocab_size
+        own_copies = noise is not None and chosen.input_dropout > 0
+        table = R <= SMALL and rows_TB.numel() > R and not own_copies
+        if table:
+            x, rows_TB = self.head.table(rows_TB)
+        else:
+            x = self.head.embed(rows_TB)
+        if noise is not None and chosen.embedding_dropout > 0:
+            V = len(x) if table else self.config.vocab_size
+            kept_V1 = dropout(x.new_ones(V, 1), chosen.embedding_dropout, noise)
+            x = x * (kept_V1 if table else kept_V1[rows_TB])
+        if not table:
+            x = dropout(x, chosen.input_dropout, noise, locked=chosen.locked)
+        outputs: tuple[Tensor, Tensor] = self.recurrent(
+            x, state_LSBH, noise, rows_TB if table else None
+        )
+        return outputs
+
+    def _for_head(self, h_TBH: Tensor) -> Tensor:
+        """The stack's outputs as the softmax reads them, [B, T, H] (E if tied)."""
+        if self.to_embedding is not None:
+            h_TBH = self.to_embedding(h_TBH)
+        return h_TBH.transpose(0, 1)
 
     def parameter_count(self) -> int:
         """Parameters, a tied matrix once, redundant second biases left out."""

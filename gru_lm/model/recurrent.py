@@ -21,6 +21,8 @@ from gru_lm.errors import EnvironmentProblem, UsageError, unknown_name
 from gru_lm.model import hoisted
 from gru_lm.model.cells import CELLS, GRU, LSTM, RNN, Cell, GRUBefore, LSTMThread
 from gru_lm.model.native import build
+from gru_lm.model.products import in_bf16
+from gru_lm.model.regularize import Regularization, dropout, recurrent_weights_dropped
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 NATIVE = GRU | GRUBefore | LSTM | LSTMThread | RNN  # the cells that our kernels run
@@ -28,10 +30,18 @@ BACKENDS = ("native", "fused", "reference")
 
 
 class Recurrent(nn.Module):
-    """L layers of one cell, with dropout between them."""
+    """L layers of one cell, regularised between them and within."""
 
     def __init__(
-        self, cell: str, *, inputs: int, width: int, layers: int, dropout: float, backend: str
+        self,
+        cell: str,
+        *,
+        inputs: int,
+        width: int,
+        layers: int,
+        backend: str,
+        residual: bool = False,
+        regularization: Regularization | None = None,
     ) -> None:
         super().__init__()
         if backend not in BACKENDS:
@@ -40,7 +50,8 @@ class Recurrent(nn.Module):
             CELLS[cell](inputs if layer == 0 else width, width) for layer in range(layers)
         )
         self.states = CELLS[cell].states
-        self.dropout = dropout
+        self.residual = residual
+        self.regularization = regularization or Regularization()
         self.backend = backend
 
     def forward(
@@ -50,17 +61,23 @@ class Recurrent(nn.Module):
         noise: torch.Generator | None,
         rows_TB: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The last layer's outputs [T, B, H] and the state after the last step [L, S, B, H].
+        """The outputs [T, B, H] and the state after the last step [L, S, B, H].
+
+        They are the last layer's; residual (He et al. 2016), each layer but the first adds its outputs
+        to what it reads, and they are the sum.
 
         With `rows_TB` the input is x [V, D], of which each step reads one row: a table that saves
-        the first layer's product a step. Dropout falls between layers, drawn from `noise`; without
-        it there is none.
+        the first layer's product a step. What is dropped is drawn from `noise`; without it nothing is.
         """
-        final = []
+        final, chosen = [], self.regularization
         for layer, cell in enumerate(self.layers):
+            below = x_TBD
             if layer > 0:
-                x_TBD = dropout(x_TBD, self.dropout, noise)
-            x_TBD, state_SBH = _run(cell, x_TBD, state_LSBH[layer], self.backend, rows_TB)
+                x_TBD = dropout(x_TBD, chosen.dropout, noise, locked=chosen.locked)
+            with recurrent_weights_dropped(cell, chosen.weight_drop, noise):
+                x_TBD, state_SBH = _run(cell, x_TBD, state_LSBH[layer], self.backend, rows_TB)
+            if layer > 0 and self.residual:
+                x_TBD = below + x_TBD
             rows_TB = None
             final.append(state_SBH)
         return x_TBD, torch.stack(final).to(state_LSBH.dtype)
@@ -71,12 +88,12 @@ def _run(
 ) -> tuple[Tensor, Tensor]:
     """One layer over all steps: outputs [T, B, H], the state after the last [S, B, H]."""
     steps = len(x_TBD if rows_TB is None else rows_TB)
-    # oneDNN's LSTM is a little faster than ours, but cannot read from a table.
-    ours = isinstance(cell, NATIVE) and not (isinstance(cell, LSTM) and rows_TB is None)
-    if backend == "native" and ours and _suits(x_TBD, steps):
+    # oneDNN's LSTM is a little faster than ours in float32, but cannot read from a table.
+    theirs = isinstance(cell, LSTM) and rows_TB is None and not in_bf16(x_TBD)
+    if backend == "native" and isinstance(cell, NATIVE) and not theirs and _suits(x_TBD, steps):
         from gru_lm.model.native import recurrence
 
-        return recurrence.run(cell, x_TBD, state_SBH, rows_TB)  # type: ignore[arg-type]
+        return recurrence.run(cell, x_TBD, state_SBH, rows_TB)
     if rows_TB is not None:
         x_TBD = embedding(rows_TB, x_TBD)
     if backend != "reference" and isinstance(cell, nn.RNNBase):
@@ -98,27 +115,12 @@ def _run(
 
 def _suits(x: Tensor, steps: int) -> bool:
     """Whether the kernels take this input: float32, and enough steps to pack the weights for."""
-    return x.dtype == torch.float32 and x.device.type == "cpu" and steps > 1
+    return x.dtype == torch.float32 and x.device.type == "cpu" and (steps > 1 or in_bf16(x))
 
 
 def choose_backend(device: torch.device) -> str:
     """The fastest backend that there is for `device`; compiles the kernels if need be."""
     return "native" if device.type == "cpu" and build.available() else "fused"
-
-
-def dropout(x: Tensor, probability: float, noise: torch.Generator | None) -> Tensor:
-    """Inverted dropout from an explicit generator; without one, x itself.
-
-    Our own rather than torch's, whose hidden global generator any other draw would move.
-    """
-    if noise is None or probability == 0:
-        return x
-    # Sixteen random bits decide for an element, four elements a draw: drawing is what it costs.
-    kept = max(1, round((1 - probability) * 2**16))
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device)
-    bits = draws.random_(-(2**63), None, generator=noise).view(torch.int16)[: x.numel()]
-    mask = (bits < kept - 2**15).view(x.shape)
-    return x * mask.to(x.dtype).mul_(2**16 / kept)
 
 
 def choose_device(name: str) -> torch.device:

@@ -6,14 +6,14 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from matplotlib.figure import Figure
+
 
 def loss_png(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
     """The curve of training loss, and the points of validation, over tokens, as PNG bytes.
 
     Losses are nats a token. A flat start far above the rest is cut off, not squeezed in.
     """
-    from matplotlib.figure import Figure
-
     train = [(m["tokens"], m["loss"]) for m in metrics if "loss" in m]
     valid = [
         (m["tokens"], m["valid_nats_per_token"]) for m in metrics if "valid_nats_per_token" in m

@@ -13,22 +13,42 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
+from gru_lm.text.documents import Document, cut, readings, survey
 from gru_lm.text.parallel import WORTHWHILE
-from gru_lm.text.sources import Document, Survey, cut, open_documents, survey
+from gru_lm.text.segments import LONGEST
+from gru_lm.text.sources import open_documents
 from gru_lm.text.store import TokenStore, build_store
 from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
 
 Stop = Callable[[], None]
 Progress = Callable[[int], None]
 
+SLICES = 32  # of a text of which not all is used; fewer, where they would be shorter than a segment
+
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the text: its documents, and what identifies it."""
+    """One part of the text: its documents, their characters, and what identifies it."""
 
     documents: tuple[Document, ...]
-    characters: int
+    lengths: tuple[int, ...]
     fingerprint: str  # of the text it was cut from, and of where
+
+    @property
+    def characters(self) -> int:
+        """Of all documents."""
+        return sum(self.lengths)
+
+    def cut(self, *spans: tuple[int, int]) -> Part:
+        """The characters [start, end) of this part, for each of `spans`: documents of their own."""
+        documents: list[Document] = []
+        lengths: list[int] = []
+        for start, end in spans:
+            found, theirs = cut(self.documents, self.lengths, start, end)
+            documents += found
+            lengths += theirs
+        where = [str(position) for span in spans for position in span]
+        return Part(tuple(documents), tuple(lengths), _digest(self.fingerprint, *where))
 
 
 @dataclass(frozen=True)
@@ -63,27 +83,36 @@ def split_texts(
     the next end of line. Raises InputError for a text that cannot be used.
     """
 
-    def opened(specs: Sequence[str]) -> tuple[list[Document], Survey]:
+    def opened(specs: Sequence[str]) -> Part:
         documents = open_documents(specs, encoding=encoding, stdin=stdin, stop=stop, note=note)
-        return documents, survey(documents, stop=stop, progress=progress)
+        found = survey(documents, stop=stop, progress=progress)
+        return Part(found.documents, found.document_characters, found.fingerprint)
 
-    documents, whole = opened(text)
+    whole = opened(text)
     n = whole.characters
     ends = [n if valid else int(shares[0] * n), n if test else int((shares[0] + shares[1]) * n)]
     if at_line_ends(ends[0]):
-        ends = [_line_end(documents, whole, end, stop) for end in ends]
-    borders = {"train": (0, ends[0]), "valid": (ends[0], ends[1]), "test": (ends[1], n)}
-    parts = {}
-    for name, spec in (("train", None), ("valid", valid), ("test", test)):
-        if spec:
-            held_out, found = opened([spec])
-            parts[name] = Part(tuple(held_out), found.characters, found.fingerprint)
-        else:
-            start, end = borders[name]
-            fingerprint = _digest(whole.fingerprint, str(start), str(end))
-            kept = tuple(cut(documents, whole.document_characters, start, end))
-            parts[name] = Part(kept, end - start, fingerprint)
-    return Texts(**parts)
+        ends = [_line_end(whole, end, stop) for end in ends]
+    return Texts(
+        train=whole.cut((0, ends[0])),
+        valid=opened([valid]) if valid else whole.cut((ends[0], ends[1])),
+        test=opened([test]) if test else whole.cut((ends[1], n)),
+    )
+
+
+def excerpt(part: Part, characters: int | None, *, stop: Stop) -> Part:
+    """At most `characters` of a part, evenly spread over it; all of it where that is None or enough.
+
+    Slices of one size at one distance, moved inwards to ends of lines where there are any near: a
+    function of the text and the number alone.
+    """
+    n = part.characters
+    if characters is None or characters >= n:
+        return part
+    count = max(1, min(SLICES, characters // LONGEST))
+    size = characters // count
+    spans = [(i * n // count, i * n // count + size) for i in range(count)]
+    return part.cut(*_at_line_ends(part, spans, near=min(LONGEST, size // 8), stop=stop))
 
 
 def make_tokenizer(kind: str, train: Part, *, vocab_size: int | None, stop: Stop) -> Tokenizer:
@@ -132,25 +161,51 @@ def tokenize(
 
 def _text(documents: Sequence[Document]) -> Iterator[str]:
     """All documents' text, to train a tokenizer on; no word goes on from one into the next."""
-    for document in documents:
-        yield from document.pieces()
+    for pieces in readings(documents):
+        yield from pieces
         yield "\n"
 
 
-def _line_end(documents: Sequence[Document], whole: Survey, position: int, stop: Stop) -> int:
+def _line_end(whole: Part, position: int, stop: Stop) -> int:
     """The position after the first newline at or after `position`, or the end of the text."""
     if position in (0, whole.characters):
         return position
-    rest = cut(documents, whole.document_characters, position - 1, whole.characters)
     at = position - 1
-    for document in rest:
-        for piece in document.pieces():
+    for pieces in readings(whole.cut((at, whole.characters)).documents):
+        for piece in pieces:
             stop()
             found = piece.find("\n")
             if found >= 0:
                 return at + found + 1
             at += len(piece)
     return whole.characters
+
+
+def _at_line_ends(
+    part: Part, spans: Sequence[tuple[int, int]], *, near: int, stop: Stop
+) -> list[tuple[int, int]]:
+    """`spans` with either border moved inwards to an end of line within `near` characters."""
+    windows = [
+        part.cut(window)
+        for start, end in spans
+        for window in ((max(0, start - 1), start + near), (end - near, end))
+    ]
+    # All in one pass over the text.
+    read = readings(document for window in windows for document in window.documents)
+    texts = []
+    for window in windows:
+        stop()
+        texts.append("".join(piece for _ in window.documents for piece in next(read)))
+    moved = []
+    for (start, end), head, tail in zip(spans, texts[::2], texts[1::2], strict=True):
+        after_first, after_last = head.find("\n") + 1, tail.rfind("\n") + 1
+        moved.append(
+            (
+                start - 1 + after_first if start and after_first else start,
+                end - near + after_last if after_last else end,
+            )
+        )
+    return moved
 
 
 def _digest(*parts: str) -> str:

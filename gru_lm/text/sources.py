@@ -1,33 +1,24 @@
 """Where text comes from: files, folders, globs, standard input, named corpora.
 
-`open_documents` stats and sniffs, and refuses what is not text; a document then yields its decoded
-characters in pieces, as often as asked, in constant memory. Nothing is translated: line ends, NULs
-and spaces stay; only a UTF-8 byte order mark at the start is dropped, being a mark of the encoding.
-Knows nothing of tokens. Invariant: every byte of a document is decoded or an error names the first
-that was not; a file that changed since it was opened is an error too.
+`open_documents` stats and sniffs, and refuses what is not text. How a document is read is
+documents.py's business. Knows nothing of tokens. Invariant: the same names over the same files give
+the same documents in the same order.
 """
 
 from __future__ import annotations
 
-import codecs
 import glob
-import hashlib
-import itertools
 import os
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
 
 from gru_lm import atomic
 from gru_lm.errors import InputError
 from gru_lm.text import corpora, files
+from gru_lm.text.documents import CHUNK, Document, FileDocument, identity_of
 
-# Bytes a read. Larger pieces are no quicker and fragment the C heap: 365 MB of text left 60 MB more
-# resident memory with 256 KiB, and 1 MB with 16 KiB.
-CHUNK = 1 << 14
 HEAD = 1 << 13  # bytes on which a file is judged
 
 
@@ -35,100 +26,9 @@ def _never() -> None:
     """No signal ever came."""
 
 
-def _silent(amount: int) -> None:
-    """Nobody watches."""
-    del amount
-
-
 def _mute(text: str) -> None:
     """Nobody listens."""
     del text
-
-
-class Document(Protocol):
-    """A text with a name, to be read any number of times."""
-
-    @property
-    def name(self) -> str:
-        """As shown to a user: the path, "-", or "@corpus/file"."""
-
-    def pieces(self) -> Iterator[str]:
-        """The text in order, in pieces of at most 1 Mi characters. Raises InputError."""
-
-
-@dataclass(frozen=True)
-class FileDocument:
-    """A regular file. `identity` is its device, inode, size and time as it was opened first."""
-
-    name: str
-    path: Path
-    encoding: str
-    identity: tuple[int, int, int, int]
-
-    def pieces(self) -> Iterator[str]:
-        # utf-8-sig drops a byte order mark at the start and is UTF-8 in all else.
-        signed = "utf-8-sig" if self.encoding == "utf-8" else self.encoding
-        decoder = codecs.getincrementaldecoder(signed)()
-        with files.reading(self.name, self.path) as (raw, stream):
-            self._check(raw)
-            offset = 0
-            chunks = iter(lambda: stream.read(CHUNK), b"")
-            for chunk in itertools.chain(chunks, [b""]):  # the empty one ends the text
-                offset += len(chunk)
-                try:
-                    piece = decoder.decode(chunk, final=not chunk)
-                except UnicodeDecodeError as error:
-                    # error.object is the end of what was read: bytes held back and this chunk.
-                    at = offset - len(error.object) + error.start
-                    raise self._undecodable(at, error) from error
-                except UnicodeError as error:  # UTF-16 and UTF-32 without a byte order mark
-                    raise InputError(
-                        f"{files.spoken(self.name)}: not {self.encoding}",
-                        why=str(error),
-                        hint=f"--encoding utf-8, or {self.encoding}-le",
-                    ) from error
-                if piece:
-                    yield piece
-            self._check(raw)
-
-    def _check(self, raw: BinaryIO) -> None:
-        if _identity(os.fstat(raw.fileno())) != self.identity:
-            raise InputError(
-                f"{self.name} changed while it was read",
-                hint="copy it to a file that nobody writes to, and name the copy",
-            )
-
-    def _undecodable(self, at: int, error: UnicodeDecodeError) -> InputError:
-        other = "latin-1" if self.encoding == "utf-8" else "utf-8"
-        return InputError(
-            f"{files.spoken(self.name)}: not {self.encoding} at byte {at:,}",
-            why=f"0x{error.object[error.start]:02x}: {error.reason}",
-            hint=f"name its encoding, for example --encoding {other}",
-        )
-
-
-@dataclass(frozen=True)
-class Slice:
-    """The characters [start, end) of another document."""
-
-    document: Document
-    start: int
-    end: int
-
-    @property
-    def name(self) -> str:
-        """The whole document's name."""
-        return self.document.name
-
-    def pieces(self) -> Iterator[str]:
-        position = 0
-        for piece in self.document.pieces():
-            wanted = piece[max(0, self.start - position) : max(0, self.end - position)]
-            if wanted:
-                yield wanted
-            position += len(piece)
-            if position >= self.end:
-                return
 
 
 def open_documents(
@@ -236,14 +136,10 @@ def _texts_among(
 def _file_document(name: str, path: Path, encoding: str) -> FileDocument:
     """The document at `path`, once it looks like text. Raises InputError."""
     with files.reading(name, path) as (raw, stream):
-        identity = _identity(os.fstat(raw.fileno()))
+        identity = identity_of(os.fstat(raw.fileno()))
         head = stream.read(HEAD)
     files.judge(name, path, head, encoding)
     return FileDocument(name, path, encoding, identity)
-
-
-def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def spool_stdin(path: Path, *, stop: Callable[[], None] = _never) -> None:
@@ -270,56 +166,3 @@ def spool_stdin(path: Path, *, stop: Callable[[], None] = _never) -> None:
             if not block:
                 return
             file.write(block)
-
-
-@dataclass(frozen=True)
-class Survey:
-    """What one pass over documents finds; `bytes` are those of the text in UTF-8."""
-
-    characters: int
-    bytes: int
-    fingerprint: str  # sha256 over each document's UTF-8 bytes, then their number in 8 bytes
-    document_characters: tuple[int, ...]
-
-
-def survey(
-    documents: Sequence[Document],
-    *,
-    stop: Callable[[], None] = _never,
-    progress: Callable[[int], None] = _silent,
-) -> Survey:
-    """Read everything once. `progress` is told UTF-8 bytes. Borders of documents count, names not."""
-    digest = hashlib.sha256()
-    total = 0
-    lengths = []
-    for document in documents:
-        characters = size = 0
-        for piece in document.pieces():
-            stop()
-            data = piece.encode()
-            digest.update(data)
-            characters += len(piece)
-            size += len(data)
-            progress(len(data))
-        digest.update(size.to_bytes(8, "big"))
-        lengths.append(characters)
-        total += size
-    return Survey(sum(lengths), total, digest.hexdigest(), tuple(lengths))
-
-
-def cut(
-    documents: Sequence[Document], lengths: Sequence[int], start: int, end: int
-) -> list[Document]:
-    """The characters [start, end) of all documents in a row; those left empty are dropped.
-
-    `lengths` are the documents' characters, as a Survey has them.
-    """
-    kept: list[Document] = []
-    before = 0
-    for document, length in zip(documents, lengths, strict=True):
-        first, last = max(0, start - before), min(length, end - before)
-        if first < last:
-            whole = (first, last) == (0, length)
-            kept.append(document if whole else Slice(document, first, last))
-        before += length
-    return kept

@@ -22,10 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gru_lm import atomic
+from gru_lm.text.documents import Document, readings
 from gru_lm.text.parallel import BLOCK, encode_all, gather
 
 if TYPE_CHECKING:
-    from gru_lm.text.sources import Document
     from gru_lm.text.tokenizer import Tokenizer
 
 UNUSED_DAYS = 30
@@ -124,16 +124,16 @@ def _build(
     )
     tokens = characters = size = unknown = crc32 = 0
 
-    def measured(document: Document) -> Iterator[str]:
+    def measured(pieces: Iterator[str]) -> Iterator[str]:
         nonlocal characters, size
-        for piece in document.pieces():
+        for piece in pieces:
             stop()
             yield piece
             characters += len(piece)
             size += len(piece.encode())
             progress(len(piece))
 
-    blocks = gather(map(measured, documents), tokenizer.encoder, BLOCK)
+    blocks = gather(map(measured, readings(documents)), tokenizer.encoder, BLOCK)
     encoded = encode_all(tokenizer, blocks, workers=workers, stop=stop)
     with atomic.replacing(path) as file, closing(encoded):
         file.write(bytes(_HEADER_BYTES))

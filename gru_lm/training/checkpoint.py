@@ -6,7 +6,7 @@ file is refused before torch is imported. What the JSON must say is meta.py's; w
 state.py's.
 
     safetensors header, one metadata key "gru_lm": canonical JSON {"format": 1, "sha256": ..., ...}
-    tensors: "model.*", "optimizer.*", "hidden", "tokenizer" (the tokenizer's bytes)
+    tensors: "model.*", "average.*", "optimizer.*", "hidden", "tokenizer" (the tokenizer's bytes)
 
 The hash is taken with its own 64 digits set to zero. Nothing in a file depends on clock, host, process
 or path, so that identical runs write identical files.

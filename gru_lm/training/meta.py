@@ -23,15 +23,27 @@ MODEL = {
     "width": int,
     "embed": int,
     "tied": bool,
-    "dropout": float,
+    "residual": bool,
+    "rows": int,
     "cutoffs": list,
+}
+REGULARIZATION = {
+    "dropout": float,
+    "output_dropout": float,
+    "input_dropout": float,
+    "embedding_dropout": float,
+    "weight_drop": float,
+    "locked": bool,
+    "ar": float,
+    "tar": float,
 }
 DATA = {"train": str, "valid": str, "test": str}
 ENVIRONMENT = {"torch": str, "threads": int, "device": str, "backend": str}
-COUNTERS = ("step", "tokens", "validated_tenths", "since_best")  # from 0
-STEPS = ("validated_step", "best_step")  # from -1, which is none
+COUNTERS = ("step", "tokens", "leg_step", "validated_tenths", "since_best")  # from 0
+STEPS = ("validated_step", "best_step", "average_start")  # from -1, which is none
 _OBJECTS: dict[str, Mapping[str, type]] = {
     "model": MODEL,
+    "regularization": REGULARIZATION,
     "data": DATA,
     "environment": ENVIRONMENT,
     "config": {},
@@ -61,12 +73,16 @@ def parsed(text: str) -> dict[str, Any]:
         _check_types(meta[name], types)
     if any(type(cutoff) is not int for cutoff in meta["model"]["cutoffs"]):
         raise ValueError("a cutoff is not int")
-    _check_types(meta, {"tokenizer": str, "best_unknown_nats": float})
-    for name in ("best_nats", "seconds"):
+    _check_types(meta, {"tokenizer": str, "best_unknown_nats": float, "validations": list})
+    if any(type(nats) is not float for nats in meta["validations"]):
+        raise ValueError("a validation is not float")
+    for name in ("best_nats", "seconds", "began"):
         if meta.get(name, "") is not None:
             _check_types(meta, {name: float})
     if any(meta[name] < 0 for name in COUNTERS) or any(meta[name] < -1 for name in STEPS):
         raise ValueError("a negative count")
+    if meta["leg_step"] > meta["step"]:
+        raise ValueError("a budget that begins later")
     if meta["best_step"] >= 0 and meta["best_nats"] is None:
         raise ValueError("a best step without its figures")
     return meta

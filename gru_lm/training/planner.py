@@ -1,26 +1,30 @@
-"""From a text and a budget to the settings nobody gave: a short rule, printed before it is used.
+"""From a text, a budget and the speed of this machine to the settings nobody gave.
 
-The rule looks at how much text there is and how long there is to train. It is deliberately coarse:
-every choice can be overridden by its flag. Knows nothing of files or models.
+Printed before it is used; every choice can be overridden by its flag. Knows no files and makes no model:
+how fast a plan trains here it asks whoever can try. What the numbers rest on is in docs/planner.md.
 
     tokenizer   char up to 5 M characters, bpe beyond: a subword sees further per step
-    size        more time and more text carry a wider model; under 200 k tokens one narrow layer
+    characters  what the budget can use of a large text, with a margin
+    size        the largest model that the budget can show enough tokens, TOKENS_PER_WEIGHT of them for
+                each weight it multiplies with, and that the text has enough tokens for
     streams     many streams of short steps give many updates; few where there is little text
     lr          falls with the root of the width (AdamW)
     softmax     adaptive where there are so many pieces that a full one is most of the arithmetic
-    dropout     where the text will be seen many times over
+    dropout     none while the text is new, more the more often it will be seen
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from gru_lm.config import Settings
-from gru_lm.errors import InputError, UsageError
+from gru_lm.errors import InputError, UsageError, unknown_name
+from gru_lm.model.cells import CELLS
+from gru_lm.model.language_model import SMALL
 
 DEFAULT_CELL = "gru"
 DEFAULT_MINUTES = 5.0
@@ -30,7 +34,34 @@ MOST_PIECES_UNTIED = 4096
 # Beyond, an adaptive softmax learns more a minute. Measured on a CPU; on CUDA, where products are cheap
 # and the clusters' small ones are not, a guess.
 MOST_PIECES_FULL = {"cpu": 4096, "cuda": 32_768}
-WEIGHTS_PER_SECOND = {"cpu": 1e10, "cuda": 1e12}  # rough: weights x tokens a second, trained
+# Weights that are multiplied with, times tokens, trained a second: a first guess, before it is tried.
+WEIGHTS_PER_SECOND = {"cpu": 2.5e10, "cuda": 1e12}
+TOKENS_PER_WEIGHT = 8.0  # that a model of the right size sees
+WEIGHTS_PER_TOKEN = 4.0  # of the text, at most
+# Layers and width. A second layer is worth more than a wider first one from about 256 on.
+SIZES = (
+    *((1, width) for width in (64, 96, 128, 192, 256)),
+    *((2, width) for width in (256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)),
+)
+TRIALS = 3  # of a plan's speed, a second each
+FRESH_EPOCHS = 2.0  # that need no dropout
+DROPOUT = 0.1  # more for each doubling of the epochs
+MOST_DROPOUT = 0.5
+CHARACTERS_PER_TOKEN = {
+    "char": 1.0,
+    "byte": 1.0,
+    "bpe": 5.0,
+    "unigram": 5.0,
+    "word": 7.0,
+}  # at most
+MARGIN = 2.0  # of text over what the budget needs
+# A budget never leaves less of the text: vocabulary and size follow what is used, which takes a second.
+LEAST_USED = 5_000_000
+LEAST_VALIDATED = 1_000_000
+VALIDATION_SHARE = 0.02  # of a budget in minutes, for one validation
+TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
+STREAMS = {"cpu": 24, "cuda": 64}
+BPTT = 48
 
 
 def plan_budget(settings: Settings) -> Settings:
@@ -72,6 +103,58 @@ def plan_tokenizer(settings: Settings, *, characters: int) -> str:
     return settings.tokenizer or ("char" if characters <= MOST_CHARACTERS_FOR_CHAR else "bpe")
 
 
+def plan_characters(
+    settings: Settings,
+    *,
+    characters: int,
+    device: str,
+    characters_per_token: float,
+) -> int | None:
+    """How much of `characters` of training text the budget can use, at most; None: all of it.
+
+    A budget in epochs means the whole text.
+    """
+    if settings.characters or settings.epochs:
+        return settings.characters
+    tokens: list[float] = [characters]  # no text has more tokens that are worth counting
+    if settings.minutes:
+        tokens.append(_tokens_in(settings.minutes, device))
+    if settings.steps:
+        streams = settings.batch or STREAMS[device]
+        tokens.append(settings.steps * streams * (settings.bptt or BPTT))
+    if settings.tokens:
+        tokens.append(settings.tokens)
+    most = max(LEAST_USED, MARGIN * min(tokens) * characters_per_token)
+    return int(most) if most < characters else None
+
+
+def plan_valid_characters(
+    settings: Settings,
+    *,
+    characters: int,
+    device: str,
+    characters_per_token: float,
+) -> int | None:
+    """How much of `characters` of held-out text to validate on, at most; None: all of it.
+
+    A budget in minutes must not go by in validations; other budgets do not count them.
+    """
+    if settings.valid_characters or not settings.minutes:
+        return settings.valid_characters
+    # Scoring a token takes a third of the time of training on it.
+    tokens = 3 * VALIDATION_SHARE * _tokens_in(settings.minutes, device)
+    most = max(LEAST_VALIDATED, tokens * characters_per_token)
+    return int(most) if most < characters else None
+
+
+def _tokens_in(minutes: float, device: str) -> float:
+    """Tokens that a model of the size for so many minutes sees, roughly.
+
+    weights x tokens = speed x time, and tokens = TOKENS_PER_WEIGHT x weights.
+    """
+    return math.sqrt(minutes * 60 * WEIGHTS_PER_SECOND[device] * TOKENS_PER_WEIGHT)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """The settings that the rule may choose, all chosen."""
@@ -87,6 +170,20 @@ class Plan:
     bptt: int
     lr: float
     weight_decay: float
+    precision: str
+    output_dropout: float | None = None  # None: as dropout
+    residual: bool = False
+    input_dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    weight_drop: float = 0.0
+    locked: bool = False
+    ar: float = 0.0
+    tar: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Plan:
+        """The plan that complete settings hold."""
+        return cls(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(cls)})
 
     def total_steps(self, settings: Settings, *, tokens: int) -> int | None:
         """The budget in steps, if any part of it can be counted in steps."""
@@ -98,18 +195,104 @@ class Plan:
             limits.append(math.ceil(settings.epochs * tokens / step_tokens))
         return min(limits, default=None)
 
+    def weights(self, vocab_size: int) -> float:
+        """Weights that a token is multiplied with, in a model for this vocabulary."""
+        gates, inputs = len(CELLS[self.cell].gates), 0 if vocab_size <= SMALL else self.embed
+        rows = vocab_size if self.softmax == "full" else vocab_size / 10  # on average
+        recurrent = gates * self.width * (inputs + (2 * self.layers - 1) * self.width)
+        return recurrent + rows * (self.embed if self.tied else self.width)
 
-def plan_model(settings: Settings, *, tokens: int, vocab_size: int, device: str) -> Plan:
-    """Size and training of a model for `tokens` training tokens. Raises InputError if too few."""
-    minutes = settings.minutes or DEFAULT_MINUTES
-    if tokens < 200_000:
-        width, layers = 128, 1
-    elif device == "cuda":
-        width, layers = (512 if minutes < 2 else 1024), 2
-    else:
-        # A second layer halves the tokens that a short time gives, and did not pay for it.
-        width, layers = (256 if minutes < 20 else 512), (1 if minutes < 10 else 2)
-    width = settings.width or width
+    def tokens(
+        self, settings: Settings, *, tokens: int, per_second: float, elapsed: float
+    ) -> float:
+        """Training tokens that the budget will see of a text of `tokens`, at this speed."""
+        limits = []
+        if steps := self.total_steps(settings, tokens=tokens):
+            limits.append(steps * self.batch * self.bptt)
+        if settings.minutes:
+            seconds = max(0.0, settings.minutes * 60 - elapsed)
+            limits.append(int(seconds * TRAINING_SHARE * per_second))
+        return min(limits)
+
+
+def plan_model(
+    settings: Settings,
+    *,
+    tokens: int,
+    vocab_size: int,
+    device: str,
+    precision: str = "float32",
+    speed: Callable[[Plan], float] | None = None,
+    elapsed: float = 0.0,
+) -> Plan:
+    """Size and training of a model for `tokens` training tokens. Raises InputError if too few.
+
+    `vocab_size` counts the pieces that occur. `speed` gives the tokens that a plan trains on a second;
+    without it, and where only steps count, that is guessed. `precision` is the fastest that is good
+    enough there; `elapsed` seconds of the budget are gone.
+    """
+    if settings.cell not in (None, *CELLS):
+        raise unknown_name("cell", settings.cell or "", CELLS)
+    settings = dataclasses.replace(settings, precision=settings.precision or precision)
+    weights_per_second = WEIGHTS_PER_SECOND[device]
+    tried: dict[tuple[int, int], tuple[Plan, float]] = {}
+    while True:
+        plan, seen = _sized(
+            settings,
+            tokens=tokens,
+            vocab_size=vocab_size,
+            device=device,
+            weights_per_second=weights_per_second,
+            elapsed=elapsed,
+        )
+        if speed and settings.minutes:
+            size = plan.layers, plan.width
+            if size not in tried and len(tried) < TRIALS:
+                tried[size] = plan, speed(plan)
+                weights_per_second = tried[size][1] * plan.weights(vocab_size)
+                continue
+            plan, per_second = tried.get(size, [*tried.values()][-1])
+            seen = plan.tokens(settings, tokens=tokens, per_second=per_second, elapsed=elapsed)
+        return _regularised(settings, plan, epochs=seen / tokens, vocab_size=vocab_size)
+
+
+def _sized(
+    settings: Settings,
+    *,
+    tokens: int,
+    vocab_size: int,
+    device: str,
+    weights_per_second: float,
+    elapsed: float,
+) -> tuple[Plan, float]:
+    """The largest model that the budget has time for, and the tokens it sees then."""
+    # Where time does not count, still no larger a model than the usual time carries.
+    timed = dataclasses.replace(settings, minutes=settings.minutes or DEFAULT_MINUTES)
+    chosen = None
+    for layers, width in SIZES:
+        plan = _shaped(
+            settings,
+            layers=layers,
+            width=width,
+            tokens=tokens,
+            vocab_size=vocab_size,
+            device=device,
+        )
+        weights = plan.weights(vocab_size)
+        per_second = weights_per_second / weights
+        seen = plan.tokens(timed, tokens=tokens, per_second=per_second, elapsed=elapsed)
+        if chosen and (weights * TOKENS_PER_WEIGHT > seen or weights > WEIGHTS_PER_TOKEN * tokens):
+            break
+        chosen = plan, plan.tokens(settings, tokens=tokens, per_second=per_second, elapsed=elapsed)
+    assert chosen is not None
+    return chosen
+
+
+def _shaped(
+    settings: Settings, *, layers: int, width: int, tokens: int, vocab_size: int, device: str
+) -> Plan:
+    """A plan of this size, where the settings do not say otherwise; as yet without dropout."""
+    width, layers = settings.width or width, settings.layers or layers
     softmax = settings.softmax
     if softmax == "auto":
         many = vocab_size > MOST_PIECES_FULL[device] and settings.tied is not False
@@ -117,43 +300,48 @@ def plan_model(settings: Settings, *, tokens: int, vocab_size: int, device: str)
     # An untied embedding of a small vocabulary needs few dimensions; a large one is worth sharing.
     tied = softmax == "adaptive" or vocab_size > MOST_PIECES_UNTIED
     tied = tied if settings.tied is None else settings.tied
-    bptt = settings.bptt or max(1, min(48, tokens // 16))
-    batch = settings.batch or max(1, min(24 if device == "cpu" else 64, tokens // (4 * bptt)))
+    bptt = settings.bptt or max(1, min(BPTT, tokens // 16))
+    batch = settings.batch or max(1, min(STREAMS[device], tokens // (4 * bptt)))
     if batch * bptt > tokens:
         raise InputError(
             f"the training text is too short: {tokens:,} tokens",
             why=f"{batch} streams of {bptt} steps need {batch * bptt:,}",
             hint="add text, or a smaller --batch or --bptt",
         )
-    rate = 5e-3 if settings.optimizer == "adamw" else 1.0
-    plan = Plan(
+    # Momentum of 0.9 makes a step ten times as long.
+    rate = {"adamw": 5e-3, "sgd": 1.0, "nt-asgd": 10.0}[settings.optimizer]
+    decay = 0.1 if settings.optimizer == "adamw" else 1.2e-6  # the others multiply it by the rate
+    assert settings.precision is not None
+    return Plan(
+        precision=settings.precision,
         cell=settings.cell or DEFAULT_CELL,
-        layers=settings.layers or layers,
+        layers=layers,
         width=width,
         embed=settings.embed or (width if tied else min(width, 128)),
         tied=tied,
+        residual=layers > 1 if settings.residual is None else settings.residual,
         softmax=softmax,
         dropout=settings.dropout or 0.0,
         batch=batch,
         bptt=bptt,
         lr=round(rate * (256 / width) ** 0.5, 6) if settings.lr is None else settings.lr,
-        weight_decay=0.1 if settings.weight_decay is None else settings.weight_decay,
+        weight_decay=decay if settings.weight_decay is None else settings.weight_decay,
+        output_dropout=settings.output_dropout,
+        embedding_dropout=settings.embedding_dropout or 0.0,
+        weight_drop=settings.weight_drop or 0.0,
+        locked=settings.locked or False,
+        ar=settings.ar or 0.0,
+        tar=settings.tar or 0.0,
     )
-    if settings.dropout is not None:
-        return plan
-    epochs = _epochs(settings, plan, tokens=tokens, vocab_size=vocab_size, device=device)
-    dropout = 0.0 if epochs < 2 else 0.1 if epochs < 10 else 0.3
-    return dataclasses.replace(plan, dropout=dropout)
 
 
-def _epochs(settings: Settings, plan: Plan, *, tokens: int, vocab_size: int, device: str) -> float:
-    """How often the budget will go through the text, roughly."""
-    limits = []
-    steps = plan.total_steps(settings, tokens=tokens)
-    if steps:
-        limits.append(steps * plan.batch * plan.bptt / tokens)
-    if settings.minutes:
-        rows = vocab_size if plan.softmax == "full" else vocab_size / 16
-        weights = plan.width * (6 * plan.width * plan.layers + rows)
-        limits.append(settings.minutes * 60 * WEIGHTS_PER_SECOND[device] / weights / tokens)
-    return min(limits)
+def _regularised(settings: Settings, plan: Plan, *, epochs: float, vocab_size: int) -> Plan:
+    """The plan with dropout for a text that will be seen so often."""
+    dropout = settings.dropout
+    if dropout is None:
+        doublings = math.log2(max(1.0, epochs / FRESH_EPOCHS))
+        dropout = round(min(MOST_DROPOUT, DROPOUT * doublings), 2)
+    # A small vocabulary is read from a table, which is faster, and has no room for it.
+    inputs = 0.0 if vocab_size <= SMALL else dropout
+    inputs = inputs if settings.input_dropout is None else settings.input_dropout
+    return dataclasses.replace(plan, dropout=dropout, input_dropout=inputs)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from gru_lm.errors import DivergedError, GruLmError
-from gru_lm.model.heads import AdaptiveSoftmax
 from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.model.regularize import Regularization
 from gru_lm.text.tokenizer import Tokenizer, load_tokenizer
 from gru_lm.training.checkpoint import Checkpoint, damaged, encode
 from gru_lm.training.loop import TrainState
@@ -25,7 +25,7 @@ from gru_lm.training.meta import COUNTERS, STEPS
 from gru_lm.training.optimizers import make_optimizer
 
 # What the optimizers keep for each parameter once they have made a step.
-SLOTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",)}
+SLOTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",), "nt-asgd": ()}
 
 
 def capture(
@@ -47,6 +47,7 @@ def capture(
         for slot, value in state.optimizer.state[parameter].items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{slot}"] = value
+    tensors |= {f"average.{name}": value for name, value in (state.average or {}).items()}
     tensors["hidden"] = state.hidden_LSBH
     if not _all_finite(tensors.values()):
         raise DivergedError(f"step {state.step}: numbers that are not finite in the training state")
@@ -56,8 +57,11 @@ def capture(
         "best_nats": state.best_nats if state.best_step >= 0 else None,
         "best_unknown_nats": state.best_unknown_nats,
         "seconds": state.seconds if "minutes" in config else None,
+        "began": state.began if "minutes" in config else None,
         "scaler": state.scaler.state_dict(),
+        "validations": state.validations,
         "model": dataclasses.asdict(state.model.config),
+        "regularization": dataclasses.asdict(state.model.regularization),
         "tokenizer": tokenizer.kind,
         "config": config,
         "data": data,
@@ -79,7 +83,7 @@ def environment(device: torch.device, backend: str) -> dict[str, Any]:
 def restore(checkpoint: Checkpoint, *, device: torch.device, backend: str) -> TrainState:
     """The state that `checkpoint` captured. Raises InputError where the file is not what it claims."""
     tensors, meta = checkpoint.tensors(), checkpoint.meta
-    model = restore_model(checkpoint, tensors, device=device, backend=backend)
+    model = restore_model(checkpoint, tensors, device=device, backend=backend, averaged=False)
     try:
         config = meta["config"]
         optimizer = make_optimizer(model, config["optimizer"], weight_decay=config["weight_decay"])
@@ -87,15 +91,9 @@ def restore(checkpoint: Checkpoint, *, device: torch.device, backend: str) -> Tr
         if scaler.is_enabled():
             scaler.load_state_dict(meta["scaler"])
         for index, parameter in enumerate(_parameters(optimizer)):
-            prefix = f"optimizer.{index}."
-            slots = {
-                name.removeprefix(prefix): value
-                for name, value in tensors.items()
-                if name.startswith(prefix)
-            }
-            shapes = {name: value.shape for name, value in slots.items()}
+            slots = _named(tensors, f"optimizer.{index}.")
             scalar = torch.Size()
-            if slots and shapes != {
+            if slots and _shapes(slots) != {
                 slot: scalar if slot == "step" else parameter.shape
                 for slot in SLOTS[config["optimizer"]]
             }:
@@ -117,7 +115,13 @@ def restore(checkpoint: Checkpoint, *, device: torch.device, backend: str) -> Tr
         if state.best_step >= 0:
             state.best_nats = meta["best_nats"]
             state.best_unknown_nats = meta["best_unknown_nats"]
-        state.seconds = meta["seconds"] or 0.0
+        state.seconds, state.began = meta["seconds"] or 0.0, meta["began"] or 0.0
+        state.validations = meta["validations"]
+        average = _named(tensors, "average.")
+        if not (0 <= state.average_start <= state.step if average else state.average_start == -1):
+            raise ValueError("its average does not fit its step")
+        if average:
+            state.average = {name: value.to(device) for name, value in average.items()}
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise damaged(checkpoint.path, f"its training state cannot be read: {error}") from error
     return state
@@ -129,25 +133,29 @@ def restore_model(
     *,
     device: torch.device,
     backend: str = "fused",
+    averaged: bool = True,
 ) -> LanguageModel:
-    """The model alone, on `device`. Raises InputError where the tensors are not the model's."""
+    """The model alone, on `device`: with the averages of its weights, if there are any and `averaged`.
+
+    Raises InputError where the tensors are not the model's.
+    """
     try:
         config = ModelConfig(**checkpoint.meta["model"])
         with torch.device("meta"):  # shapes alone: a claim of any size costs nothing yet
-            model = LanguageModel(config, backend=backend)
-        wanted = {name: value.shape for name, value in model.state_dict().items()}
-        found = {
-            name.removeprefix("model."): value
-            for name, value in tensors.items()
-            if name.startswith("model.")
-        }
-        if {name: value.shape for name, value in found.items()} != wanted:
+            regularization = Regularization(**checkpoint.meta["regularization"])
+            model = LanguageModel(config, regularization=regularization, backend=backend)
+        found = _named(tensors, "model.")
+        average = _named(tensors, "average.")
+        if average and _shapes(average) != _shapes(dict(model.named_parameters())):
+            raise ValueError("its average does not fit its own description")
+        if averaged:
+            found |= average
+        if _shapes(found) != _shapes(model.state_dict()):
             raise ValueError("its weights do not fit its own description")
         if not _plain_floats(found[name] for name, _ in model.named_parameters()):
             raise ValueError("its weights are not finite float32 numbers")
         model.load_state_dict(found, assign=True)
-        if isinstance(model.head, AdaptiveSoftmax):
-            model.head.check_ranks()
+        model.head.check()
     except (KeyError, TypeError, ValueError, GruLmError) as error:
         raise damaged(checkpoint.path, f"its model cannot be read: {error}") from error
     for parameter in model.parameters():
@@ -165,6 +173,15 @@ def restore_tokenizer(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> Tok
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(checkpoint.path, f"its tokenizer cannot be read: {error}") from error
     return tokenizer
+
+
+def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
+    return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in tensors.items()}
 
 
 def _plain_floats(tensors: Iterable[Tensor]) -> bool:

@@ -70,9 +70,9 @@ CASES: dict[str, tuple[list[object], int, list[str]]] = {
     "an unknown device": (["text.txt", "--device", "gpu"], 2, ["'gpu'", "cuda"]),
     "a device that is not there": (["text.txt", "--device", "cuda:99"], 5, ["cuda:99", "cpu"]),
     "precision on a CPU": (
-        ["text.txt", "--precision", "bf16", "--device", "cpu"],
+        ["text.txt", "--precision", "fp16", "--device", "cpu"],
         2,
-        ["bf16 needs CUDA"],
+        ["fp16 needs CUDA"],
     ),
     "a bad split": (["text.txt", "--split", "0.9,0.9"], 2, ["--split 0.9,0.9"]),
     "a vocabulary out of reach": (

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from gru_lm.text.tokenizer import train_tokenizer
-from gru_lm.trainer import EXIT_SECONDS, Trainer
 from gru_lm.training.optimizers import make_optimizer
 from tests.conftest import TINY, words
 from tests.inside import error, inside
@@ -19,17 +16,16 @@ from tests.inside import error, inside
 SHORT = [*TINY, "--steps", 3]
 
 
-def model_of(run: Path) -> dict[str, object]:
-    return inside(run.parent, "info", run, "--json").json()["model"]
-
-
-def test_from_takes_the_shape_and_not_the_dropout(
+def test_from_takes_the_shape_and_not_the_regularization(
     trained: Path, tmp_path: Path, text: Path
 ) -> None:
     args = ["train", text, "--from", trained, "--steps", 2, "--batch", 2, "--bptt", 8]
     inside(tmp_path, *args, "--out", "run", "--dropout", 0.5)
-    expected = {**model_of(trained), "dropout": 0.5}
-    assert model_of(tmp_path / "run") == expected
+    before, after = (
+        inside(run, "info", run, "--json").json() for run in (trained, tmp_path / "run")
+    )
+    assert after["model"] == before["model"]
+    assert before["regularization"]["dropout"] != after["regularization"]["dropout"] == 0.5
     said = error(tmp_path, *args, "--cell", "lstm", code=2)
     assert "--cell lstm does not go with --from: the run has gru" in said
     assert "--tokenizer" in error(tmp_path, *args, "--tokenizer", "byte", code=2)
@@ -115,18 +111,6 @@ def test_the_test_text_is_measured_with_the_best_model(tmp_path: Path, text: Pat
     result = inside(tmp_path, *args).json()
     assert result["test"]["tokens"] == len(words(4000, seed=1))
     assert result["test"]["checkpoint"] == result["checkpoint"]
-
-
-def test_the_reserve_holds_time_for_every_measurement_that_is_still_to_come() -> None:
-    def reserve(test: SimpleNamespace | None) -> float:
-        data = SimpleNamespace(valid=SimpleNamespace(tokens=range(100)), test=test)
-        trainer: Any = SimpleNamespace(
-            data=data, save_seconds=3.0, _elapsed=lambda: 50.0, _validation_cost=lambda: 2.0
-        )
-        return Trainer._clock(trainer) - 50.0 - EXIT_SECONDS
-
-    assert reserve(None) == pytest.approx(3.0 + 2.0)
-    assert reserve(SimpleNamespace(tokens=range(400))) == pytest.approx(3.0 + 2.0 + 8.0)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

@@ -265,9 +265,10 @@ def without(name: str) -> Callable[[dict[str, Any], dict[str, Any]], None]:
 
 WEIGHT = "model.recurrent.layers.0.weight_hh_l0"
 KEYS = (
-    "step", "tokens", "validated_step", "validated_tenths", "best_step", "since_best", "best_nats",
-    "best_unknown_nats", "seconds", "scaler", "model", "tokenizer", "config", "data",
-    "environment", "format", "model.cell", "model.width", "model.dropout", "model.tied",
+    "step", "tokens", "leg_step", "validated_step", "validated_tenths", "best_step", "since_best",
+    "best_nats", "best_unknown_nats", "seconds", "scaler", "model", "tokenizer", "config", "data",
+    "environment", "format", "model.cell", "model.width", "model.tied", "regularization",
+    "regularization.dropout", "regularization.locked", "validations", "average_start",
     "data.valid", "environment.backend",
 )  # fmt: skip
 HOSTILE: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
@@ -285,8 +286,9 @@ HOSTILE: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
     "tied as a number": setting("model.tied", 0),
     "unknown cell": setting("model.cell", "__import__"),
     "another cell": setting("model.cell", "lstm"),
-    "dropout of NaN": setting("model.dropout", float("nan")),
-    "dropout of 2": setting("model.dropout", 2.0),
+    "dropout of NaN": setting("regularization.dropout", float("nan")),
+    "dropout of 2": setting("regularization.dropout", 2.0),
+    "a validation as text": setting("validations", ["1.0"]),
     "an unknown part of the model": setting("model.hook", "os.system"),
     "step below zero": setting("step", -1),
     "step of infinity": setting("step", float("inf")),

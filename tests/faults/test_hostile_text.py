@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from gru_lm.errors import InputError
-from gru_lm.text import sources
+from gru_lm.text import documents, sources
 
 
 def read(path: Path | str, encoding: str = "utf-8") -> str:
@@ -40,7 +40,9 @@ def made(path: Path, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("offset", [0, 5, sources.CHUNK - 1, sources.CHUNK, 3 * sources.CHUNK + 7])
+@pytest.mark.parametrize(
+    "offset", [0, 5, documents.CHUNK - 1, documents.CHUNK, 3 * documents.CHUNK + 7]
+)
 @pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
 def test_invalid_utf8_is_named_by_its_byte(tmp_path: Path, offset: int, mark: bytes) -> None:
     content = mark + b"a" * offset + b"\xff" + b"b" * 10
@@ -49,7 +51,7 @@ def test_invalid_utf8_is_named_by_its_byte(tmp_path: Path, offset: int, mark: by
     assert "--encoding latin-1" in str(error.hint)
 
 
-@pytest.mark.parametrize("length", [1, sources.CHUNK - 1])
+@pytest.mark.parametrize("length", [1, documents.CHUNK - 1])
 def test_a_character_cut_off_by_the_end(tmp_path: Path, length: int) -> None:
     error = refusal(made(tmp_path / "text.txt", b"a" * length + "猫".encode()[:2]))
     assert error.message.endswith(f"at byte {length:,}")
@@ -66,8 +68,8 @@ def test_offsets_in_other_encodings(tmp_path: Path) -> None:
     error = refusal(made(tmp_path / "b.txt", b"abc \x81 text"), "cp1252")
     assert error.message.endswith("not cp1252 at byte 4")
     assert "--encoding utf-8" in str(error.hint)
-    error = refusal(made(tmp_path / "c.txt", b"a" * (sources.CHUNK - 1) + b"\x82 "), "shift_jis")
-    assert error.message.endswith(f"at byte {sources.CHUNK - 1:,}")
+    error = refusal(made(tmp_path / "c.txt", b"a" * (documents.CHUNK - 1) + b"\x82 "), "shift_jis")
+    assert error.message.endswith(f"at byte {documents.CHUNK - 1:,}")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
@@ -251,7 +253,7 @@ def test_a_file_that_changes(tmp_path: Path, change: str) -> None:
 
 
 def test_a_file_that_changes_in_the_midst_of_reading(tmp_path: Path) -> None:
-    path = made(tmp_path / "text.txt", b"a" * sources.CHUNK * 2)
+    path = made(tmp_path / "text.txt", b"a" * documents.CHUNK * 2)
     (document,) = sources.open_documents([str(path)])
     pieces = document.pieces()
     next(pieces)
@@ -286,8 +288,8 @@ def test_ten_thousand_small_files(tmp_path: Path) -> None:
     try:
         for number in range(10_000):
             (tmp_path / f"{number:05}").write_text(f"{number}\n")
-        documents = sources.open_documents([str(tmp_path)])
-        assert sources.survey(documents).characters == sum(
+        found = sources.open_documents([str(tmp_path)])
+        assert documents.survey(found).characters == sum(
             len(f"{number}\n") for number in range(10_000)
         )
     finally:

@@ -16,6 +16,7 @@ import torch
 
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.model.regularize import Regularization
 from gru_lm.text.batches import Batches
 from gru_lm.training.loop import TrainState, train_steps
 from gru_lm.training.optimizers import Budget, Schedule, make_optimizer
@@ -31,9 +32,10 @@ def losses(cell: str, backend: str, **changes: Any) -> list[float]:
     """The losses of a short training run on made-up tokens with two layers and dropout."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    size: dict[str, Any] = {"vocab_size": 17, "layers": 2, "width": 12, "embed": 7, "dropout": 0.2}
+    size: dict[str, Any] = {"vocab_size": 17, "layers": 2, "width": 12, "embed": 7}
     config = ModelConfig(cell=cell, **size, **changes)
-    model = LanguageModel(config, backend=backend).double()
+    regularization = Regularization(dropout=0.2)
+    model = LanguageModel(config, regularization=regularization, backend=backend).double()
     tokens = (np.arange(500) ** 2 // 7 % 17).astype(np.uint8)
     model.set_unigram(torch.from_numpy(np.bincount(tokens, minlength=17)))
     state = TrainState(

@@ -151,7 +151,7 @@ def test_a_full_disk_in_mid_run(tmp_path: Path, text: Path) -> None:
     """A real write that fails: previous checkpoint whole, exit 5 with path and bytes, resumable."""
     options = ["train", text, "--steps", 6, "--save-every", 1, "--eval-every", 6, *TINY]
     done = subprocess.run(
-        [sys.executable, "-c", LIMITED, "20000", *map(str, options), "--out", "run"],
+        [sys.executable, "-c", LIMITED, "15000", *map(str, options), "--out", "run"],
         cwd=tmp_path,
         capture_output=True,
         check=False,

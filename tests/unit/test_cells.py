@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from gru_lm.model.cells import CELLS, Cell
-from gru_lm.model.recurrent import Recurrent, choose_device, dropout
+from gru_lm.model.recurrent import Recurrent, choose_device
+from gru_lm.model.regularize import Regularization
 
 D, H, B, T = 3, 4, 2, 5
 
@@ -101,7 +102,8 @@ def test_gradients(name: str) -> None:
 @pytest.mark.parametrize("layers", [1, 2])
 def test_fused_is_the_reference(name: str, layers: int) -> None:
     torch.manual_seed(1)
-    sizes = {"inputs": D, "width": H, "layers": layers, "dropout": 0.3}
+    kind = Regularization(dropout=0.3, weight_drop=0.4, locked=layers > 1)
+    sizes = {"inputs": D, "width": H, "layers": layers, "regularization": kind}
     fused = Recurrent(name, **sizes, backend="fused").double()
     reference = Recurrent(name, **sizes, backend="reference").double()
     reference.load_state_dict(fused.state_dict())
@@ -139,17 +141,6 @@ def test_initialisation(name: str) -> None:
         replaces = name == "gru-before"
         kept = sigmoid(torch.tensor(keep[1]))
         assert (1 - kept if replaces else kept) == pytest.approx(1 / (1 + math.exp(-1)))
-
-
-def test_dropout_is_drawn_from_its_generator_alone() -> None:
-    x = torch.ones(50, 50)
-    first = dropout(x, 0.4, torch.Generator().manual_seed(3))
-    torch.manual_seed(99)
-    torch.rand(5)
-    assert torch.equal(first, dropout(x, 0.4, torch.Generator().manual_seed(3)))
-    assert first.unique().tolist() == pytest.approx([0.0, 1 / 0.6], rel=1e-4)
-    assert first.mean() == pytest.approx(1, abs=0.1)
-    assert dropout(x, 0.4, None) is x
 
 
 def test_devices() -> None:

@@ -14,13 +14,12 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, linear
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gru_lm.model import heads
+from gru_lm.model import cross_entropy as slicing
+from gru_lm.model.cross_entropy import linear_cross_entropy, target_log_probs
 from gru_lm.model.heads import (
     AdaptiveSoftmax,
     FullSoftmax,
     choose_cutoffs,
-    linear_cross_entropy,
-    target_log_probs,
 )
 
 Head = FullSoftmax | AdaptiveSoftmax
@@ -46,7 +45,7 @@ def make(cutoffs: tuple[int, ...], *, V: int = 29, E: int = 6, tied: bool = True
 @contextmanager
 def slices_of(size: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads, "SLICE", size)
+        patch.setattr(slicing, "SLICE", size)
         yield
 
 
@@ -142,14 +141,14 @@ def test_the_distribution_sums_to_one(cutoffs: tuple[int, ...]) -> None:
 def test_embeddings_and_their_gradient(cutoffs: tuple[int, ...]) -> None:
     head = make(cutoffs)
     tokens = torch.randint(0, 29, (4, 7))
-    table = head.embedding_VE()
+    table = head.table(torch.arange(0))[0]
     found = head.embed(tokens)
     torch.testing.assert_close(found, table[tokens])
     weights = torch.randn_like(found)
     parameters = list(head.parameters())
     if isinstance(head, AdaptiveSoftmax):
         table = torch.stack([literal_embedding(head, token) for token in range(29)])
-        torch.testing.assert_close(head.embedding_VE(), table)
+        torch.testing.assert_close(head.table(torch.arange(0))[0], table)
     for one, other in zip(
         gradients((found * weights).sum(), parameters),
         gradients((table[tokens] * weights).sum(), parameters),
@@ -297,9 +296,51 @@ def test_cutoffs_save_most_of_the_work_on_text() -> None:
 def test_ranks_must_be_a_permutation() -> None:
     head = make((3, 11))
     assert isinstance(head, AdaptiveSoftmax)
-    head.check_ranks()
+    head.check()
     good = head.rank_V
     for bad in (good % 28, good + 1, good - 1, good.double(), good.int()):
         head.rank_V = bad
         with pytest.raises(ValueError, match="permutation"):
-            head.check_ranks()
+            head.check()
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tokens_that_training_lacks_share_a_row(tied: bool) -> None:
+    torch.manual_seed(3)
+    counts_V = torch.randint(1, 9, (29,)) * (torch.arange(29) % 3 == 1)
+    head = FullSoftmax(29, embed=6 if tied else 4, width=6, tied=tied, rows=11).double()
+    head.set_unigram(counts_V)
+    torch.testing.assert_close(head.whole()[2].exp().sum(), torch.ones((), dtype=torch.float64))
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    hidden_NH, targets_N = torch.randn(29, 6, dtype=torch.float64), torch.arange(29)
+    log_probs_NV = head.log_probs(hidden_NH)
+    torch.testing.assert_close(log_probs_NV.exp().sum(1), torch.ones(29, dtype=torch.float64))
+    assert (log_probs_NV[:, [0, 2, 3]] == log_probs_NV[:, :1]).all(), "no two of them differ"
+    assert not torch.equal(log_probs_NV[:, 1], log_probs_NV[:, 4])
+    found_N = head.target_log_probs(hidden_NH, targets_N)
+    torch.testing.assert_close(found_N, log_probs_NV.diagonal())
+    torch.testing.assert_close(head.loss(hidden_NH, targets_N), -found_N.mean())
+    table, rows = head.table(targets_N)
+    torch.testing.assert_close(table[rows], head.embed(targets_N))
+    embedded = head.embed(targets_N)
+    assert not head.confuses(counts_V)
+    assert head.confuses(counts_V + 1)
+    head.unshare()
+    assert len(head.bias) == 29
+    assert not head.confuses(counts_V + 1)
+    torch.testing.assert_close(head.log_probs(hidden_NH), log_probs_NV)
+    torch.testing.assert_close(head.loss(hidden_NH, targets_N), -found_N.mean())
+    torch.testing.assert_close(head.embed(targets_N), embedded)
+
+
+def test_rows_must_fit_their_tokens() -> None:
+    head = FullSoftmax(29, embed=6, width=6, tied=True, rows=11)
+    head.check()
+    assert head.row_V is not None
+    good = head.row_V
+    for bad in (good % 10, good + 1, good.double(), good.int(), good * 0, good.clamp(max=9)):
+        head.row_V = bad
+        with pytest.raises(ValueError, match="rows"):
+            head.check()

@@ -14,7 +14,8 @@ import gru_lm
 ROOT = Path(gru_lm.__file__).parent
 # From left to right; a module imports from rooms to its left, and within its own room.
 ORDER = ["errors", "signals", "atomic", "config", "text", "model", "training", "evaluation"]
-ORDER += ["generation", "speed", "reporting", "trainer", "prepare", "opened", "cli"]
+ORDER += ["generation", "machine", "speed", "reporting", "pace", "trainer", "rehearsal", "forecast"]
+ORDER += ["prepare", "resumed", "opened", "cli"]
 OWNERS = {
     "rich": {"reporting/console.py"},
     "typer": {"cli/"},

@@ -6,18 +6,22 @@ import pytest
 import torch
 
 from gru_lm.errors import UsageError
-from gru_lm.model import heads
+from gru_lm.model import cross_entropy
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.model.regularize import Regularization
 
 V, B, T = 11, 3, 12
 HEADS: list[dict[str, Any]] = [{}, {"tied": True}, {"tied": True, "cutoffs": (2, 5)}]
 
 
-def make(cell: str = "gru", **changes: object) -> LanguageModel:
+def make(
+    cell: str = "gru", regularization: Regularization | None = None, **changes: object
+) -> LanguageModel:
     torch.manual_seed(0)
     values = {"vocab_size": V, "layers": 2, "width": 8, "embed": 5, **changes}
-    model = LanguageModel(ModelConfig(cell=cell, **values)).double()
+    config = ModelConfig(cell=cell, **values)
+    model = LanguageModel(config, regularization=regularization).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -45,15 +49,16 @@ def test_chunks_with_carried_state_are_the_whole(cell: str, head: dict[str, Any]
 def test_three_views_of_one_distribution(
     head: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(heads, "SLICE", 4 * V)  # several slices, the last one short
+    monkeypatch.setattr(cross_entropy, "SLICE", 4 * V)  # several slices, the last one short
     model, x, y = make(**head), tokens(0), tokens(1)
     state = model.initial_state(B)
     log_probs, _ = model.log_probs(x, state)
     targets, _ = model.target_log_probs(x, y, state)
-    loss, _ = model.loss(x, y, state)
+    loss, penalty, _ = model.loss(x, y, state)
     torch.testing.assert_close(log_probs.exp().sum(-1), torch.ones(B, T, dtype=torch.float64))
     torch.testing.assert_close(targets, log_probs.gather(-1, y[..., None])[..., 0])
     torch.testing.assert_close(loss, -targets.mean())
+    assert penalty == 0
 
 
 def test_starts_as_the_unigram_distribution() -> None:
@@ -76,7 +81,7 @@ def test_tied_weights_are_one_matrix_and_counted_once() -> None:
 
 
 def test_dropout_needs_noise() -> None:
-    model, x = make(dropout=0.5), tokens()
+    model, x = make(regularization=Regularization(dropout=0.5)), tokens()
     state = model.initial_state(B)
     assert torch.equal(model.loss(x, x, state)[0], model.loss(x, x, state)[0])
     noise = torch.Generator().manual_seed(0)
@@ -91,7 +96,6 @@ def test_dropout_needs_noise() -> None:
         {"layers": 1000},
         {"vocab_size": 1 << 30},
         {"embed": -1},
-        {"dropout": 1.0},
         *(
             {"cutoffs": cutoffs, "tied": True}
             for cutoffs in ([0, 2], [2, 2], [3, 2], [1, 5], [1.5])

@@ -34,7 +34,7 @@ def results(stack: Recurrent, x: Tensor, state: Tensor, weight: Tensor) -> list[
 
 def compare(cell: str, T: int, B: int, D: int, H: int, *, backend: str = "native") -> None:
     torch.manual_seed(T * 1000 + H)
-    sizes = {"inputs": D, "width": H, "layers": 1, "dropout": 0.0}
+    sizes = {"inputs": D, "width": H, "layers": 1}
     exact = Recurrent(cell, **sizes, backend="reference").double()
     for parameter in exact.parameters():
         # Not more: a simple network with large weights is chaotic, and doubles any rounding.
@@ -76,7 +76,7 @@ def test_without_kernels_gru_before_is_hoisted(shape: tuple[int, int, int, int])
 @pytest.mark.parametrize("backend", ["native", "fused", "reference"])
 def test_a_table_and_its_rows_are_the_same_as_the_input(cell: str, backend: str) -> None:
     torch.manual_seed(0)
-    stack = Recurrent(cell, inputs=5, width=33, layers=2, dropout=0, backend=backend)
+    stack = Recurrent(cell, inputs=5, width=33, layers=2, backend=backend)
     table_VD, state = torch.randn(7, 5), torch.zeros(2, stack.states, 3, 33)
     rows_TB = torch.randint(7, (6, 3))
     found = []
@@ -93,7 +93,7 @@ def test_a_table_and_its_rows_are_the_same_as_the_input(cell: str, backend: str)
 @pytest.mark.parametrize("cell", CELL_NAMES)
 def test_threads_change_nothing(cell: str) -> None:
     torch.manual_seed(0)
-    stack = Recurrent(cell, inputs=8, width=96, layers=2, dropout=0, backend="native")
+    stack = Recurrent(cell, inputs=8, width=96, layers=2, backend="native")
     x, state = torch.randn(9, 7, 8), torch.zeros(2, stack.states, 7, 96)
     before = torch.get_num_threads()
     found = []
@@ -109,7 +109,7 @@ def test_threads_change_nothing(cell: str) -> None:
 
 @kernels
 def test_extreme_and_undefined_values_pass_through() -> None:
-    stack = Recurrent("gru", inputs=2, width=32, layers=1, dropout=0, backend="native")
+    stack = Recurrent("gru", inputs=2, width=32, layers=1, backend="native")
     x = torch.tensor([[[1e30, -1e30]], [[float("nan"), 0.0]]])
     out, _ = stack(x, torch.zeros(1, 1, 1, 32), None)
     assert out[0].isfinite().all()
@@ -119,7 +119,7 @@ def test_extreme_and_undefined_values_pass_through() -> None:
 @kernels
 def test_the_floating_point_mode_is_untouched() -> None:
     tiny = torch.tensor(1e-40)
-    stack = Recurrent("gru", inputs=2, width=32, layers=1, dropout=0, backend="native")
+    stack = Recurrent("gru", inputs=2, width=32, layers=1, backend="native")
     stack(torch.zeros(2, 1, 2), torch.zeros(1, 1, 1, 32), None)[0].sum().backward()
     assert (tiny / 2).item() != 0  # denormals are still there
     assert (torch.tensor(1.0) + 2**-24).item() == 1.0  # and so is rounding to even
@@ -151,6 +151,8 @@ def test_without_a_compiler_all_works(
     done = program("train", text, "--out", "run", *steps)
     assert "no kernel" in done.stderr
     assert program.json("info", "run")["environment"]["backend"] == "fused"
+    bf16 = (text, *steps, "--precision", "bf16", "--device", "cpu")
+    assert "AVX512_BF16 and a C compiler" in program.error("train", *bf16, code=2)
 
 
 @kernels

@@ -27,6 +27,12 @@ def test_whichever_ends_first() -> None:
     assert Budget(steps=None, seconds=2.0).progress(10**9, 1.0) == 0.5
 
 
+def test_what_came_before_the_first_step_is_no_progress() -> None:
+    late = Budget(steps=None, seconds=10.0, began=6.0)
+    assert [late.progress(1, seconds) for seconds in (5.0, 6.0, 8.0, 10.0)] == [0, 0, 0.5, 1]
+    assert Budget(steps=None, seconds=10.0, began=11.0).progress(0, 11.0) == 1
+
+
 @given(kind=st.sampled_from(KINDS), warmup=SHARES, progress=SHARES)
 def test_the_rate_stays_between_nothing_and_the_highest(
     kind: str, warmup: float, progress: float

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,15 +11,24 @@ from hypothesis import strategies as st
 
 from gru_lm.config import settings
 from gru_lm.errors import InputError, UsageError
+from gru_lm.model.cells import CELLS
+from gru_lm.model.language_model import SMALL
 from gru_lm.training.planner import (
     LEAST_CHARACTERS,
+    LEAST_USED,
+    LEAST_VALIDATED,
+    MARGIN,
     MOST_CHARACTERS_FOR_CHAR,
     MOST_PIECES_FULL,
+    TRIALS,
+    VALIDATION_SHARE,
     Plan,
     plan_budget,
+    plan_characters,
     plan_like,
     plan_model,
     plan_tokenizer,
+    plan_valid_characters,
 )
 
 
@@ -49,7 +59,8 @@ def test_the_tokenizer_follows_the_size_of_the_text() -> None:
 def test_what_is_given_is_kept() -> None:
     given = {
         "layers": 3, "width": 7, "embed": 5, "tied": True, "softmax": "full", "dropout": 0.25,
-        "batch": 2, "bptt": 3, "lr": 0.125, "weight_decay": 0.0,
+        "batch": 2, "bptt": 3, "lr": 0.125, "weight_decay": 0.0, "residual": False,
+        "precision": "float32",
     }  # fmt: skip
     assert plan(cell="lstm", **given) == Plan(cell="lstm", **given)
     assert plan(lr=0).lr == 0
@@ -80,6 +91,19 @@ def test_a_small_text_gets_a_small_model_and_a_much_repeated_one_dropout() -> No
     assert plan(epochs=50).dropout > plan(epochs=5).dropout
 
 
+def test_embeddings_get_the_same_dropout_but_where_they_are_read_from_a_table() -> None:
+    assert plan(vocab_size=SMALL, dropout=0.2).input_dropout == 0
+    assert plan(vocab_size=SMALL + 1, dropout=0.2).input_dropout == 0.2
+    assert plan(vocab_size=SMALL + 1, dropout=0.2, input_dropout=0.0).input_dropout == 0
+    assert plan(vocab_size=SMALL, input_dropout=0.4).input_dropout == 0.4
+
+
+def test_what_multiplies_the_decay_by_the_rate_gets_little_of_it() -> None:
+    for name in ("sgd", "nt-asgd"):
+        made = plan(optimizer=name)
+        assert made.lr * made.weight_decay < 1e-4
+
+
 def test_many_pieces_get_an_adaptive_softmax_unless_told_otherwise() -> None:
     assert plan(vocab_size=33_000).softmax == "adaptive"
     assert plan(vocab_size=33_000, softmax="full").softmax == "full"
@@ -95,6 +119,112 @@ def test_a_run_begun_from_another_keeps_its_softmax() -> None:
     assert plan_like(settings({}), {**model, "cutoffs": []}).softmax == "full"
     with pytest.raises(UsageError, match="--softmax full does not go with --from"):
         plan_like(settings({"softmax": "full"}), model)
+
+
+def sizes(**given: Any) -> list[int]:
+    return [plan(10**9, minutes=m, **given).weights(300) for m in (0.1, 1, 10, 100, 600)]
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_more_time_gets_a_larger_model(cell: str) -> None:
+    found = sizes(cell=cell)
+    assert found == sorted({*found})
+    assert max(sizes(cell=cell, width=100)) == sizes(cell=cell, width=100, layers=2)[0]
+
+
+def test_a_faster_machine_gets_a_larger_model_and_its_speed_is_tried() -> None:
+    found = []
+    for weights_per_second in (1e9, 1e10, 1e11, 1e12):
+        tried: list[Plan] = []
+
+        def speed(plan: Plan, rate: float = weights_per_second, tried: list[Plan] = tried) -> float:
+            tried.append(plan)
+            return rate / plan.weights(300)
+
+        chosen = planned = plan_model(
+            settings({"minutes": 3}), tokens=10**9, vocab_size=300, device="cpu", speed=speed
+        )
+        assert 1 <= len(tried) <= TRIALS
+        assert (chosen.layers, chosen.width) in [(one.layers, one.width) for one in tried]
+        found.append(planned.weights(300))
+    assert found == sorted({*found})
+
+
+@given(rates=st.lists(st.floats(1, 1e7), min_size=TRIALS, max_size=TRIALS))
+def test_any_measured_speeds_give_a_plan_that_was_tried(rates: list[float]) -> None:
+    tried: list[Plan] = []
+
+    def speed(plan: Plan) -> float:
+        tried.append(plan)
+        return rates[len(tried) - 1]
+
+    chosen = plan_model(
+        settings({"minutes": 3}), tokens=10**6, vocab_size=300, device="cpu", speed=speed
+    )
+    assert dataclasses.replace(chosen, dropout=0.0) in tried
+
+
+def test_speed_is_not_tried_where_time_does_not_count() -> None:
+    def speed(plan: Plan) -> float:
+        raise AssertionError
+
+    chosen = settings({"steps": 1000})
+    by_steps = plan_model(chosen, tokens=10**6, vocab_size=300, device="cpu", speed=speed)
+    assert by_steps == plan(steps=1000)
+    assert by_steps.weights(300) <= plan(minutes=5).weights(300)
+
+
+def test_complete_settings_hold_their_plan() -> None:
+    made = plan(minutes=7, cell="lstm", tied=True)
+    assert Plan.of(settings({"minutes": 7}, dataclasses.asdict(made))) == made
+
+
+SPEED: dict[str, Any] = {"device": "cpu", "characters_per_token": 4.0}
+HUGE = 10**10
+
+
+def part(whole: int = HUGE, /, **given: Any) -> int | None:
+    return plan_characters(settings(given), characters=whole, **SPEED)
+
+
+def valid_part(whole: int = HUGE, /, **given: Any) -> int | None:
+    return plan_valid_characters(settings(given), characters=whole, **SPEED)
+
+
+def test_no_more_text_is_used_than_the_budget_can_use() -> None:
+    one, four = part(minutes=1), part(minutes=4)
+    assert one
+    assert four == pytest.approx(2 * one), "the model grows as well as the text"
+    assert part(minutes=1, tokens=3_000_000) == pytest.approx(3_000_000 * 4 * MARGIN)
+    assert part(steps=9_000, batch=10, bptt=50) == pytest.approx(9_000 * 500 * 4 * MARGIN)
+    assert part(steps=10, minutes=600) == LEAST_USED
+    assert part(20_000_000, minutes=1) is None, "all of a smaller text"
+    assert part(LEAST_USED, tokens=1) is None
+
+
+def test_epochs_mean_the_whole_text_and_what_is_asked_for_is_kept() -> None:
+    assert part(epochs=1) is None
+    assert part(epochs=1, minutes=1) is None
+    assert part(epochs=1, characters=7) == 7
+    assert part(minutes=1, characters=2 * HUGE) == 2 * HUGE
+    assert valid_part(minutes=1, valid_characters=7) == 7
+
+
+def test_validations_take_little_of_a_budget_in_minutes() -> None:
+    most = part(minutes=10)
+    assert most
+    assert valid_part(minutes=10) == pytest.approx(most / MARGIN * 3 * VALIDATION_SHARE)
+    assert valid_part(minutes=0.01) == LEAST_VALIDATED
+    assert valid_part(LEAST_VALIDATED, minutes=0.01) is None
+    for budget in ("epochs", "steps", "tokens"):
+        assert valid_part(**{budget: 1}) is None
+
+
+@pytest.mark.parametrize("name", ["minutes", "epochs", "steps", "tokens"])
+def test_no_budget_is_too_large_for_a_part(name: str) -> None:
+    most = 1e308 if name in ("minutes", "epochs") else 10**400
+    assert part(**{name: most}) is None
+    assert valid_part(**{name: most}) is None
 
 
 def test_batches_larger_than_the_text_are_refused() -> None:

@@ -8,27 +8,12 @@ import lzma
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from gru_lm.errors import InputError, Stopped, UsageError
+from gru_lm.errors import InputError, UsageError
 from gru_lm.text import sources
-
-
-@dataclass(frozen=True)
-class Words:
-    """A document in memory, in the pieces given."""
-
-    name: str
-    parts: tuple[str, ...]
-
-    def pieces(self) -> Iterator[str]:
-        yield from self.parts
 
 
 def texts(*specs: str | Path, encoding: str = "utf-8") -> dict[str, str]:
@@ -190,57 +175,6 @@ def test_standard_input_that_is_none(tmp_path: Path, shell: str, message: str) -
 def test_what_is_no_encoding_of_text_is_a_usage_error(encoding: str) -> None:
     with pytest.raises(UsageError, match="unknown encoding"):
         sources.open_documents([], encoding=encoding)
-
-
-def test_survey_counts_and_tells(tmp_path: Path) -> None:
-    documents = [Words("a", ("é😀", "x")), Words("b", ("yz",))]
-    told: list[int] = []
-    found = sources.survey(documents, progress=told.append)
-    assert (found.characters, found.bytes, found.document_characters) == (5, 9, (3, 2))
-    assert sum(told) == 9
-
-
-def test_the_fingerprint_knows_borders_but_no_names_and_no_pieces() -> None:
-    def of(*documents: Words) -> str:
-        return sources.survey(documents).fingerprint
-
-    one = of(Words("a", ("ab",)), Words("b", ("c",)))
-    assert one == of(Words("x", ("a", "b")), Words("y", ("c",)))
-    assert one != of(Words("a", ("a",)), Words("b", ("bc",)))
-    assert one != of(Words("a", ("abc",)))
-
-
-def test_survey_polls_stop() -> None:
-    def stop() -> None:
-        raise Stopped(15)
-
-    with pytest.raises(Stopped):
-        sources.survey([Words("a", ("text",))], stop=stop)
-
-
-some_documents = st.lists(st.lists(st.text(max_size=5), max_size=4), max_size=4)
-
-
-@given(some_documents, st.data())
-def test_cut_is_a_slice_of_the_concatenation(parts: list[list[str]], data: st.DataObject) -> None:
-    documents = [Words(str(index), tuple(each)) for index, each in enumerate(parts)]
-    lengths = sources.survey(documents).document_characters
-    whole = "".join("".join(each) for each in parts)
-    start = data.draw(st.integers(0, len(whole)))
-    end = data.draw(st.integers(start, len(whole)))
-    kept = sources.cut(documents, lengths, start, end)
-    assert "".join("".join(each.pieces()) for each in kept) == whole[start:end]
-    assert all("".join(each.pieces()) for each in kept)
-    inner = sources.survey(kept).document_characters  # a slice can be cut again
-    again = sources.cut(kept, inner, 1, sum(inner))
-    assert "".join("".join(each.pieces()) for each in again) == whole[start:end][1:]
-
-
-def test_cut_keeps_names_and_whole_documents() -> None:
-    documents = [Words("a", ("abc",)), Words("b", ("def",))]
-    first, second = sources.cut(documents, (3, 3), 0, 4)
-    assert first is documents[0]
-    assert second.name == "b"
 
 
 def test_named_corpus_is_opened_as_documents(

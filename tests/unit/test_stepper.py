@@ -68,8 +68,14 @@ def test_every_size_of_the_kernel(cell: str, H: int) -> None:
 @pytest.mark.parametrize("cell", ["gru", "gru-before"])
 def test_a_large_vocabulary_has_no_table(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "TABLE", 0)
-    for layers, tied, N in ((1, False, 1), (2, True, 9)):
-        check(model_of(cell, H=21, V=323, layers=layers, tied=tied), N, NativeStepper)
+    for layers, tied, N, rows in ((1, False, 1, 0), (2, True, 9, 0), (1, True, 2, 60)):
+        check(model_of(cell, H=21, V=323, layers=layers, tied=tied, rows=rows), N, NativeStepper)
+
+
+@kernels
+def test_tokens_that_share_a_row() -> None:
+    for tied in (True, False):
+        check(model_of("gru", H=16, V=323, tied=tied, rows=66), 2, NativeStepper)
 
 
 @pytest.mark.parametrize(

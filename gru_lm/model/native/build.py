@@ -42,6 +42,7 @@ def library() -> ctypes.CDLL:
         loaded = ctypes.CDLL(str(path))
         loaded.recurrence_units.restype = ctypes.c_size_t
         loaded.outer_product_depth.restype = ctypes.c_size_t
+        loaded.product_scratch_bf16.restype = ctypes.c_size_t
     except (OSError, subprocess.SubprocessError, AttributeError) as error:
         raise BuildError(str(error)) from error
     return loaded

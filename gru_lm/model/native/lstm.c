@@ -1,4 +1,4 @@
-/* The recurrences of `lstm`, `lstm-thread` and `rnn` on a CPU, float32, as gru.c does them.
+/* The recurrences of `lstm`, `lstm-thread` and `rnn` on a CPU, as gru.c does them.
  *
  * Shapes as in gru.c; x is [T,B,4H] and [T,B,H]. Names of gates as in cells.py.
  */
@@ -11,23 +11,25 @@ typedef struct { size_t g, i, f, o; } order;
 static order gates_of(int plain) { return plain ? (order){0, 1, 2, 3} : (order){2, 0, 1, 3}; }
 
 /* hs, cs [T+1,B,H] are the two states, the first of each given. gates [T,B,4H] are kept for the way back. */
-void lstm_forward(size_t plain, size_t T, size_t B, size_t H, const float *x, const float *U, float *hs,
-                  float *cs, float *gates, float *packed, int threads) {
+void NAME(lstm_forward)(size_t plain, size_t T, size_t B, size_t H, const float *x, const float *U, float *hs,
+                        factor *h_factors, float *cs, float *gates, factor *packed, int threads) {
   const order at = gates_of((int)plain);
 #pragma omp parallel num_threads(threads)
   {
     const share mine = my_share(B, H);
-    float *packed_2 = packed + 2 * H * H; /* of the second two gates */
+    factor *packed_2 = packed + 2 * H * H / PAIR; /* of the second two gates */
     pack_rows(2, LANES, H, mine.pack, mine.pack_end, U, packed);
     pack_rows(2, LANES, H, mine.pack, mine.pack_end, U + 2 * H * H, packed_2);
+    round_part(&mine, H, hs, h_factors);
 #pragma omp barrier
     for (size_t t = 0; t < T; t++) {
       for (size_t j = mine.unit; j < mine.unit_end; j += LANES)
         for (size_t b = mine.row, rows; b < mine.row_end; b += rows) {
           vec sum[2][ROWS * 2] = {{{0}}};
           rows = tile(mine.row_end - b);
-          multiply_2[rows - 1](H, hs + (t * B + b) * H, H, packed + j * 2 * H, sum[0]);
-          multiply_2[rows - 1](H, hs + (t * B + b) * H, H, packed_2 + j * 2 * H, sum[1]);
+          const factor *h = h_factors + (t * B + b) * H / PAIR;
+          multiply_2[rows - 1](H / PAIR, h, H / PAIR, packed + j * 2 * H / PAIR, sum[0]);
+          multiply_2[rows - 1](H / PAIR, h, H / PAIR, packed_2 + j * 2 * H / PAIR, sum[1]);
           for (size_t r = 0; r < rows; r++) {
             const size_t now = (t * B + b + r) * H + j, next = now + B * H, all = now + 3 * (now - j);
             vec a[4];
@@ -36,7 +38,7 @@ void lstm_forward(size_t plain, size_t T, size_t B, size_t H, const float *x, co
             const vec c = i * g + f * load(cs + now);
             store(gates + all + at.g * H, g), store(gates + all + at.i * H, i);
             store(gates + all + at.f * H, f), store(gates + all + at.o * H, o);
-            store(cs + next, c), store(hs + next, o * (plain ? c : tanhv(c)));
+            store(cs + next, c), store_both(hs, h_factors, next, o * (plain ? c : tanhv(c)));
           }
         }
       MEET(mine);
@@ -46,9 +48,9 @@ void lstm_forward(size_t plain, size_t T, size_t B, size_t H, const float *x, co
 
 /* dy [T,B,H]. dh, dc [B,H] come as the gradients of the last states and leave as those of the first. dx
  * [T,B,4H] becomes the gradient of x. */
-void lstm_backward(size_t plain, size_t T, size_t B, size_t H, const float *dy, const float *U,
-                   const float *cs, const float *gates, float *dh, float *dc, float *dx, float *packed,
-                   int threads) {
+void NAME(lstm_backward)(size_t plain, size_t T, size_t B, size_t H, const float *dy, const float *U,
+                         const float *cs, const float *gates, float *dh, float *dc, float *dx,
+                         factor *dx_factors, factor *packed, int threads) {
   const order at = gates_of((int)plain);
 #pragma omp parallel num_threads(threads)
   {
@@ -64,27 +66,28 @@ void lstm_backward(size_t plain, size_t T, size_t B, size_t H, const float *dy, 
           const vec c = load(cs + now + B * H), out = plain ? c : tanhv(c);
           const vec d = load(dh + b * H + j) + load(dy + now);
           const vec e = load(dc + b * H + j) + d * o * (plain ? fill(1.f) : 1.f - out * out);
-          store(dx + all + at.g * H, e * i * (1.f - g * g));
-          store(dx + all + at.i * H, e * g * i * (1.f - i));
-          store(dx + all + at.f * H, e * load(cs + now) * f * (1.f - f));
-          store(dx + all + at.o * H, d * out * o * (1.f - o));
+          store_both(dx, dx_factors, all + at.g * H, e * i * (1.f - g * g));
+          store_both(dx, dx_factors, all + at.i * H, e * g * i * (1.f - i));
+          store_both(dx, dx_factors, all + at.f * H, e * load(cs + now) * f * (1.f - f));
+          store_both(dx, dx_factors, all + at.o * H, d * out * o * (1.f - o));
           store(dc + b * H + j, e * f);
           store(dh + b * H + j, fill(0.f));
         }
       MEET(mine);
-      add_back(&mine, H, packed, 4 * H, 4 * H, dx + t * B * 4 * H, 4 * H, NULL, dh);
+      add_back(&mine, H, packed, 4 * H, 4 * H, dx_factors + t * B * 4 * H / PAIR, 4 * H, NULL, dh);
     }
   }
 }
 
 /* ---- rnn: h = tanh(x + U h₋) ---- */
 
-void rnn_forward(size_t T, size_t B, size_t H, const float *x, const float *U, float *hs, float *packed,
-                 int threads) {
+void NAME(rnn_forward)(size_t T, size_t B, size_t H, const float *x, const float *U, float *hs,
+                       factor *h_factors, factor *packed, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     const share mine = my_share(B, H);
     pack_rows(1, UNITS, H, mine.pack, mine.pack_end, U, packed);
+    round_part(&mine, H, hs, h_factors);
 #pragma omp barrier
     for (size_t t = 0; t < T; t++) {
       for (size_t j = mine.unit; j < mine.unit_end; j += UNITS)
@@ -93,10 +96,11 @@ void rnn_forward(size_t T, size_t B, size_t H, const float *x, const float *U, f
           rows = tile(mine.row_end - b);
           const size_t at = (t * B + b) * H + j;
           for (size_t i = 0; i < rows; i++) memcpy(sum + 2 * i, x + at + i * H, 2 * sizeof(vec));
-          multiply_2[rows - 1](H, hs + (t * B + b) * H, H, packed + j * H, sum);
+          multiply_2[rows - 1](H / PAIR, h_factors + (t * B + b) * H / PAIR, H / PAIR,
+                               packed + j * H / PAIR, sum);
           for (size_t i = 0; i < rows; i++)
             for (size_t v = 0; v < 2; v++)
-              store(hs + at + (B + i) * H + v * LANES, tanhv(sum[2 * i + v]));
+              store_both(hs, h_factors, at + (B + i) * H + v * LANES, tanhv(sum[2 * i + v]));
         }
       MEET(mine);
     }
@@ -104,8 +108,8 @@ void rnn_forward(size_t T, size_t B, size_t H, const float *x, const float *U, f
 }
 
 /* As lstm_backward; dx [T,B,H]. */
-void rnn_backward(size_t T, size_t B, size_t H, const float *dy, const float *U, const float *hs, float *dh,
-                  float *dx, float *packed, int threads) {
+void NAME(rnn_backward)(size_t T, size_t B, size_t H, const float *dy, const float *U, const float *hs,
+                        float *dh, float *dx, factor *dx_factors, factor *packed, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     const share mine = my_share(B, H);
@@ -116,11 +120,11 @@ void rnn_backward(size_t T, size_t B, size_t H, const float *dy, const float *U,
         for (size_t j = mine.unit; j < mine.unit_end; j += LANES) {
           const size_t at = (t * B + b) * H + j;
           const vec h = load(hs + at + B * H);
-          store(dx + at, (load(dh + b * H + j) + load(dy + at)) * (1.f - h * h));
+          store_both(dx, dx_factors, at, (load(dh + b * H + j) + load(dy + at)) * (1.f - h * h));
           store(dh + b * H + j, fill(0.f));
         }
       MEET(mine);
-      add_back(&mine, H, packed, H, H, dx + t * B * H, H, NULL, dh);
+      add_back(&mine, H, packed, H, H, dx_factors + t * B * H / PAIR, H, NULL, dh);
     }
   }
 }

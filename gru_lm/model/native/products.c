@@ -2,34 +2,35 @@
 #include "products.h"
 
 void pack_rows(size_t gates, size_t units, size_t H, size_t begin, size_t end, const float *U,
-               float *packed) {
-  enum { NEAR = 32 }; /* columns at a time, so that what is written stays in the first cache */
+               factor *packed) {
+  enum { NEAR = UNITS / PAIR }; /* at a time, so that what is written stays in the first cache */
   for (size_t j = begin; j < end; j += units)
-    for (size_t k0 = 0; k0 < H; k0 += NEAR)
+    for (size_t k0 = 0; k0 < H / PAIR; k0 += NEAR)
       for (size_t g = 0; g < gates; g++)
         for (size_t u = 0; u < units; u++) {
-          const float *row = U + (g * H + j + u) * H;
-          float *out = packed + j * gates * H + g * units + u;
-          for (size_t k = k0; k < k0 + NEAR && k < H; k++) out[k * gates * units] = row[k];
+          factor row[NEAR], *out = packed + j / PAIR * gates * H + g * units + u;
+          row_factors(U + (g * H + j + u) * H + k0 * PAIR, row);
+          for (size_t k = 0; k < NEAR; k++) out[(k0 + k) * gates * units] = row[k];
         }
 }
 
-void pack_columns(size_t K, size_t H, size_t begin, size_t end, const float *U, float *packed) {
+void pack_columns(size_t K, size_t H, size_t begin, size_t end, const float *U, factor *packed) {
   for (size_t j = begin; j < end; j += UNITS)
-    for (size_t k = 0; k < K; k++)
-      memcpy(packed + j * K + k * UNITS, U + k * H + j, UNITS * sizeof(float));
+    for (size_t k = 0; k < K; k += PAIR)
+      for (size_t u = 0; u < UNITS; u += LANES)
+        column_factors(U + k * H + j + u, H, packed + (j * K + k * UNITS) / PAIR + u);
 }
 
 /* Code of its own for each shape, never inlined, so that the sums have the registers to themselves. */
 #define MULTIPLY(rows, wide)                                                           \
   static __attribute__((noinline)) void multiply_##rows##_##wide(                      \
-      size_t K, const float *a, size_t stride, const float *packed, vec *sum) {        \
+      size_t K, const factor *a, size_t stride, const factor *packed, vec *sum) {      \
     vec s[rows][wide];                                                                 \
     memcpy(s, sum, sizeof s);                                                          \
     for (size_t k = 0; k < K; k++, packed += wide * LANES)                             \
       for (size_t i = 0; i < rows; i++)                                                \
         for (size_t v = 0; v < wide; v++)                                              \
-          s[i][v] += fill(a[i * stride + k]) * load(packed + v * LANES);               \
+          s[i][v] = multiply_add(s[i][v], a[i * stride + k], packed + v * LANES);      \
     memcpy(sum, s, sizeof s);                                                          \
   }
 #define BOTH(rows) MULTIPLY(rows, 2) MULTIPLY(rows, 3)
@@ -38,32 +39,34 @@ BOTH(1) BOTH(2) BOTH(3) BOTH(4)
 BOTH(5) BOTH(6) BOTH(7) BOTH(8)
 #endif
 
-multiply *const multiply_2[ROWS] = {
+NAME(multiply) *const multiply_2[ROWS] = {
     multiply_1_2, multiply_2_2, multiply_3_2, multiply_4_2,
 #if ROWS == 8
     multiply_5_2, multiply_6_2, multiply_7_2, multiply_8_2,
 #endif
 };
-multiply *const multiply_3[ROWS] = {
+NAME(multiply) *const multiply_3[ROWS] = {
     multiply_1_3, multiply_2_3, multiply_3_3, multiply_4_3,
 #if ROWS == 8
     multiply_5_3, multiply_6_3, multiply_7_3, multiply_8_3,
 #endif
 };
 
-void add_back(const share *mine, size_t H, const float *packed, size_t rows_of_U, size_t K,
-              const float *a, size_t stride, const float *c, float *dh) {
+void add_back(const share *mine, size_t H, const factor *packed, size_t rows_of_U, size_t K,
+              const factor *a, size_t stride, const factor *c, float *dh) {
   for (size_t j = mine->unit; j < mine->unit_end; j += UNITS)
     for (size_t b = mine->row, rows; b < mine->row_end; b += rows) {
+      const factor *columns = packed + j * rows_of_U / PAIR;
       vec sum[ROWS * 2];
       rows = tile(mine->row_end - b);
       for (size_t i = 0; i < rows; i++) memcpy(sum + 2 * i, dh + (b + i) * H + j, 2 * sizeof(vec));
-      multiply_2[rows - 1](K, a + b * stride, stride, packed + j * rows_of_U, sum);
-      if (c) multiply_2[rows - 1](H, c + b * H, H, packed + j * rows_of_U + K * UNITS, sum);
+      multiply_2[rows - 1](K / PAIR, a + b * stride / PAIR, stride / PAIR, columns, sum);
+      if (c) multiply_2[rows - 1](H / PAIR, c + b * H / PAIR, H / PAIR, columns + K / PAIR * UNITS, sum);
       for (size_t i = 0; i < rows; i++) memcpy(dh + (b + i) * H + j, sum + 2 * i, 2 * sizeof(vec));
     }
 }
 
+#ifndef BF16
 /* ---- the gradient of weights ---- */
 
 enum { DEPTH = 256 }; /* rows at a time: their part of both factors stays in the caches */
@@ -97,3 +100,4 @@ void outer_product(size_t N, size_t G, size_t H, const float *d, size_t stride, 
     }
   }
 }
+#endif

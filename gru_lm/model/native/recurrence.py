@@ -1,4 +1,5 @@
-"""The cells over time by the C kernels, differentiable. float32 on a CPU alone.
+"""The cells over time by the C kernels, differentiable. float32 on a CPU alone; its products are in
+bfloat16 where that is wanted on the way there, and then on the way back too.
 
 The input projection is the caller's (one product for all steps); here are the steps themselves, and
 on the way back the gradient of the recurrent weights as one product. Hidden sizes that do not fill the
@@ -9,7 +10,6 @@ Shapes: T time, B batch, H hidden, G gates x H, S states of a cell.
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn.functional import embedding, pad
 from gru_lm.model import products
 from gru_lm.model.cells import GRU, LSTM, RNN, GRUBefore, LSTMThread
 from gru_lm.model.native.build import library
+from gru_lm.model.native.kernels import bf16_product, bf16_wanted, call, factors_of
 from gru_lm.model.products import linear
 
 NativeCell = GRU | GRUBefore | LSTM | LSTMThread | RNN
@@ -66,15 +67,17 @@ def _pad_rows(weights: Tensor, gates: int, more: int) -> Tensor:
     return pad(blocks, (0, 0) * (weights.ndim - 1) + (0, more)).flatten(0, 1)
 
 
-def _outer(dy_NG: Tensor, x_ND: Tensor) -> Tensor:
+def _outer(dy_NG: Tensor, x_ND: Tensor, bf16: bool = False) -> Tensor:
     """The gradient of weights, [G, D]: the sum over the rows of dy times x."""
+    if bf16:
+        return bf16_product(dy_NG.t(), x_ND.t())
     (N, G), D = dy_NG.shape, x_ND.shape[1]
     units = library().recurrence_units()
     if G % units or D % units or dy_NG.stride(1) != 1:
         return products.outer(dy_NG, x_ND)
     x_ND, out = x_ND.contiguous(), x_ND.new_empty(G, D)
     packed = x_ND.new_empty(library().outer_product_depth() * D)
-    _call("outer_product", N, G, D, dy_NG, dy_NG.stride(0), x_ND, out, packed)
+    call("outer_product", N, G, D, dy_NG, dy_NG.stride(0), x_ND, out, packed)
     return out
 
 
@@ -89,7 +92,9 @@ class _GRU(torch.autograd.Function):
         kept = any(ctx.needs_input_grad)
         gates = torch.empty_like(x_TBG) if kept else None
         inner = x_TBG.new_empty(T, B, H) if kept else None
-        _call("gru_forward", T, B, H, x_TBG, U, bias, hs, gates, inner, x_TBG.new_empty(3 * H * H))
+        ctx.bf16 = bf16_wanted()
+        given, packed = (x_TBG, U, bias, hs, factors_of(hs, ctx.bf16)), x_TBG.new_empty(3 * H * H)
+        call("gru_forward", T, B, H, *given, gates, inner, packed, bf16=ctx.bf16)
         if kept:
             ctx.save_for_backward(U, hs, gates, inner)
         return (hs[1:],)
@@ -101,9 +106,11 @@ class _GRU(torch.autograd.Function):
         dh, dx, dinner = dy.new_zeros(B, H), torch.empty_like(gates), torch.empty_like(inner)
         packed = dy.new_empty(3 * H * H)
         dy = dy.contiguous()
-        _call("gru_backward", T, B, H, dy, U, hs, gates, inner, dh, dx, dinner, packed)
+        made = (dh, dx, factors_of(dx, ctx.bf16), dinner, factors_of(dinner, ctx.bf16))
+        call("gru_backward", T, B, H, dy, U, hs, gates, inner, *made, packed, bf16=ctx.bf16)
         before_NH, dx_NG, dinner_NH = hs[:-1].flatten(0, 1), dx.flatten(0, 1), dinner.flatten(0, 1)
-        dU = torch.cat((_outer(dx_NG[:, : 2 * H], before_NH), _outer(dinner_NH, before_NH)))
+        dU_rz = _outer(dx_NG[:, : 2 * H], before_NH, ctx.bf16)
+        dU = torch.cat((dU_rz, _outer(dinner_NH, before_NH, ctx.bf16)))
         return dx, dU, dh, dinner_NH.sum(0)
 
 
@@ -117,7 +124,9 @@ class _GRUBefore(torch.autograd.Function):
         hs[0] = h_BH
         gates, reset = torch.empty_like(x_TBG), x_TBG.new_empty(T, B, H)
         packed = x_TBG.new_empty(3 * H * H)
-        _call("before_forward", T, B, H, x_TBG, U, hs, gates, reset, packed)
+        ctx.bf16 = bf16_wanted()
+        kept = (hs, factors_of(hs, ctx.bf16), gates, reset, factors_of(reset, ctx.bf16))
+        call("before_forward", T, B, H, x_TBG, U, *kept, packed, bf16=ctx.bf16)
         ctx.save_for_backward(U, hs, gates, reset)
         return (hs[1:],)
 
@@ -128,10 +137,12 @@ class _GRUBefore(torch.autograd.Function):
         dh, dreset, dx = dy.new_zeros(B, H), dy.new_empty(B, H), torch.empty_like(gates)
         packed = dy.new_empty(3 * H * H)
         dy = dy.contiguous()
-        _call("before_backward", T, B, H, dy, U, hs, gates, dh, dx, dreset, packed)
+        made = (dh, dx, factors_of(dx, ctx.bf16), dreset)
+        call("before_backward", T, B, H, dy, U, hs, gates, *made, packed, bf16=ctx.bf16)
         dx_NG = dx.flatten(0, 1)
         before_NH, reset_NH = hs[:-1].flatten(0, 1), reset.flatten(0, 1)
-        dU = torch.cat((_outer(dx_NG[:, : 2 * H], before_NH), _outer(dx_NG[:, 2 * H :], reset_NH)))
+        dU_ur = _outer(dx_NG[:, : 2 * H], before_NH, ctx.bf16)
+        dU = torch.cat((dU_ur, _outer(dx_NG[:, 2 * H :], reset_NH, ctx.bf16)))
         return dx, dU, dh
 
 
@@ -148,7 +159,9 @@ class _LSTM(torch.autograd.Function):
         hs, cs = x_TBG.new_empty(T + 1, B, H), x_TBG.new_empty(T + 1, B, H)
         hs[0], cs[0] = h_BH, c_BH
         gates, packed = torch.empty_like(x_TBG), x_TBG.new_empty(4 * H * H)
-        _call("lstm_forward", cls.plain, T, B, H, x_TBG, U, hs, cs, gates, packed)
+        ctx.bf16 = bf16_wanted()
+        kept = (hs, factors_of(hs, ctx.bf16), cs, gates)
+        call("lstm_forward", cls.plain, T, B, H, x_TBG, U, *kept, packed, bf16=ctx.bf16)
         ctx.save_for_backward(U, hs, cs, gates)
         return hs[1:], cs[-1].clone()
 
@@ -159,8 +172,9 @@ class _LSTM(torch.autograd.Function):
         H = G // 4
         dh, dc, dx = dy.new_zeros(B, H), dc_last.clone(), torch.empty_like(gates)
         dy, packed = dy.contiguous(), dy.new_empty(4 * H * H)
-        _call("lstm_backward", cls.plain, T, B, H, dy, U, cs, gates, dh, dc, dx, packed)
-        return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1)), dh, dc
+        made = (dh, dc, dx, factors_of(dx, ctx.bf16))
+        call("lstm_backward", cls.plain, T, B, H, dy, U, cs, gates, *made, packed, bf16=ctx.bf16)
+        return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1), ctx.bf16), dh, dc
 
 
 class _LSTMThread(_LSTM):
@@ -174,7 +188,8 @@ class _RNN(torch.autograd.Function):
         x_TBG, U = x_TBG.contiguous(), U.contiguous()
         hs, packed = x_TBG.new_empty(T + 1, B, H), x_TBG.new_empty(H * H)
         hs[0] = h_BH
-        _call("rnn_forward", T, B, H, x_TBG, U, hs, packed)
+        ctx.bf16 = bf16_wanted()
+        call("rnn_forward", T, B, H, x_TBG, U, hs, factors_of(hs, ctx.bf16), packed, bf16=ctx.bf16)
         ctx.save_for_backward(U, hs)
         return (hs[1:],)
 
@@ -184,8 +199,9 @@ class _RNN(torch.autograd.Function):
         T, B, H = dy.shape
         dh, dx, packed = dy.new_zeros(B, H), dy.new_empty(T, B, H), dy.new_empty(H * H)
         dy = dy.contiguous()
-        _call("rnn_backward", T, B, H, dy, U, hs, dh, dx, packed)
-        return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1)), dh
+        made = (dh, dx, factors_of(dx, ctx.bf16))
+        call("rnn_backward", T, B, H, dy, U, hs, *made, packed, bf16=ctx.bf16)
+        return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1), ctx.bf16), dh
 
 
 STEPS: dict[type[NativeCell], type[torch.autograd.Function]] = {
@@ -195,14 +211,3 @@ STEPS: dict[type[NativeCell], type[torch.autograd.Function]] = {
     LSTMThread: _LSTMThread,
     RNN: _RNN,
 }
-
-
-def _call(name: str, *arguments: int | Tensor | None) -> None:
-    """Call a kernel: sizes as size_t, tensors as their addresses, and PyTorch's threads."""
-    converted = [
-        ctypes.c_size_t(each)
-        if isinstance(each, int)
-        else ctypes.c_void_p(None if each is None else each.data_ptr())
-        for each in arguments
-    ]
-    getattr(library(), name)(*converted, ctypes.c_int(torch.get_num_threads()))

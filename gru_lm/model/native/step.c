@@ -29,6 +29,7 @@ typedef struct {
   const float *project, *project_bias; /* what the head reads of the state, [R,H], [R]; or null */
   const float *head, *head_bias;       /* [Q,outputs], [Q] */
   float *inputs, *x, *u, *reset, *candidate, *projected, *logits, *weights; /* scratch, N rows each */
+  float *sum; /* of the layers' outputs, where each adds to those below it, [N,P]; or null */
   int32_t *keys;
 } model;
 
@@ -137,7 +138,13 @@ void step_run(model *m, const choice *how, size_t T, size_t N, int64_t *last, co
       for (size_t l = 0; l < m->layers; l++) {
         advance(&mine, m, m->layer + l, turn, last, below, stride);
         MEET_OTHERS(&mine);
-        below = m->layer[l].h[!turn], stride = m->P;
+        const float *h = m->layer[l].h[!turn];
+        if (m->sum && l) {
+          for (size_t at = own.begin * m->P; at < own.end * m->P; at++) m->sum[at] = below[at] + h[at];
+          MEET_OTHERS(&mine);
+          h = m->sum;
+        }
+        below = h, stride = m->P;
       }
       if (m->project) {
         product(&mine, part_of(&mine, m->R / UNITS), 2, m->H, below, stride, m->project, m->project_bias,

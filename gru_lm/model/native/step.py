@@ -49,11 +49,11 @@ class _Layer(ctypes.Structure):
 class _Model(ctypes.Structure):
     _sizes = ("layers", "before", "E", "H", "V", "P", "Q", "R", "outputs", "bytes", "turn")
     _weights = ("table", "project", "project_bias", "head", "head_bias")
-    _scratch = ("inputs", "x", "u", "reset", "candidate", "projected", "logits", "weights", "keys")
+    _scratch = ("inputs", "x", "u", "reset", "candidate", "projected", "logits", "weights")
     _fields_ = [
         *((name, c_size_t) for name in _sizes),
         ("layer", POINTER(_Layer)),
-        *((name, c_void_p) for name in (*_weights, *_scratch)),
+        *((name, c_void_p) for name in (*_weights, *_scratch, "sum", "keys")),
     ]
 
 
@@ -75,6 +75,7 @@ class NativeStepper:
     def __init__(self, model: LanguageModel, state_LSNH: Tensor) -> None:
         head = model.head
         assert isinstance(head, FullSoftmax)
+        embedding_VE, weight_VH, bias_V = head.whole()
         N, H, E = state_LSNH.shape[2], model.config.width, model.config.embed
         V = model.config.vocab_size
         units = library().recurrence_units()
@@ -94,11 +95,11 @@ class NativeStepper:
         first, before = cells[0], isinstance(cells[0], GRUBefore)
         has_table = 3 * P * V <= TABLE
         if has_table:
-            table = linear(head.embedding_VE(), first.weight_ih_l0, first.bias_ih_l0)
+            table = linear(embedding_VE * head.scale, first.weight_ih_l0, first.bias_ih_l0)
             table = table.view(V, 3, H) if P == H else pad(table.view(V, 3, H), (0, P - H))
             table = table.view(V, 3, -1, units // 2).transpose(1, 2).contiguous()
         else:
-            table = head.embedding.detach().contiguous()
+            table = embedding_VE.detach().contiguous()
         layers = (_Layer * len(cells))()
         self._states_L2NP = torch.zeros(len(cells), 2, N, P)
         self._states_L2NP[:, 0, :, :H] = state_LSNH[:, 0]
@@ -119,15 +120,17 @@ class NativeStepper:
             *(len(cells), before, E, H, V, P, Q, R, outputs, 0, 0),
             layer=layers,
             table=keep(table),
-            head=packed(head.embedding if head.weight is None else head.weight),
-            head_bias=packed(head.bias, fill=-torch.inf),
+            head=packed(weight_VH),
+            head_bias=packed(bias_V, fill=-torch.inf),
         )
         if model.to_embedding is not None:
             self._model.project = packed(model.to_embedding.weight)
-            self._model.project_bias = packed(head.bias.new_zeros(E))
+            self._model.project_bias = packed(bias_V.new_zeros(E))
         self._logits_NQ = torch.empty(N, Q)
         self._model.logits = keep(self._logits_NQ)
         sizes = {"inputs": E, "x": 3 * P, "u": 3 * P, "reset": P, "candidate": P}
+        if model.config.residual:
+            sizes["sum"] = P
         for name, size in (sizes | {"projected": R, "weights": Q, "keys": Q}).items():
             setattr(self._model, name, keep(torch.empty(N, size)))
         products = [3 * H * (layer.inputs + H) for layer in layers]

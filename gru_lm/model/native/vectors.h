@@ -2,6 +2,7 @@
  *
  * Plain C: no intrinsics, and no -ffast-math, so the process's floating-point mode stays as it is.
  */
+#pragma once
 #include <string.h>
 
 #if defined(__AVX512F__)

@@ -1,0 +1,50 @@
+"""How fast a plan trains on this machine: some real steps, of which nothing is kept.
+
+Knows what is prepared, and neither run nor budget.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from gru_lm.text.batches import Batches
+from gru_lm.training.loop import train_steps
+from gru_lm.training.optimizers import Budget, Schedule
+
+if TYPE_CHECKING:
+    from gru_lm.prepare import Prepared
+
+SECONDS = 0.6  # of steps that are timed
+WARM_UP = 3  # steps before: they compile, and take memory
+FEWEST = 3
+
+
+def tokens_per_second(prepared: Prepared, *, stop: Callable[[], None]) -> float:
+    """Training tokens a second of a fresh model. Raises what `stop` raises."""
+    plan, settings = prepared.plan, prepared.settings
+    steps = train_steps(
+        prepared.state(),
+        Batches(
+            tokens=prepared.data.train.tokens,
+            batch=plan.batch,
+            bptt=plan.bptt,
+            seed=settings.seed,
+        ),
+        budget=Budget(steps=None, seconds=None),
+        schedule=Schedule(kind="constant", lr=plan.lr, warmup=1.0),
+        clip=settings.clip,
+        seed=settings.seed,
+        precision=plan.precision,
+        clock=lambda: 0.0,
+    )
+    for _ in range(WARM_UP):
+        next(steps)
+    taken: list[float] = []
+    until = time.monotonic() + SECONDS
+    while time.monotonic() < until or len(taken) < FEWEST:
+        stop()
+        taken.append(next(steps).seconds)
+    return plan.batch * plan.bptt / statistics.median(taken)

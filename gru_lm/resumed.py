@@ -1,0 +1,112 @@
+"""From a run directory to all that is needed to go on with the run.
+
+Only where it is computed may differ from the run's own settings, and for how long: another budget starts
+another leg. A checkpoint's budget is what counts; the one in config.toml, written before the leg's first
+checkpoint, is a note of it. So a crash between the two leaves a run whose leg has not begun, and one
+at any later moment a run that goes on with its leg.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from gru_lm.config import BUDGETS, Settings, settings
+from gru_lm.errors import InputError, UsageError
+from gru_lm.machine import set_up
+from gru_lm.model.native.kernels import bf16_available
+from gru_lm.model.recurrent import choose_backend, choose_device
+from gru_lm.prepare import Prepared, read_data, read_texts, used_texts
+from gru_lm.reporting import console
+from gru_lm.training.loop import TrainState
+from gru_lm.training.planner import Plan
+from gru_lm.training.runs import Run, newest_whole, read_settings
+from gru_lm.training.state import environment, restore, restore_tokenizer
+
+
+def reopen(
+    run: Run,
+    *,
+    budget: Mapping[str, Any],
+    threads: int | None,
+    device: str | None,
+    stop: Callable[[], None],
+) -> tuple[Prepared, TrainState]:
+    """The newest whole checkpoint of `run`, ready to be trained on; with a `budget`, as another leg.
+
+    Raises InputError where the text has changed since, and UsageError where config.toml has.
+    """
+    directory = run.directory
+    checkpoint = newest_whole(directory, console.warn)
+    meta = checkpoint.meta
+    noted = read_settings(directory)
+    run.keep = noted.keep
+    chosen = _settings(run, noted, meta["config"], budget)
+    where = choose_device(device or chosen.device)
+    if where.type == "cpu" and chosen.precision == "bf16" and not bf16_available():
+        console.warn("resumed in float32: this processor has no bf16")
+        chosen = dataclasses.replace(chosen, precision="float32")
+    set_up(chosen, threads=threads, device=device)
+    tokenizer = restore_tokenizer(checkpoint, checkpoint.tensors())
+    texts = read_texts(
+        chosen, stdin=run.text, at_line_ends=lambda _: tokenizer.kind == "word", stop=stop
+    )
+    texts = used_texts(texts, chosen, stop=stop)
+    if texts.fingerprints() != meta["data"]:
+        raise InputError(
+            f"the text of {directory} has changed since the run began",
+            why=f"it was read from: {', '.join(chosen.text)}",
+            hint=f"restore the text, or begin anew with train --from {directory} TEXT",
+        )
+    data = read_data(texts, tokenizer, stop=stop)
+    backend = meta["environment"]["backend"]
+    if backend == "native":  # kept where it can be had; else the warning below says so
+        backend = choose_backend(where)
+    now = environment(where, backend)
+    for name, before in meta["environment"].items():
+        if now.get(name) != before:
+            console.warn(
+                f"resumed with {name} {now.get(name)} instead of {before}: "
+                "not bit-identical to an uninterrupted run"
+            )
+    state = restore(checkpoint, device=where, backend=backend)
+    run.rewind(state, console.warn)
+    if budget:
+        state.start_leg()
+    if chosen != noted:
+        run.write_settings(chosen.given())
+    console.note(f"resuming {directory} after step {state.step:,}")
+    prepared = Prepared(
+        settings=chosen,
+        plan=Plan.of(chosen),
+        data=data,
+        device=where,
+        backend=backend,
+        source=None,
+    )
+    return prepared, state
+
+
+def _settings(
+    run: Run, noted: Settings, begun: Mapping[str, Any], budget: Mapping[str, Any]
+) -> Settings:
+    """The settings to go on with: those of config.toml, which must be the checkpoint's but for the
+    budget.
+    """
+    path = run.directory / "config.toml"
+    ours = noted.portable()
+    changed = [n for n in sorted({*ours, *begun}) if ours.get(n) != begun.get(n)]
+    if fixed := [name for name in changed if name not in BUDGETS]:
+        raise UsageError(
+            f"{path} was changed: {', '.join(fixed)}",
+            why="a resumed run goes on with the settings it began with",
+            hint=f"restore them, or begin anew with train --from {run.directory}",
+        )
+    if changed and not budget:
+        console.warn(
+            f"{path} has another budget than the run's newest checkpoint, which goes on with its "
+            f"own; for another: gru-lm train --resume {run.directory} --minutes M"
+        )
+    kept = {name: value for name, value in noted.given().items() if name not in BUDGETS}
+    return settings(kept, budget or {name: begun[name] for name in BUDGETS if name in begun})

@@ -1,0 +1,41 @@
+"""What the end of a run will need is held back from its budget."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from gru_lm.pace import EXIT_SECONDS, Pace
+
+
+def pace(*, test: int = 0, before: float = 0.0) -> Pace:
+    return Pace(started=time.monotonic(), before=before, held_out=100, test=test, step_tokens=10)
+
+
+def reserve(chosen: Pace) -> float:
+    return chosen.clock() - chosen.elapsed() - EXIT_SECONDS
+
+
+def close(seconds: float) -> object:
+    return pytest.approx(seconds, abs=0.05)  # two looks at the clock
+
+
+def test_time_is_held_back_for_every_measurement_that_is_still_to_come() -> None:
+    for test, measurements in ((0, 2.0), (400, 2.0 + 8.0)):
+        chosen = pace(test=test)
+        chosen.validation_seconds, chosen.save_seconds = 2.0, 3.0
+        assert reserve(chosen) == close(measurements + 3.0)
+
+
+def test_a_step_overlaps_the_end_by_half_of_what_is_usual() -> None:
+    chosen = pace()
+    assert reserve(chosen) == close(0.0)
+    for seconds in (60.0, 3.0, 3.0, 3.0, 9.0):  # the first one is always slow
+        chosen.step(seconds)
+    assert reserve(chosen) == close(3.0 / 2)
+    assert chosen.tokens_per_second() == pytest.approx(50 / 78)
+
+
+def test_what_earlier_commands_used_counts() -> None:
+    assert pace(before=40.0).elapsed() == close(40.0)
