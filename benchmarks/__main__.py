@@ -2,6 +2,7 @@
 
     python -m benchmarks                         under 10 minutes
     python -m benchmarks slow TRAIN.txt VALID.txt   words with adaptive softmax; tokenising 1 GB
+    python -m benchmarks quality|regret ...         see quality.py
 
 benchmarks/README.md says what the numbered rows mean.
 """
@@ -33,6 +34,11 @@ def quick(text: Path) -> Iterator[Row]:
 
 def main() -> None:
     choose_device("cpu")
+    if sys.argv[1:2] in (["quality"], ["regret"]):
+        from benchmarks import quality
+
+        quality.main(sys.argv[1:])
+        return
     if sys.argv[1:2] == ["slow"]:
         from benchmarks import tokenising, vocabulary
 

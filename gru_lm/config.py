@@ -100,7 +100,9 @@ class Settings:
     weight_drop: float | None = _option(
         MODEL, "Share of recurrent weights dropped in a batch.", low=0, high=0.95
     )
-    locked: bool | None = _option(MODEL, "Drop the same units at all steps of a batch.")
+    locked: bool | None = _option(
+        MODEL, "Drop the same units at all steps of a batch (the default)."
+    )
     ar: float | None = _option(MODEL, "Penalty on the square of the last layer's outputs.", low=0)
     tar: float | None = _option(
         MODEL, "Penalty on the square of their change from step to step.", low=0

@@ -35,15 +35,14 @@ from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import TrainState
 from gru_lm.training.optimizers import make_optimizer
-from gru_lm.training.planner import (
+from gru_lm.training.planner import Plan, plan_model
+from gru_lm.training.state import restore_model, restore_tokenizer
+from gru_lm.training.text_plan import (
     CHARACTERS_PER_TOKEN,
-    Plan,
     plan_characters,
-    plan_model,
     plan_tokenizer,
     plan_valid_characters,
 )
-from gru_lm.training.state import restore_model, restore_tokenizer
 
 Stop = Callable[[], None]
 
@@ -310,6 +309,8 @@ def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) ->
         for field in fields(Regularization)
         if (value := getattr(chosen, field.name))
     ]
+    if against == ["locked"]:  # of dropout, of which there is none
+        against.clear()
     console.note(f"regularization: {', '.join(against) or 'none'}")
     console.note(
         f"training: {budget}; {chosen.batch} streams x {chosen.bptt} steps, {chosen.optimizer}, "

@@ -3,14 +3,13 @@
 Printed before it is used; every choice can be overridden by its flag. Knows no files and makes no model:
 how fast a plan trains here it asks whoever can try. What the numbers rest on is in docs/planner.md.
 
-    tokenizer   char up to 5 M characters, bpe beyond: a subword sees further per step
-    characters  what the budget can use of a large text, with a margin
     size        the largest model that the budget can show enough tokens, TOKENS_PER_WEIGHT of them for
                 each weight it multiplies with, and that the text has enough tokens for
     streams     many streams of short steps give many updates; few where there is little text
     lr          falls with the root of the width (AdamW)
     softmax     adaptive where there are so many pieces that a full one is most of the arithmetic
-    dropout     none while the text is new, more the more often it will be seen
+    dropout     none while the text is new, more the more often it will be seen; of units, and of
+                recurrent weights. So often as MOST_EPOCHS, a run ends before its time
 """
 
 from __future__ import annotations
@@ -28,8 +27,6 @@ from gru_lm.model.language_model import SMALL
 
 DEFAULT_CELL = "gru"
 DEFAULT_MINUTES = 5.0
-LEAST_CHARACTERS = 100  # of training text: under that there is nothing to learn from
-MOST_CHARACTERS_FOR_CHAR = 5_000_000
 MOST_PIECES_UNTIED = 4096
 # Beyond, an adaptive softmax learns more a minute. Measured on a CPU; on CUDA, where products are cheap
 # and the clusters' small ones are not, a guess.
@@ -44,21 +41,10 @@ SIZES = (
     *((2, width) for width in (256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)),
 )
 TRIALS = 3  # of a plan's speed, a second each
-FRESH_EPOCHS = 2.0  # that need no dropout
-DROPOUT = 0.1  # more for each doubling of the epochs
+FRESH_EPOCHS = 6.0  # that need no dropout
+DROPOUT = 0.12  # more for each doubling of the epochs, of units and of recurrent weights
+MOST_EPOCHS = 60.0  # more only learn the text by heart
 MOST_DROPOUT = 0.5
-CHARACTERS_PER_TOKEN = {
-    "char": 1.0,
-    "byte": 1.0,
-    "bpe": 5.0,
-    "unigram": 5.0,
-    "word": 7.0,
-}  # at most
-MARGIN = 2.0  # of text over what the budget needs
-# A budget never leaves less of the text: vocabulary and size follow what is used, which takes a second.
-LEAST_USED = 5_000_000
-LEAST_VALIDATED = 1_000_000
-VALIDATION_SHARE = 0.02  # of a budget in minutes, for one validation
 TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
 STREAMS = {"cpu": 24, "cuda": 64}
 BPTT = 48
@@ -76,7 +62,7 @@ def plan_like(settings: Settings, model: Mapping[str, Any]) -> Settings:
 
     Raises UsageError where they say otherwise themselves.
     """
-    shape = {name: model[name] for name in ("cell", "layers", "width", "embed", "tied")}
+    shape = {name: model[name] for name in ("cell", "layers", "width", "embed", "tied", "residual")}
     shape["softmax"] = "adaptive" if model["cutoffs"] else "full"
     for name, value in shape.items():
         if getattr(settings, name) not in (None, "auto", value):
@@ -90,69 +76,6 @@ def plan_like(settings: Settings, model: Mapping[str, Any]) -> Settings:
             hint="leave them out",
         )
     return dataclasses.replace(settings, **shape)
-
-
-def plan_tokenizer(settings: Settings, *, characters: int) -> str:
-    """The tokenizer for `characters` of training text. Raises InputError where that is too little."""
-    if characters < LEAST_CHARACTERS:
-        raise InputError(
-            f"the training text is too short: {characters} characters",
-            why=f"at least {LEAST_CHARACTERS} must be left after the split {settings.split}",
-            hint="add text, or train on @docstrings",
-        )
-    return settings.tokenizer or ("char" if characters <= MOST_CHARACTERS_FOR_CHAR else "bpe")
-
-
-def plan_characters(
-    settings: Settings,
-    *,
-    characters: int,
-    device: str,
-    characters_per_token: float,
-) -> int | None:
-    """How much of `characters` of training text the budget can use, at most; None: all of it.
-
-    A budget in epochs means the whole text.
-    """
-    if settings.characters or settings.epochs:
-        return settings.characters
-    tokens: list[float] = [characters]  # no text has more tokens that are worth counting
-    if settings.minutes:
-        tokens.append(_tokens_in(settings.minutes, device))
-    if settings.steps:
-        streams = settings.batch or STREAMS[device]
-        tokens.append(settings.steps * streams * (settings.bptt or BPTT))
-    if settings.tokens:
-        tokens.append(settings.tokens)
-    most = max(LEAST_USED, MARGIN * min(tokens) * characters_per_token)
-    return int(most) if most < characters else None
-
-
-def plan_valid_characters(
-    settings: Settings,
-    *,
-    characters: int,
-    device: str,
-    characters_per_token: float,
-) -> int | None:
-    """How much of `characters` of held-out text to validate on, at most; None: all of it.
-
-    A budget in minutes must not go by in validations; other budgets do not count them.
-    """
-    if settings.valid_characters or not settings.minutes:
-        return settings.valid_characters
-    # Scoring a token takes a third of the time of training on it.
-    tokens = 3 * VALIDATION_SHARE * _tokens_in(settings.minutes, device)
-    most = max(LEAST_VALIDATED, tokens * characters_per_token)
-    return int(most) if most < characters else None
-
-
-def _tokens_in(minutes: float, device: str) -> float:
-    """Tokens that a model of the size for so many minutes sees, roughly.
-
-    weights x tokens = speed x time, and tokens = TOKENS_PER_WEIGHT x weights.
-    """
-    return math.sqrt(minutes * 60 * WEIGHTS_PER_SECOND[device] * TOKENS_PER_WEIGHT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,12 +94,13 @@ class Plan:
     lr: float
     weight_decay: float
     precision: str
+    epochs: float | None = None  # at most
     output_dropout: float | None = None  # None: as dropout
     residual: bool = False
     input_dropout: float = 0.0
     embedding_dropout: float = 0.0
     weight_drop: float = 0.0
-    locked: bool = False
+    locked: bool = True
     ar: float = 0.0
     tar: float = 0.0
 
@@ -328,20 +252,27 @@ def _shaped(
         weight_decay=decay if settings.weight_decay is None else settings.weight_decay,
         output_dropout=settings.output_dropout,
         embedding_dropout=settings.embedding_dropout or 0.0,
-        weight_drop=settings.weight_drop or 0.0,
-        locked=settings.locked or False,
+        locked=settings.locked is not False,
         ar=settings.ar or 0.0,
         tar=settings.tar or 0.0,
     )
 
 
 def _regularised(settings: Settings, plan: Plan, *, epochs: float, vocab_size: int) -> Plan:
-    """The plan with dropout for a text that will be seen so often."""
-    dropout = settings.dropout
-    if dropout is None:
-        doublings = math.log2(max(1.0, epochs / FRESH_EPOCHS))
-        dropout = round(min(MOST_DROPOUT, DROPOUT * doublings), 2)
+    """The plan with dropout for a text that will be seen so often, and not more often than helps."""
+    time_alone = not (settings.epochs or settings.steps or settings.tokens)
+    most = MOST_EPOCHS if time_alone and epochs > MOST_EPOCHS else settings.epochs
+    doublings = math.log2(max(1.0, min(epochs, MOST_EPOCHS) / FRESH_EPOCHS))
+    planned = round(min(MOST_DROPOUT, DROPOUT * doublings), 2)
+    dropout = planned if settings.dropout is None else settings.dropout
+    weight_drop = planned if settings.weight_drop is None else settings.weight_drop
     # A small vocabulary is read from a table, which is faster, and has no room for it.
     inputs = 0.0 if vocab_size <= SMALL else dropout
     inputs = inputs if settings.input_dropout is None else settings.input_dropout
-    return dataclasses.replace(plan, dropout=dropout, input_dropout=inputs)
+    return dataclasses.replace(
+        plan,
+        dropout=dropout,
+        weight_drop=weight_drop,
+        input_dropout=inputs,
+        epochs=most,
+    )
