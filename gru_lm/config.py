@@ -116,12 +116,11 @@ class Settings:
     batch: int | None = _option(TRAINING, "Parallel streams of text.", low=1)
     bptt: int | None = _option(TRAINING, "Tokens backpropagated through; the state goes on.", low=1)
     lr: float | None = _option(TRAINING, "Highest learning rate.", low=0)
-    optimizer: str = _option(
+    optimizer: str | None = _option(
         TRAINING,
-        "adamw, sgd with momentum 0.9, or nt-asgd: sgd without, which averages the weights once "
-        "validations no longer get better.",
-        "adamw",
-        choices=("adamw", "sgd", "nt-asgd"),
+        "muon (if not given): adamw, with orthogonal updates of the cells' square matrices; adamw; sgd "
+        "with momentum 0.9; nt-asgd: sgd without, averaging weights once validations no longer fall.",
+        choices=("muon", "adamw", "sgd", "nt-asgd"),
     )
     average: float | None = _option(
         TRAINING,

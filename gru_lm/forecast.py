@@ -49,7 +49,7 @@ def forecast(prepared: Prepared, tokens_per_second: float | None, *, elapsed: fl
     config = prepared.model_config()
     with torch.device("meta"):
         parameters = sum(p.numel() for p in LanguageModel(config).parameters())
-    slots = 2 if settings.optimizer == "adamw" else 1  # of the optimizer, or an average, each
+    slots = 2 if plan.optimizer in ("adamw", "muon") else 1  # of the optimizer, or an average, each
     N = plan.batch * plan.bptt
     units = plan.layers * N * plan.width
     logits = min(N * (config.rows or config.vocab_size), SLICE)

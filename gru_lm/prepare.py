@@ -84,7 +84,12 @@ class Prepared:
             model.load_state_dict(source.state_dict())
         else:
             model.set_unigram(counts_V)
-        optimizer = make_optimizer(model, self.settings.optimizer, weight_decay=plan.weight_decay)
+        optimizer = make_optimizer(
+            model,
+            plan.optimizer,
+            weight_decay=plan.weight_decay,
+            precision=plan.precision,
+        )
         scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "fp16")
         state = TrainState(model, optimizer, scaler, model.initial_state(plan.batch))
         if self.settings.average is not None:

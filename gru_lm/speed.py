@@ -227,7 +227,9 @@ def _training(model: LanguageModel, plan: Plan, tokens_N: np.ndarray) -> Iterato
     """Training steps, for ever."""
     state = TrainState(
         model,
-        make_optimizer(model, "adamw", weight_decay=plan.weight_decay),
+        make_optimizer(
+            model, plan.optimizer, weight_decay=plan.weight_decay, precision=plan.precision
+        ),
         torch.amp.GradScaler(enabled=False),
         model.initial_state(plan.batch),
     )

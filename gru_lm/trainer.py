@@ -233,7 +233,7 @@ class Trainer:
         state.model.train()
         state.validated_tenths = self._tenths()
         best = state.validated(totals.nats, totals.unknown_nats)
-        if self.settings.optimizer == "nt-asgd" and state.begins_to_average(totals.nats):
+        if self.plan.optimizer == "nt-asgd" and state.begins_to_average(totals.nats):
             console.note(f"step {state.step:,}: from here on the weights are averaged")
         figures = _figures_of(self.data.texts.valid, totals)
         self._append(
@@ -287,7 +287,7 @@ class Trainer:
         """Raise EnvironmentProblem where there is no room for what the run will save."""
         weights = sum(p.numel() * p.element_size() for p in self.state.model.parameters())
         # Which the first step will add; or NT-ASGD's average, which comes later.
-        slots = 2 if self.settings.optimizer == "adamw" else 1
+        slots = 2 if self.plan.optimizer in ("adamw", "muon") else 1
         self.run.check_space(len(self._capture()) + slots * weights)
 
     def _save(self, *, best: bool = False) -> None:

@@ -146,12 +146,12 @@ def _trained(kind: str, pieces: Pieces, total: int, *, vocab_size: int | None, s
 
 
 def default_vocab_size(least: int, characters: int) -> int:
-    """The characters and bytes, and one more piece for every 500 characters, at most 8,192.
+    """The characters and bytes, and one more piece for every 330 characters, at most 32,768.
 
-    A piece spans about four characters, so that each is then met about a hundred times, enough to
-    learn it; past 8,192 the output layer of a small model costs more than all the rest.
+    A piece spans about four characters, so that each is then met about eighty times, enough to learn
+    it. Many pieces see further a step, and an adaptive softmax makes them cheap (docs/planner.md).
     """
-    return least + min(8192, characters // 500)
+    return least + min(32_768, characters // 330)
 
 
 def _spread(pieces: Pieces, total: int) -> Iterator[str]:

@@ -7,13 +7,23 @@ when the budget ends. Knows nothing of batches or files.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from gru_lm.model.cells import Cell
+from gru_lm.model.language_model import LanguageModel
 
 FLOOR = 0.01  # of the highest rate: where the warm-up starts
+MOMENTUM = 0.95  # of Muon
+POLAR_EXPRESS = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+)
 PATIENT = 5  # validations that NT-ASGD does not look back on
 
 
@@ -65,20 +75,98 @@ class Schedule:
         return self.lr * left if self.kind == "linear" else self.lr
 
 
-def make_optimizer(model: nn.Module, name: str, *, weight_decay: float) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019), or SGD with momentum ("sgd") or without ("nt-asgd").
+class Muon(torch.optim.Optimizer):
+    """Muon (Jordan et al. 2024) for the square matrices of cells, gate by gate; AdamW for all else.
+
+    The mean gradient (Nesterov's) of each gate's [H, H] block is made orthogonal, so that no direction
+    of the state is changed faster than another: lr · √H / 4 each, which is as large as what AdamW
+    does at `lr`. By three steps of Newton and Schulz with Polar Express' coefficients (Amsel et al.
+    2025), in bfloat16 where the run is.
+    """
+
+    def __init__(self, model: LanguageModel, *, weight_decay: float, precision: str) -> None:
+        cells = [cell for cell in model.recurrent.layers if isinstance(cell, Cell)]
+        matrices = [cell.weight_hh_l0 for cell in cells] + [cell.weight_ih_l0 for cell in cells[1:]]
+        self._adamw = _adamw(_groups(model, weight_decay=weight_decay, without=matrices))
+        super().__init__(matrices, {"lr": 0.0, "weight_decay": weight_decay})
+        self.param_groups += self._adamw.param_groups
+        self._adamw.state = self.state
+        self._gates = len(cells[0].gates)
+        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step along the gradients."""
+        assert closure is None, "the training loop has none"
+        self._adamw.step()
+        group = self.param_groups[0]
+        matrices: list[Tensor] = group["params"]
+        H = matrices[0].shape[1]
+        nesterov = []
+        for matrix in matrices:
+            assert matrix.grad is not None
+            momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
+            momentum.lerp_(matrix.grad, 1 - MOMENTUM)
+            nesterov.append(matrix.grad.lerp(momentum, MOMENTUM))
+        update = orthogonal(torch.cat(nesterov).view(-1, H, H).to(self._dtype)).to(
+            matrices[0].dtype
+        )
+        lr = group["lr"] * H**0.5 / 4
+        for matrix, change in zip(matrices, torch.split(update, self._gates), strict=True):
+            matrix.mul_(1 - lr * group["weight_decay"]).sub_(change.reshape_as(matrix), alpha=lr)
+
+
+def orthogonal(x_nHH: Tensor) -> Tensor:
+    """The orthogonal matrices nearest to these, roughly: most singular values between 0.4 and 1.9."""
+    x_nHH = x_nHH / x_nHH.float().norm(dim=(1, 2), keepdim=True).clamp(min=1e-7).to(x_nHH.dtype)
+    for a, b, c in POLAR_EXPRESS:
+        gram = x_nHH @ x_nHH.mT
+        x_nHH = torch.baddbmm(
+            x_nHH, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x_nHH, beta=a
+        )
+    return x_nHH
+
+
+def make_optimizer(
+    model: LanguageModel, name: str, *, weight_decay: float, precision: str = "float32"
+) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019), Muon, or SGD with momentum ("sgd") or without ("nt-asgd").
 
     The rate is set every step, and averages are the training loop's.
 
     Only matrices decay: not biases, whose start carries meaning.
     """
-    groups = [
-        {"params": [p for p in model.parameters() if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+    if name == "muon":
+        return Muon(model, weight_decay=weight_decay, precision=precision)
+    groups = _groups(model, weight_decay=weight_decay)
     if name == "adamw":
-        return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), fused=True)
+        return _adamw(groups)
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9 if name == "sgd" else 0.0)
+
+
+def slots(name: str, group: Mapping[str, Any]) -> tuple[str, ...]:
+    """What an optimizer keeps for each parameter of one of its groups, once it has made a step."""
+    if name == "nt-asgd":
+        return ()
+    if name == "sgd":
+        return ("momentum_buffer",)
+    # Only the groups of AdamW have its betas.
+    return ("step", "exp_avg", "exp_avg_sq") if "betas" in group else ("momentum",)
+
+
+def _groups(
+    model: nn.Module, *, weight_decay: float, without: Sequence[Tensor] = ()
+) -> list[dict[str, Any]]:
+    left_out = {id(parameter) for parameter in without}
+    kept = [p for p in model.parameters() if id(p) not in left_out]
+    return [
+        {"params": [p for p in kept if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in kept if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), fused=True)
 
 
 def newest_share(decay: float | None, steps: int) -> float:

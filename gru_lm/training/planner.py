@@ -6,7 +6,8 @@ how fast a plan trains here it asks whoever can try. What the numbers rest on is
     size        the largest model that the budget can show enough tokens, TOKENS_PER_WEIGHT of them for
                 each weight it multiplies with, and that the text has enough tokens for
     streams     many streams of short steps give many updates; few where there is little text
-    lr          falls with the root of the width (AdamW)
+    optimizer   Muon, which needs far fewer tokens than AdamW
+    lr          falls with the root of the width
     softmax     adaptive where there are so many pieces that a full one is most of the arithmetic
     dropout     none while the text is new, more the more often it will be seen; of units, and of
                 recurrent weights. So often as MOST_EPOCHS, a run ends before its time
@@ -26,6 +27,7 @@ from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL
 
 DEFAULT_CELL = "gru"
+DEFAULT_OPTIMIZER = "muon"
 DEFAULT_MINUTES = 5.0
 MOST_PIECES_UNTIED = 4096
 # Beyond, an adaptive softmax learns more a minute. Measured on a CPU; on CUDA, where products are cheap
@@ -33,7 +35,7 @@ MOST_PIECES_UNTIED = 4096
 MOST_PIECES_FULL = {"cpu": 4096, "cuda": 32_768}
 # Weights that are multiplied with, times tokens, trained a second: a first guess, before it is tried.
 WEIGHTS_PER_SECOND = {"cpu": 2.5e10, "cuda": 1e12}
-TOKENS_PER_WEIGHT = 8.0  # that a model of the right size sees
+TOKENS_PER_WEIGHT = 4.0  # that a model of the right size sees
 WEIGHTS_PER_TOKEN = 4.0  # of the text, at most
 # Layers and width. A second layer is worth more than a wider first one from about 256 on.
 SIZES = (
@@ -91,6 +93,7 @@ class Plan:
     dropout: float
     batch: int
     bptt: int
+    optimizer: str
     lr: float
     weight_decay: float
     precision: str
@@ -233,11 +236,13 @@ def _shaped(
             hint="add text, or a smaller --batch or --bptt",
         )
     # Momentum of 0.9 makes a step ten times as long.
-    rate = {"adamw": 5e-3, "sgd": 1.0, "nt-asgd": 10.0}[settings.optimizer]
-    decay = 0.1 if settings.optimizer == "adamw" else 1.2e-6  # the others multiply it by the rate
+    optimizer = settings.optimizer or DEFAULT_OPTIMIZER
+    rate = {"adamw": 5e-3, "muon": 5e-3, "sgd": 1.0, "nt-asgd": 10.0}[optimizer]
+    decay = 0.1 if optimizer in ("adamw", "muon") else 1.2e-6  # the others multiply it by the rate
     assert settings.precision is not None
     return Plan(
         precision=settings.precision,
+        optimizer=optimizer,
         cell=settings.cell or DEFAULT_CELL,
         layers=layers,
         width=width,

@@ -22,10 +22,7 @@ from gru_lm.text.tokenizer import Tokenizer, load_tokenizer
 from gru_lm.training.checkpoint import Checkpoint, damaged, encode
 from gru_lm.training.loop import TrainState
 from gru_lm.training.meta import COUNTERS, STEPS
-from gru_lm.training.optimizers import make_optimizer
-
-# What the optimizers keep for each parameter once they have made a step.
-SLOTS = {"adamw": ("step", "exp_avg", "exp_avg_sq"), "sgd": ("momentum_buffer",), "nt-asgd": ()}
+from gru_lm.training.optimizers import make_optimizer, slots
 
 
 def capture(
@@ -43,7 +40,7 @@ def capture(
     a number that is not finite.
     """
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
-    for index, parameter in enumerate(_parameters(state.optimizer)):
+    for index, (parameter, _) in enumerate(_parameters(state.optimizer)):
         for slot, value in state.optimizer.state[parameter].items():
             if isinstance(value, Tensor):
                 tensors[f"optimizer.{index}.{slot}"] = value
@@ -86,19 +83,26 @@ def restore(checkpoint: Checkpoint, *, device: torch.device, backend: str) -> Tr
     model = restore_model(checkpoint, tensors, device=device, backend=backend, averaged=False)
     try:
         config = meta["config"]
-        optimizer = make_optimizer(model, config["optimizer"], weight_decay=config["weight_decay"])
+        optimizer = make_optimizer(
+            model,
+            config["optimizer"],
+            weight_decay=config["weight_decay"],
+            precision=config["precision"],
+        )
         scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
         if scaler.is_enabled():
             scaler.load_state_dict(meta["scaler"])
-        for index, parameter in enumerate(_parameters(optimizer)):
-            slots = _named(tensors, f"optimizer.{index}.")
+        for index, (parameter, group) in enumerate(_parameters(optimizer)):
+            found = _named(tensors, f"optimizer.{index}.")
             scalar = torch.Size()
-            if slots and _shapes(slots) != {
+            if found and _shapes(found) != {
                 slot: scalar if slot == "step" else parameter.shape
-                for slot in SLOTS[config["optimizer"]]
+                for slot in slots(config["optimizer"], group)
             }:
                 raise ValueError("its optimizer does not fit its model")
-            optimizer.state[parameter] = {slot: value.to(device) for slot, value in slots.items()}
+            optimizer.state[parameter] = {slot: value.to(device) for slot, value in found.items()}
+        if len({bool(kept) for kept in optimizer.state.values()}) == 2:  # all have stepped, or none
+            raise ValueError("its optimizer is not whole")
         hidden_LSBH, size = tensors["hidden"], model.config
         shape = (size.layers, model.recurrent.states, config["batch"], size.width)
         if hidden_LSBH.shape != shape:
@@ -194,5 +198,5 @@ def _all_finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(torch.isfinite(value).all()) for value in tensors)
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+def _parameters(optimizer: torch.optim.Optimizer) -> list[tuple[Tensor, dict[str, Any]]]:
+    return [(parameter, group) for group in optimizer.param_groups for parameter in group["params"]]

@@ -24,7 +24,7 @@ CHARACTERS_PER_TOKEN = {
     "unigram": 5.0,
     "word": 7.0,
 }  # at most
-MARGIN = 2.0  # of text over what the budget needs
+MARGIN = 1.2  # of text over what the budget needs
 # A budget never leaves less of the text: vocabulary and size follow what is used, which takes a second.
 LEAST_USED = 5_000_000
 LEAST_VALIDATED = 1_500_000

@@ -68,7 +68,7 @@ def test_it_says_so_and_a_resumed_run_reads_the_same(long: Path, tmp_path: Path)
 def test_a_budget_uses_what_it_can(
     long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gru_lm.training.text_plan.LEAST_USED", 20_000)
+    monkeypatch.setattr("gru_lm.training.text_plan.LEAST_USED", 15_000)
     done = inside(tmp_path, "train", long, "--tokens", 16_000, "--dry-run", *TINY)
     assert "(what 16000 tokens can use)" in done.err
     planned = tomllib.loads(done.out)

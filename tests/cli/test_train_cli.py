@@ -99,8 +99,8 @@ def test_settings_come_from_defaults_file_set_and_flags(tmp_path: Path) -> None:
     command = ["train", "--config", "c.toml", "--set", "layers=2", "--set", "seed=2", "--seed", 3]
     printed = inside(tmp_path, *command, "--print-config").out
     config = tomllib.loads(printed)
-    chosen = [config[name] for name in ("width", "layers", "seed", "cell", "optimizer")]
-    assert chosen == [1, 2, 3, "lstm", "adamw"]
+    chosen = [config[name] for name in ("width", "layers", "seed", "cell", "schedule")]
+    assert chosen == [1, 2, 3, "lstm", "cosine"]
     assert inside(tmp_path, *command, "--print-config", "--json").json() == config
     assert list(listing(tmp_path)) == ["c.toml"], "nothing is written"
     assert "widht" in error(tmp_path, "train", "--set", "widht=1", "--print-config", code=2)

@@ -103,6 +103,7 @@ def test_it_begins_where_a_validation_is_worse_than_the_best_but_the_last_five(
         ["--average", 0.8],
         # At such a rate it soon stops getting better.
         ["--optimizer", "nt-asgd", "--schedule", "constant", "--lr", 20, "--clip", 0.25],
+        ["--average", 0.9, "--optimizer", "muon", "--layers", 2],
     ],
 )
 def test_the_average_is_kept_resumed_and_used(

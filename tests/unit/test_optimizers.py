@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gru_lm.errors import DivergedError
+from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.batches import Batches
 from gru_lm.training.loop import LEAST_SCALE, TrainState, train_steps
-from gru_lm.training.optimizers import FLOOR, Budget, Schedule, make_optimizer
+from gru_lm.training.optimizers import FLOOR, Budget, Schedule, make_optimizer, orthogonal
 
 KINDS = ("cosine", "linear", "constant")
 SHARES = st.floats(0, 1)
@@ -99,3 +100,44 @@ def test_a_loss_scale_that_falls_for_ever_is_divergence() -> None:
     scaler.update(LEAST_SCALE / 2)
     with pytest.raises(DivergedError, match="step 2: the gradient overflows at every scale"):
         next(steps)
+
+
+def test_orthogonal_matrices_come_from_any() -> None:
+    torch.manual_seed(1)
+    x_nHH = torch.randn(4, 32, 32)
+    near = orthogonal(x_nHH)
+    singular = torch.linalg.svdvals(near)
+    assert singular.median() > 0.7
+    assert singular.max() < 2
+    U, _, V = torch.linalg.svd(x_nHH)
+    assert torch.einsum("nij,nij->n", near, U @ V).min() > 0.7 * 32, "towards the nearest of them"
+    torch.testing.assert_close(orthogonal(1e6 * x_nHH), near)
+    assert torch.equal(orthogonal(torch.zeros(1, 3, 3)), torch.zeros(1, 3, 3))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_muon_turns_square_matrices_gate_by_gate_and_adamw_does_the_rest(cell: str) -> None:
+    torch.manual_seed(0)
+    H, lr = 16, 0.01
+    model = LanguageModel(ModelConfig(cell=cell, vocab_size=5, layers=2, width=H, embed=4))
+    other = LanguageModel(model.config)
+    other.load_state_dict(model.state_dict())
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    for each, name in ((model, "muon"), (other, "adamw")):
+        optimizer = make_optimizer(each, name, weight_decay=0.0)
+        generator = torch.Generator().manual_seed(3)
+        for parameter in each.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+    square = {"layers.0.weight_hh_l0", "layers.1.weight_hh_l0", "layers.1.weight_ih_l0"}
+    compared = dict(other.named_parameters())
+    for name, value in model.named_parameters():
+        if name.removeprefix("recurrent.") not in square:
+            assert torch.equal(value, compared[name]), name
+            continue
+        change = (before[name] - value).detach()
+        for gate, gradient in zip(change.split(H), value.grad.split(H), strict=True):
+            turned = gate / (lr * H**0.5 / 4)
+            torch.testing.assert_close(turned, orthogonal(gradient[None])[0], rtol=1e-3, atol=1e-4)
