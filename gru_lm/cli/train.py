@@ -244,8 +244,8 @@ def train_cli(
     """Train a language model on TEXT.
 
     Nothing is required: without TEXT it is the documentation of Python's own library (@docstrings),
-    without a budget five minutes. What is left open is chosen by a short rule that prints its
-    choice. Ctrl-C saves; --resume RUN goes on, and --resume RUN --minutes M for longer.
+    without a budget five minutes. What is left open is planned for this text, time and machine, and
+    printed. Ctrl-C saves; --resume RUN goes on, and --resume RUN --minutes M for longer.
     """
     from gru_lm.reporting import console
 
