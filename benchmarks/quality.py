@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gru_lm.opened import held_out, open_model
+from gru_lm.opened import open_model, own_text
 from gru_lm.reporting.console import note
 from gru_lm.training.runs import find
 
@@ -73,7 +73,7 @@ def train(text: str, options: Sequence[str]) -> dict[str, Any]:
 @torch.inference_mode()
 def cold(opened: Any, length: int) -> float:
     """Mean nats a token of random windows of held-out text, read from the zero state on."""
-    part = held_out(opened, stop=lambda: None)
+    part = own_text(opened, "valid", stop=lambda: None)
     text = "".join(piece for document in part.documents for piece in document.pieces())
     tokens_N = np.asarray(opened.tokenizer.encode_text(text), dtype=np.int64)
     starts = np.random.default_rng(0).integers(len(tokens_N) - length, size=WINDOWS)

@@ -13,7 +13,7 @@ import torch
 from gru_lm.errors import InputError
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.model.recurrent import choose_backend, choose_device
-from gru_lm.text.dataset import Part, excerpt
+from gru_lm.text.dataset import Part
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training import runs
 from gru_lm.training.checkpoint import Checkpoint
@@ -44,12 +44,12 @@ def open_model(
     return Opened(model, tokenizer, checkpoint, where)
 
 
-def held_out(opened: Opened, *, stop: Callable[[], None]) -> Part:
-    """All the text that the run of a checkpoint holds out, of which it may have used a part.
+def own_text(opened: Opened, part: str, *, stop: Callable[[], None]) -> Part:
+    """The "train" or "valid" text of the run of a checkpoint, of which it may have used a part.
 
-    Raises InputError where it is gone.
+    Raises InputError where it is gone or has changed.
     """
-    from gru_lm.prepare import read_texts
+    from gru_lm.prepare import read_texts, used_texts
 
     directory = opened.checkpoint.path.parent
     hint = f"gru-lm eval {opened.checkpoint.path} FILE"
@@ -61,9 +61,10 @@ def held_out(opened: Opened, *, stop: Callable[[], None]) -> Part:
     except InputError as error:
         error.hint = hint
         raise
-    used = excerpt(texts.valid, chosen.valid_characters, stop=stop)
-    if used.fingerprint != opened.checkpoint.meta["data"]["valid"]:
+    used = used_texts(texts, chosen, stop=stop).fingerprints()
+    if used[part] != opened.checkpoint.meta["data"][part]:
+        what = {"valid": "held-out", "train": "training"}[part]
         raise InputError(
-            f"the held-out text of {directory} has changed since its training", hint=hint
+            f"the {what} text of {directory} has changed since its training", hint=hint
         )
-    return texts.valid
+    return texts.valid if part == "valid" else texts.train

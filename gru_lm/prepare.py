@@ -284,8 +284,8 @@ def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) ->
         console.warn("this tokenizer does not give every text back; bits per byte are flattered")
     if (rate := data.valid.unknown / len(data.valid.tokens)) > UNKNOWN_WARNING:
         console.warn(
-            f"{rate:.1%} of the held-out tokens are unknown words, which are not spelled out: "
-            "perplexity and bits per byte are flattered"
+            f"{rate:.1%} of the held-out tokens are unknown words: perplexity is flattered; "
+            "bits per byte has them spelled out"
         )
     names = ", ".join(chosen.text[:3])
     if len(chosen.text) > 3:

@@ -23,7 +23,7 @@ from gru_lm.evaluation.scoring import (
     columns_read,
     validate,
 )
-from gru_lm.evaluation.texts import text_counts
+from gru_lm.evaluation.texts import spelling_counts, text_counts
 from gru_lm.generation.sampling import complete
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.pace import Pace
@@ -91,7 +91,7 @@ class Trainer:
         Raises Stopped after saving where a signal came, and DivergedError without saving.
         """
         for part in (self.data.texts.valid, self.data.texts.test):
-            text_counts(part.documents)  # which later would cost time that was promised otherwise
+            self._text_counts(part)  # which later would cost time that was promised otherwise
         with console.progress("training", 1.0) as advance:
             shown = 0.0
             try:
@@ -235,7 +235,7 @@ class Trainer:
         best = state.validated(totals.nats, totals.unknown_nats)
         if self.plan.optimizer == "nt-asgd" and state.begins_to_average(totals.nats):
             console.note(f"step {state.step:,}: from here on the weights are averaged")
-        figures = _figures_of(self.data.texts.valid, totals)
+        figures = self._figures_of(self.data.texts.valid, totals)
         self._append(
             valid_nats_per_token=figures["nats_per_token"],
             valid_bits_per_byte=figures["bits_per_byte"],
@@ -328,7 +328,7 @@ class Trainer:
 
     def _described(self, part: Part, totals: Totals, seconds: float) -> dict[str, Any]:
         """The figures as `eval` reports them."""
-        return _figures_of(part, totals) | {
+        return self._figures_of(part, totals) | {
             "mode": "columns",
             "seconds": round(seconds, 3),
             "tokens_per_second": round(totals.tokens / seconds, 1) if seconds else None,
@@ -336,6 +336,9 @@ class Trainer:
             "device": str(self.device),
         }
 
+    def _figures_of(self, part: Part, totals: Totals) -> dict[str, Any]:
+        return (self._text_counts(part) + Counts(**totals._asdict())).figures()
 
-def _figures_of(part: Part, totals: Totals) -> dict[str, Any]:
-    return (text_counts(part.documents) + Counts(**totals._asdict())).figures()
+    def _text_counts(self, part: Part) -> Counts:
+        spelling = spelling_counts(part.documents, self.data.tokenizer)
+        return text_counts(part.documents) + spelling

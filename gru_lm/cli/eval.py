@@ -1,155 +1,27 @@
 """`gru-lm eval RUN [FILE ...]`: how well a model predicts texts.
 
-What the figures mean is evaluation/metrics.py's; here they are gathered and shown.
+What is measured is evaluate.py's, what the figures mean evaluation/metrics.py's; here they are asked for
+and shown.
 """
 
 from __future__ import annotations
 
-import tempfile
-import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from gru_lm.errors import UsageError, unknown_name
-from gru_lm.evaluation import MODES
+from gru_lm.errors import UsageError
+from gru_lm.evaluate import Wanted, evaluate
+from gru_lm.evaluation import CONVENTIONS, MODES
 from gru_lm.evaluation.metrics import UNKNOWN_WARNING
 from gru_lm.signals import watch_signals
 
-if TYPE_CHECKING:
-    from gru_lm.evaluation.metrics import Counts
-    from gru_lm.opened import Opened
-    from gru_lm.text.documents import Document
-
-Stop = Callable[[], None]
+TABLES, BESIDE, ADAPTING = "Tables and pages", "Beside the figures", "Adapting to the text"
 
 
-def _never() -> None:
-    """The default of `stop`: nobody asks us to."""
-
-
-def evaluate(
-    run: Path,
-    files: Sequence[str] = (),
-    *,
-    mode: str = "stream",
-    batch: int | None = None,
-    chunk: int | None = None,
-    threads: int | None = None,
-    device: str = "auto",
-    encoding: str = "utf-8",
-    per_token: Path | None = None,
-    per_line: Path | None = None,
-    stop: Stop = _never,
-) -> dict[str, Any]:
-    """Score texts, or the run's own held-out text; returns what `eval --json` prints.
-
-    `stop` is polled and raises Stopped. What a user can mend is raised as a GruLmError; `per_token`
-    and `per_line` are then as they were before.
-    """
-    if mode not in MODES:
-        raise unknown_name("mode", mode, MODES)
-    for out in (per_token, per_line):
-        if out and out.exists() and not out.is_file():
-            raise UsageError(f"{out} is not a regular file", hint="name a file to be written")
-
-    from gru_lm.reporting import console
-    from gru_lm.text.sources import open_documents, spool_stdin
-    from gru_lm.training import runs
-
-    with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
-        checkpoint = runs.find(run, console.warn)
-        stdin = Path(folder) / "stdin"
-        documents: list[Document] = []
-        if files:
-            if "-" in files:
-                spool_stdin(stdin, stop=stop)
-            documents = open_documents(
-                files, encoding=encoding, stdin=stdin, stop=stop, note=console.note
-            )
-        # Torch comes only now: what is refused is refused without it.
-        from gru_lm.opened import held_out, open_model
-
-        opened = open_model(checkpoint, device=device, threads=threads)
-        if not files:
-            documents = list(held_out(opened, stop=stop).documents)
-        started = time.monotonic()
-        counts = _measured(
-            opened,
-            documents,
-            mode=mode,
-            batch=batch,
-            chunk=chunk,
-            per_token=per_token,
-            per_line=per_line,
-            stop=stop,
-        )
-        seconds = time.monotonic() - started
-
-    total = sum(counts[1:], counts[0])
-    result: dict[str, Any] = {
-        **total.figures(),
-        "mode": mode,
-        "seconds": round(seconds, 3),
-        "tokens_per_second": round(total.tokens / seconds, 1) if seconds else None,
-        "checkpoint": str(checkpoint.path),
-        "device": str(opened.device),
-    }
-    if len(documents) > 1:
-        result["files"] = [
-            {"file": document.name, **each.figures()}
-            for document, each in zip(documents, counts, strict=True)
-        ]
-    return result
-
-
-def _measured(
-    opened: Opened,
-    documents: Sequence[Document],
-    *,
-    mode: str,
-    batch: int | None,
-    chunk: int | None,
-    per_token: Path | None,
-    per_line: Path | None,
-    stop: Stop,
-) -> list[Counts]:
-    """The counts of each document; the tables are in place when it returns."""
-    from gru_lm import atomic
-    from gru_lm.evaluation.texts import PerLine, PerToken, Table, measure
-    from gru_lm.reporting import console
-    from gru_lm.text.documents import survey
-
-    # A first pass finds whatever cannot be read before the long work, and how long that will be.
-    with console.progress("reading", None) as advance:
-        size = survey(documents, stop=stop, progress=advance).bytes
-    with ExitStack() as stack:
-        tables: list[Table] = []
-        if per_token:
-            file = stack.enter_context(atomic.replacing(per_token))
-            tables.append(PerToken(file, opened.tokenizer))
-        if per_line:
-            file = stack.enter_context(atomic.replacing(per_line))
-            by_line = PerLine(file, opened.tokenizer)
-            tables.append(by_line)
-        advance = stack.enter_context(console.progress("scoring", size))
-        counts = measure(
-            opened.model,
-            opened.tokenizer,
-            documents,
-            mode=mode,
-            batch=batch,
-            chunk=chunk,
-            tables=tables,
-            stop=stop,
-            progress=advance,
-        )
-        if per_line:
-            by_line.finish()
-    return counts
+def _out(name: str, what: str) -> Any:
+    return typer.Option(metavar=name, help=what, rich_help_panel=TABLES)
 
 
 def eval_cli(
@@ -172,14 +44,6 @@ def eval_cli(
             "line. columns: as validation while training does it.",
         ),
     ] = "stream",
-    per_token: Annotated[
-        Path | None,
-        typer.Option(metavar="OUT.tsv", help="Write the surprisal of every token there."),
-    ] = None,
-    per_line: Annotated[
-        Path | None,
-        typer.Option(metavar="OUT.tsv", help="Write tokens and nats of every line there."),
-    ] = None,
     encoding: Annotated[str, typer.Option(help="How the files are encoded.")] = "utf-8",
     batch: Annotated[
         int | None,
@@ -190,15 +54,135 @@ def eval_cli(
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:I.")] = "auto",
+    per_token: Annotated[
+        Path | None, _out("OUT.tsv", "Write surprisal and entropy of every token.")
+    ] = None,
+    per_word: Annotated[
+        Path | None,
+        _out("OUT.tsv", "Write the surprisal of every word, as tokenised and corrected."),
+    ] = None,
+    per_line: Annotated[
+        Path | None,
+        _out(
+            "OUT.tsv", "Write tokens and nats of every line; - answers standard input line by line."
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        _out("OUT.html", "Write a page: figures, loss along the text, the text coloured."),
+    ] = None,
+    context_curve: Annotated[
+        Path | None, _out("OUT.png", "Measure and plot the loss against the length of context.")
+    ] = None,
+    convention: Annotated[
+        str | None,
+        typer.Option(
+            "--as",
+            metavar="|".join(CONVENTIONS),
+            help="Print what that tool would, in its layout.",
+            rich_help_panel=BESIDE,
+        ),
+    ] = None,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines",
+            help="Uniform, unigram, and the compressors bz2 and lzma on the same text.",
+            rich_help_panel=BESIDE,
+        ),
+    ] = False,
+    pairs: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Judge minimal pairs: JSON Lines as BLiMP's, a folder or a zip of them.",
+            rich_help_panel=BESIDE,
+        ),
+    ] = None,
+    interpolate: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.arpa",
+            help="n-grams, alone and together with a model of words.",
+            rich_help_panel=BESIDE,
+        ),
+    ] = None,
+    weight: Annotated[
+        str,
+        typer.Option(
+            metavar="W|auto",
+            help="Of the n-grams, 0 to 1; auto: what suits the run's own held-out text.",
+            rich_help_panel=BESIDE,
+        ),
+    ] = "auto",
+    cache: Annotated[
+        bool,
+        typer.Option("--cache", help="With the neural cache.", rich_help_panel=ADAPTING),
+    ] = False,
+    cache_window: Annotated[
+        int | None,
+        typer.Option(min=1, help="Tokens it remembers. (default: 2000)", rich_help_panel=ADAPTING),
+    ] = None,
+    cache_theta: Annotated[
+        float | None,
+        typer.Option(help="How much likeness counts. (default: 0.1)", rich_help_panel=ADAPTING),
+    ] = None,
+    cache_weight: Annotated[
+        float | None,
+        typer.Option(help="Its share of the mixture. (default: 0.15)", rich_help_panel=ADAPTING),
+    ] = None,
+    dynamic: Annotated[
+        str | None,
+        typer.Option(
+            metavar="sgd|rms",
+            help="With dynamic evaluation: the weights follow the text.",
+            rich_help_panel=ADAPTING,
+        ),
+    ] = None,
+    dynamic_lr: Annotated[
+        float | None, typer.Option(help="Its learning rate.", rich_help_panel=ADAPTING)
+    ] = None,
+    dynamic_decay: Annotated[
+        float | None,
+        typer.Option(
+            help="How fast it goes back to the trained weights.", rich_help_panel=ADAPTING
+        ),
+    ] = None,
+    tune: Annotated[
+        bool,
+        typer.Option(
+            "--tune",
+            help="Find the best settings of cache and dynamic evaluation on the run's held-out text.",
+            rich_help_panel=ADAPTING,
+        ),
+    ] = False,
 ) -> None:
     """Measure how well a model predicts texts: bits per byte, perplexities, surprisals.
 
     Every token is scored, the first too. Between two files the state is reset, and the end of the
-    first is scored as one more token.
+    first is scored as one more token. What adapts, and what others count, is beside the plain figures.
     """
-    from gru_lm.reporting import console
+    from gru_lm.reporting import console, figures
 
+    for_cache = {"window": cache_window, "theta": cache_theta, "weight": cache_weight}
+    for_dynamic = {"lr": dynamic_lr, "decay": dynamic_decay}
     with watch_signals() as flag:
+        if per_line == Path("-"):
+            if files != ["-"]:
+                raise UsageError(
+                    "--per-line - answers standard input", hint=f"gru-lm eval {run} - --per-line -"
+                )
+            from gru_lm.answering import answer_lines
+
+            answer_lines(
+                run,
+                console.result,
+                threads=threads,
+                device=device,
+                encoding=encoding,
+                stop=flag.check,
+            )
+            return
         result = evaluate(
             run,
             files or (),
@@ -208,63 +192,46 @@ def eval_cli(
             threads=threads,
             device=device,
             encoding=encoding,
-            per_token=per_token,
-            per_line=per_line,
+            wanted=Wanted(
+                per_token=per_token,
+                per_word=per_word,
+                per_line=per_line,
+                html=html,
+                context_curve=context_curve,
+                convention=convention,
+                baselines=baselines,
+                pairs=pairs,
+                interpolate=interpolate,
+                weight=_weight(weight),
+                cache=_given(for_cache) if cache else None,
+                dynamic=dynamic,
+                dynamic_settings=_given(for_dynamic),
+                tune=tune,
+            ),
             stop=flag.check,
         )
     if as_json:
         console.result_json(result)
     else:
-        _print_result(result)
-    if (result["unknown_rate"] or 0) > UNKNOWN_WARNING:
+        figures.show(result)
+    if (result.get("unknown_rate") or 0) > UNKNOWN_WARNING:
         console.warn(
-            f"{result['unknown_rate']:.2%} of the tokens are unknown: "
-            "perplexity and bits per byte are flattered"
+            f"{result['unknown_rate']:.2%} of the tokens are unknown words: perplexity is flattered; "
+            "bits per byte has them spelled out"
         )
 
 
-FIGURES = (
-    ("bits_per_byte", "bits per byte", ".4f"),
-    ("bits_per_character", "bits per character", ".4f"),
-    ("nats_per_token", "nats per token", ".4f"),
-    ("perplexity", "perplexity", ",.2f"),
-    ("word_perplexity", "word perplexity", ",.2f"),
-    ("perplexity_excluding_unknown", "perplexity without unknown", ",.2f"),
-    ("unknown_rate", "unknown", ".2%"),
-    ("tokens", "tokens", ","),
-    ("words", "words", ","),
-    ("lines", "lines", ","),
-    ("characters", "characters", ","),
-    ("bytes", "bytes", ","),
-)
-NOT_SPELLED = ("bits_per_byte", "bits_per_character")  # too low where a token hides its letters
-BESIDE = ("bits_per_byte", "bits_per_character", "perplexity", "word_perplexity", "unknown_rate")
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _print_result(result: dict[str, Any]) -> None:
-    from gru_lm.reporting import console
-
-    hidden = " (unknown words not spelled out)" if result["unknown_tokens"] else ""
-    figures = [
-        (name, label + hidden if name in NOT_SPELLED else label, style)
-        for name, label, style in FIGURES
-    ]
-    if "files" in result:
-        shown = [row for row in figures if row[0] in (*BESIDE, "tokens", "bytes")]
-        rows = [
-            [each["file"], *(_shown(each[name], style) for name, _, style in shown)]
-            for each in (*result["files"], {**result, "file": "total"})
-        ]
-        console.table(["file", *(label for _, label, _ in shown)], rows)
-    else:
-        rows = [[label, _shown(result[name], style)] for name, label, style in figures]
-        console.table(["figure", "value"], rows)
-    speed = f"{result['tokens_per_second']:,.0f} tokens/s" if result["seconds"] else ""
-    console.note(
-        f"every token scored, the first too; mode {result['mode']}; {result['checkpoint']}; "
-        f"{result['seconds']:.1f} s {speed} on {result['device']}"
-    )
-
-
-def _shown(value: float | None, style: str) -> str:
-    return "-" if value is None else format(value, style)
+def _weight(text: str) -> float | None:
+    if text == "auto":
+        return None
+    try:
+        weight = float(text)
+    except ValueError:
+        weight = -1
+    if not 0 <= weight <= 1:
+        raise UsageError(f"--weight must be 0 to 1, or auto, not {text}")
+    return weight

@@ -65,7 +65,7 @@ def train(
     try:
         prepared = prepare(chosen, stdin=run.text, source=source, started=started, stop=stop)
         run.keep = chosen.keep
-        run.write_settings(_recorded(prepared.settings))
+        run.write_settings(recorded(prepared.settings))
         console.note(f"run: {run.directory} (Ctrl-C saves)")
         return _fit(run, prepared, prepared.state(), started=started, stop=stop)
     finally:
@@ -177,7 +177,7 @@ def _fit(
     return trainer.result(ended)
 
 
-def _recorded(chosen: Settings) -> dict[str, Any]:
+def recorded(chosen: Settings) -> dict[str, Any]:
     """The settings with paths made absolute: a run can be resumed from anywhere."""
 
     def absolute(spec: str) -> str:

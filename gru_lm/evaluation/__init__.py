@@ -3,3 +3,4 @@
 # stream carries the state through each document, line resets it at each line, columns cuts all of the
 # text as validation does. Here, where the command line finds them without torch.
 MODES = ("stream", "line", "columns")
+CONVENTIONS = ("srilm", "kenlm", "lm-eval")  # of other tools, for `--as`

@@ -2,8 +2,9 @@
 
 Every figure is a ratio of sums, so counts add up over files and figures never do. Knows no model,
 no tokens' meaning and no files. What each figure means: bits per byte and per character divide by
-the UTF-8 bytes and the Unicode characters of the text, words are split at white space, a line is
-ended by a newline or by the end of the text.
+the UTF-8 bytes and the Unicode characters of the text, and hold what it takes to spell unknown words
+too (spelling.py), perplexities do not; words are split at white space, a line is ended by a newline or
+by the end of the text.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ class Counts:
     nats: float = 0.0
     unknown_tokens: int = 0
     unknown_nats: float = 0.0
+    spelling_nats: float = 0.0  # of what unknown tokens hide; not in `nats`
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -40,6 +42,7 @@ class Counts:
     def figures(self) -> dict[str, int | float | None]:
         """What eval reports. None where there is nothing to divide by, or no finite value."""
         known, known_nats = self.tokens - self.unknown_tokens, self.nats - self.unknown_nats
+        spelled = self.nats + self.spelling_nats
         return {
             "tokens": self.tokens,
             "bytes": self.bytes,
@@ -49,8 +52,8 @@ class Counts:
             "nats": _finite(self.nats),
             "nats_per_token": _ratio(self.nats, self.tokens),
             "perplexity": _exp(_ratio(self.nats, self.tokens)),
-            "bits_per_byte": _ratio(self.nats / math.log(2), self.bytes),
-            "bits_per_character": _ratio(self.nats / math.log(2), self.characters),
+            "bits_per_byte": _ratio(spelled / math.log(2), self.bytes),
+            "bits_per_character": _ratio(spelled / math.log(2), self.characters),
             "word_perplexity": _exp(_ratio(self.nats, self.words)),
             "unknown_tokens": self.unknown_tokens,
             "unknown_rate": _ratio(self.unknown_tokens, self.tokens),

@@ -6,7 +6,8 @@ no tokenizer, no files. Invariant: every token is scored once, given all tokens 
 sequence, the first given the end-of-line token fed to the zero state; `batch` and `chunk` change
 the speed, and no result beyond rounding (except that columns are cut at other places).
 
-Shapes: B batch, T time, N tokens, L layers, S states of the cell, H hidden.
+Shapes: B batch, T time, N tokens, n of a slice, V vocabulary, X extra figures a token, L layers,
+S states of the cell, H hidden.
 """
 
 from __future__ import annotations
@@ -21,11 +22,14 @@ from torch import Tensor
 from gru_lm.model.language_model import LanguageModel
 
 Tokens = Sequence[int] | np.ndarray
+# Whole distributions [n, V], in nats, to X figures each [n, X], which go with the tokens' own.
+OfDistribution = Callable[[Tensor], Tensor]
 
 WARM = 512  # tokens before a column that are read and not scored
 LEAST = 4  # a column is at least this many times longer than what warms it
 COLUMN_BATCH, COLUMN_CHUNK = 64, 128
 HELD = 1 << 21  # tokens that may wait for those before them: about 32 MiB
+SLICE = 1 << 22  # log-probabilities of whole distributions at once: 16 MiB
 
 
 class Portion(NamedTuple):
@@ -34,6 +38,7 @@ class Portion(NamedTuple):
     document: int
     tokens_N: np.ndarray  # int32
     log_probs_N: np.ndarray  # float64, nats
+    extra_NX: np.ndarray  # float64
 
 
 class Totals(NamedTuple):
@@ -87,6 +92,7 @@ def score(
     newline_id: int,
     batch: int,
     chunk: int,
+    of_distribution: OfDistribution | None = None,
     stop: Callable[[], None] = _never,
     progress: Callable[[np.ndarray], None] = lambda _: None,
 ) -> Iterator[Portion]:
@@ -136,11 +142,14 @@ def score(
             row.take(inputs_T, targets_T)
             for row, inputs_T, targets_T in zip(running, inputs_BT, targets_BT, strict=True)
         ]
-        log_probs, after = _forward(model, inputs_BT, targets_BT, state_LSBH[:, :, :B])
+        figures, after = _forward(
+            model, inputs_BT, targets_BT, state_LSBH[:, :, :B], of_distribution
+        )
         state_LSBH = torch.cat((after, state_LSBH[:, :, B:]), dim=2) if len(rows) > B else after
-        log_probs_BT = log_probs.cpu().numpy()
-        for row, tokens_N, log_probs_T in zip(running, taken, log_probs_BT, strict=True):
-            portion = Portion(row.document, tokens_N, log_probs_T[: len(tokens_N)])
+        figures_BTX = figures.cpu().numpy()
+        for row, tokens_N, figures_TX in zip(running, taken, figures_BTX, strict=True):
+            found_NX = figures_TX[: len(tokens_N)]
+            portion = Portion(row.document, tokens_N, found_NX[:, 0], found_NX[:, 1:])
             held.setdefault(row.order, []).append(portion)
             held_tokens += len(tokens_N)
         progress(np.concatenate(taken))
@@ -180,7 +189,7 @@ class Columns(NamedTuple):
 
     positions_BT: np.ndarray
     valid_BT: np.ndarray  # False where a column has ended a step before the longest one
-    log_probs_BT: Tensor  # float64, on the model's device
+    figures_BTX: Tensor  # float64, on the model's device: the log-probability, and what is extra
 
 
 def columns(
@@ -191,6 +200,7 @@ def columns(
     batch: int = COLUMN_BATCH,
     chunk: int = COLUMN_CHUNK,
     warm: int = WARM,
+    of_distribution: OfDistribution | None = None,
     stop: Callable[[], None] = _never,
 ) -> Iterator[Columns]:
     """Score an array of tokens [N] in parallel columns that together cover each token once.
@@ -224,8 +234,10 @@ def columns(
         positions_BT = starts_B1 + np.arange(begin, min(longest, begin + chunk))
         valid_BT = positions_BT < ends_B1
         targets_BT = tokens[np.minimum(positions_BT, N - 1)].astype(np.int64)
-        log_probs_BT, state_LSBH = _forward(model, inputs_at(positions_BT), targets_BT, state_LSBH)
-        yield Columns(positions_BT, valid_BT, log_probs_BT)
+        figures_BTX, state_LSBH = _forward(
+            model, inputs_at(positions_BT), targets_BT, state_LSBH, of_distribution
+        )
+        yield Columns(positions_BT, valid_BT, figures_BTX)
 
 
 def columns_read(tokens: int) -> int:
@@ -248,9 +260,10 @@ def validate(
     """The sums over all of an array of tokens, by `columns`; `progress` hears of tokens scored."""
     nats = unknown_nats = torch.zeros((), dtype=torch.float64, device=model.initial_state(1).device)
     unknown_tokens = 0
-    for positions_BT, valid_BT, log_probs_BT in columns(
+    for positions_BT, valid_BT, figures_BTX in columns(
         model, tokens, newline_id=newline_id, batch=batch, chunk=chunk, warm=warm, stop=stop
     ):
+        log_probs_BT = figures_BTX[..., 0]
         # Sums stay on the device: asking for their value would make the processor wait each pass.
         nats = nats - _where(log_probs_BT, valid_BT).sum()
         if unknown_id is not None:
@@ -271,16 +284,31 @@ def _where(log_probs_BT: Tensor, wanted_BT: np.ndarray) -> Tensor:
 
 
 def _forward(
-    model: LanguageModel, inputs_BT: np.ndarray, targets_BT: np.ndarray, state_LSBH: Tensor
+    model: LanguageModel,
+    inputs_BT: np.ndarray,
+    targets_BT: np.ndarray,
+    state_LSBH: Tensor,
+    of_distribution: OfDistribution | None,
 ) -> tuple[Tensor, Tensor]:
-    """log p of the targets [B, T] in float64, and the state after."""
+    """log p of the targets and what is extra [B, T, 1 + X] in float64, and the state after."""
     with torch.inference_mode():
-        log_probs_BT, state_LSBH = model.target_log_probs(
-            torch.from_numpy(inputs_BT).to(state_LSBH.device),
-            torch.from_numpy(targets_BT).to(state_LSBH.device),
-            state_LSBH,
-        )
-        return log_probs_BT.double(), state_LSBH
+        inputs = torch.from_numpy(inputs_BT).to(state_LSBH.device)
+        targets = torch.from_numpy(targets_BT).to(state_LSBH.device)
+        if of_distribution is None:
+            log_probs, state_LSBH = model.target_log_probs(inputs, targets, state_LSBH)
+            return log_probs.double()[..., None], state_LSBH
+        hidden_BTH, state_LSBH = model.hidden(inputs, state_LSBH)
+        size = max(1, SLICE // model.config.vocab_size)
+        found = []
+        for hidden_nH, target_n in zip(
+            torch.split(hidden_BTH.flatten(0, 1), size),
+            torch.split(targets.flatten(), size),
+            strict=True,
+        ):
+            log_probs_nV = model.head.log_probs(hidden_nH)
+            of_target_n1 = log_probs_nV.gather(1, target_n[:, None])
+            found.append(torch.cat((of_target_n1, of_distribution(log_probs_nV)), 1).double())
+        return torch.cat(found).view(*targets.shape, -1), state_LSBH
 
 
 def _warm(model: LanguageModel, inputs_BT: np.ndarray, state_LSBH: Tensor) -> Tensor:

@@ -9,17 +9,24 @@ first of the two; memory does not grow with the text (line mode holds whole line
 
 from __future__ import annotations
 
-import math
 import tempfile
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from itertools import pairwise
-from typing import BinaryIO
 
 import numpy as np
 
 from gru_lm.evaluation.metrics import Counts, TextCounter
-from gru_lm.evaluation.scoring import Portion, Tokens, columns, lines, score
+from gru_lm.evaluation.scoring import (
+    OfDistribution,
+    Portion,
+    Tokens,
+    columns,
+    lines,
+    score,
+)
+from gru_lm.evaluation.spelling import Speller
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.tokenizer import Tokenizer
@@ -28,7 +35,9 @@ from gru_lm.text.tokenizer import Tokenizer
 FASTEST = {"stream": (16, 512), "line": (64, 16), "columns": (64, 128)}
 _BLOCK = 1 << 16  # tokens of a portion in columns mode
 
-Table = Callable[[Portion], None]
+# Hears of every portion, and of what each of its tokens covers, [N, 3]: UTF-8 bytes, characters, and the
+# nats that it takes to spell what an unknown one hides.
+Table = Callable[[Portion, np.ndarray], None]
 
 
 def measure(
@@ -40,54 +49,140 @@ def measure(
     batch: int | None = None,
     chunk: int | None = None,
     tables: Sequence[Table] = (),
+    of_distribution: OfDistribution | None = None,
     stop: Callable[[], None] = lambda: None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Counts]:
-    """The counts of each document. `progress` hears of UTF-8 bytes scored, as tokens stand for them.
+    """The counts of each document. `progress` hears of UTF-8 bytes scored.
 
-    Every portion is handed to each of `tables`. Raises what documents raise while they are read.
+    Every portion is handed to each of `tables`, with what `of_distribution` makes of each token's
+    distribution. Raises what documents raise while they are read.
     """
-    counters = [TextCounter() for _ in documents]
-    encoded = [
-        tokenizer.encode(counter.watch(document.pieces()))
-        for counter, document in zip(counters, documents, strict=True)
-    ]
-    # What follows each document: its end, but nothing after the last one.
-    tails = [[tokenizer.end_id]] * (len(documents) - 1) + [[]]
-    whole = map(_followed, encoded, tails)
-    size_V = np.array([len(tokenizer.surface(token)) for token in range(tokenizer.vocab_size)])
-
-    def scored(tokens_N: np.ndarray) -> None:
-        progress(int(size_V[tokens_N].sum()))
-
+    reading = Reading(tokenizer, documents)
     fastest = FASTEST[mode]
     batch, chunk = batch or fastest[0], chunk or fastest[1]
-    newline_id = tokenizer.newline_id
     if mode == "columns":
         portions = _in_columns(
-            model, whole, newline_id, batch=batch, chunk=chunk, stop=stop, progress=scored
-        )
-    else:
-        by_line = _by_line(encoded, tails, newline_id)
-        sequences = by_line if mode == "line" else enumerate(whole)
-        portions = score(
             model,
-            sequences,
-            newline_id=newline_id,
+            (chunks for _, chunks in reading.sequences()),
+            tokenizer.newline_id,
             batch=batch,
             chunk=chunk,
+            of_distribution=of_distribution,
             stop=stop,
-            progress=scored,
+            progress=lambda tokens_N: progress(reading.bytes_of(tokens_N)),
         )
-    found = [Counts() for _ in documents]
-    for portion in portions:
-        found[portion.document] += _counts(portion, tokenizer.unknown_id)
-        for table in tables:
-            table(portion)
-    # Only now has every document been read to its end.
-    return [
-        surprisal + counter.counts() for surprisal, counter in zip(found, counters, strict=True)
-    ]
+    else:
+        portions = score(
+            model,
+            reading.lines() if mode == "line" else reading.sequences(),
+            newline_id=tokenizer.newline_id,
+            batch=batch,
+            chunk=chunk,
+            of_distribution=of_distribution,
+            stop=stop,
+            progress=lambda tokens_N: progress(reading.bytes_of(tokens_N)),
+        )
+    return reading.account(portions, tables)
+
+
+class Reading:
+    """Documents as sequences of tokens to be scored, and what becomes of the scores.
+
+    Each is followed by the end-of-document token, but for the last. It is read once.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, documents: Sequence[Document]) -> None:
+        self._tokenizer = tokenizer
+        self._counters = [TextCounter() for _ in documents]
+        self._documents = documents
+        self._covered = [_Queue() for _ in documents]
+        self._speller = speller_for(tokenizer)
+        self._size_V = np.array(
+            [len(tokenizer.surface(token)) for token in range(tokenizer.vocab_size)]
+        )
+
+    def bytes_of(self, tokens_N: np.ndarray) -> int:
+        """How many bytes of text tokens stand for, roughly: what an unknown one hides is not told."""
+        return int(self._size_V[tokens_N].sum())
+
+    def sequences(self) -> Iterator[tuple[int, Iterable[Tokens]]]:
+        """The number of each document, and its tokens in chunks."""
+        for number in range(len(self._documents)):
+            yield number, self._followed(number)
+
+    def lines(self) -> Iterator[tuple[int, Iterable[Tokens]]]:
+        """The number of its document for each line, and the line's tokens."""
+        for number in range(len(self._documents)):
+            for line in lines(
+                self._encoded(number),
+                newline_id=self._tokenizer.newline_id,
+                tail=self._tail(number),
+            ):
+                yield number, line
+
+    def account(self, portions: Iterable[Portion], tables: Sequence[Table] = ()) -> list[Counts]:
+        """The counts of each document, once all its tokens have been in `portions`, in order."""
+        found = [Counts() for _ in self._documents]
+        for portion in portions:
+            found[portion.document] += _counts(portion, self._tokenizer.unknown_id)
+            covered_N3 = self._covered[portion.document].take(len(portion.tokens_N))
+            found[portion.document] += Counts(spelling_nats=float(covered_N3[:, 2].sum()))
+            for table in tables:
+                table(portion, covered_N3)
+        # Only now has every document been read to its end.
+        return [
+            surprisal + counter.counts()
+            for surprisal, counter in zip(found, self._counters, strict=True)
+        ]
+
+    def _encoded(self, number: int) -> Iterator[Tokens]:
+        pieces = self._counters[number].watch(self._documents[number].pieces())
+        for tokens_N, sizes_N2, unknown in self._tokenizer.encode_covering(pieces):
+            covered_N3 = np.zeros((len(tokens_N), 3))
+            covered_N3[:, :2] = sizes_N2
+            hidden_N = tokens_N == self._tokenizer.unknown_id
+            covered_N3[hidden_N, 2] = [self._speller.nats(word) for word in unknown]
+            self._covered[number].put(covered_N3)
+            yield tokens_N
+
+    def _followed(self, number: int) -> Iterator[Tokens]:
+        yield from self._encoded(number)
+        yield self._tail(number)
+
+    def _tail(self, number: int) -> list[int]:
+        """What follows a document's own tokens; it accounts for no text."""
+        if number == len(self._documents) - 1:
+            return []
+        return [self._tokenizer.end_id]
+
+
+class _Queue:
+    """What tokens cover, [N, 3]: as much is taken out as was scored."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[np.ndarray] = deque()
+
+    def put(self, covered_N3: np.ndarray) -> None:
+        self._waiting.append(covered_N3)
+
+    def take(self, count: int) -> np.ndarray:
+        """Of the next `count` tokens; zero where the end of the document is among them."""
+        parts = []
+        while count and self._waiting:
+            part = self._waiting.popleft()
+            parts.append(part[:count])
+            if len(part) > count:
+                self._waiting.appendleft(part[count:])
+            count -= len(parts[-1])
+        parts.append(np.zeros((count, 3)))
+        return np.concatenate(parts)
+
+
+def speller_for(tokenizer: Tokenizer) -> Speller:
+    """Spells the words that a tokenizer does not know."""
+    surfaces = (tokenizer.surface(token) for token in range(tokenizer.vocab_size))
+    return Speller(surface.decode(errors="replace").strip() for surface in surfaces)
 
 
 @cache
@@ -100,17 +195,17 @@ def text_counts(documents: tuple[Document, ...]) -> Counts:
     return counter.counts()
 
 
-def _followed(chunks: Iterable[Tokens], tail: list[int]) -> Iterator[Tokens]:
-    yield from chunks
-    yield tail
-
-
-def _by_line(
-    encoded: Iterable[Iterable[Tokens]], tails: Iterable[list[int]], newline_id: int
-) -> Iterator[tuple[int, Iterable[Tokens]]]:
-    for number, (chunks, tail) in enumerate(zip(encoded, tails, strict=True)):
-        for line in lines(chunks, newline_id=newline_id, tail=tail):
-            yield number, line
+@cache
+def spelling_counts(documents: tuple[Document, ...], tokenizer: Tokenizer) -> Counts:
+    """What it takes to spell the words of texts that the tokenizer does not know."""
+    if tokenizer.lossless:
+        return Counts()
+    speller, unknown = speller_for(tokenizer), Counter[str]()
+    for pieces in readings(documents):
+        for covering in tokenizer.encode_covering(pieces):
+            unknown.update(covering.unknown)
+    nats = sum(count * speller.nats(word) for word, count in unknown.items())
+    return Counts(spelling_nats=nats)
 
 
 def _in_columns(
@@ -120,6 +215,7 @@ def _in_columns(
     *,
     batch: int,
     chunk: int,
+    of_distribution: OfDistribution | None,
     stop: Callable[[], None],
     progress: Callable[[np.ndarray], None],
 ) -> Iterator[Portion]:
@@ -136,19 +232,32 @@ def _in_columns(
         if N == 0:
             return
         token_file.flush()
-        result_file.truncate(8 * N)
         tokens_N = np.memmap(token_file, np.int32, "r", shape=(N,))
-        log_probs_N = np.memmap(result_file, np.float64, "r+", shape=(N,))
-        for positions_BT, valid_BT, log_probs_BT in columns(
-            model, tokens_N, newline_id=newline_id, batch=batch, chunk=chunk, stop=stop
+        found_NX: np.ndarray | None = None
+        for positions_BT, valid_BT, figures_BTX in columns(
+            model,
+            tokens_N,
+            newline_id=newline_id,
+            batch=batch,
+            chunk=chunk,
+            of_distribution=of_distribution,
+            stop=stop,
         ):
+            if found_NX is None:
+                X = figures_BTX.shape[2]
+                result_file.truncate(8 * N * X)
+                found_NX = np.memmap(result_file, np.float64, "r+", shape=(N, X))
             scored_N = positions_BT[valid_BT]
-            log_probs_N[scored_N] = log_probs_BT.cpu().numpy()[valid_BT]
+            found_NX[scored_N] = figures_BTX.cpu().numpy()[valid_BT]
             progress(tokens_N[scored_N])
+        assert found_NX is not None
         for number, (start, end) in enumerate(pairwise(ends)):
             for begin in range(start, end, _BLOCK):
                 block = slice(begin, min(end, begin + _BLOCK))
-                yield Portion(number, np.array(tokens_N[block]), np.array(log_probs_N[block]))
+                figures_nX = np.array(found_NX[block])
+                yield Portion(
+                    number, np.array(tokens_N[block]), figures_nX[:, 0], figures_nX[:, 1:]
+                )
 
 
 def _counts(portion: Portion, unknown_id: int | None) -> Counts:
@@ -159,66 +268,3 @@ def _counts(portion: Portion, unknown_id: int | None) -> Counts:
         unknown_tokens=len(unknown_N),
         unknown_nats=-float(unknown_N.sum()),
     )
-
-
-class PerToken:
-    """A table with a row for every scored token, as it is scored; `index` counts from 0."""
-
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer) -> None:
-        self._file = file
-        self._pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
-        self._index = 0
-        file.write(b"index\tid\tpiece\tsurprisal_bits\n")
-
-    def __call__(self, portion: Portion) -> None:
-        bits_N = portion.log_probs_N / -math.log(2)
-        rows = zip(portion.tokens_N.tolist(), bits_N.tolist(), strict=True)
-        # Nine digits hold every float32.
-        text = "".join(
-            f"{index}\t{token}\t{self._pieces[token]}\t{bits:.9g}\n"
-            for index, (token, bits) in enumerate(rows, self._index)
-        )
-        self._index += len(portion.tokens_N)
-        self._file.write(text.encode())
-
-
-class PerLine:
-    """A table with a row for every line, numbered from 1 through all documents.
-
-    A line has its own newline; the last line of a document has the end-of-document token too.
-    """
-
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer) -> None:
-        self._file = file
-        self._newline_id = tokenizer.newline_id
-        # A foreign model may end lines and documents alike; then nothing follows a newline.
-        self._end_id = tokenizer.end_id if tokenizer.end_id != tokenizer.newline_id else -1
-        self._number, self._document = 1, 0
-        self._tokens, self._nats = 0, 0.0
-        self._complete = False  # a newline has come, and only the document's end may still follow
-        file.write(b"line\ttokens\tnats\n")
-
-    def __call__(self, portion: Portion) -> None:
-        if portion.document != self._document:
-            self._document = portion.document
-            self._close()
-        starts_N = np.flatnonzero(portion.tokens_N[:-1] == self._newline_id) + 1
-        starts_N = np.concatenate(([0], starts_N))
-        nats_N = -np.add.reduceat(portion.log_probs_N, starts_N)
-        sizes_N = np.diff(starts_N, append=len(portion.tokens_N))
-        for start, size, nats in zip(starts_N, sizes_N.tolist(), nats_N.tolist(), strict=True):
-            if self._complete and portion.tokens_N[start] != self._end_id:
-                self._close()
-            self._tokens += size
-            self._nats += nats
-            self._complete = portion.tokens_N[start + size - 1] == self._newline_id
-
-    def finish(self) -> None:
-        """Write the last line."""
-        self._close()
-
-    def _close(self) -> None:
-        if self._tokens:
-            self._file.write(f"{self._number}\t{self._tokens}\t{self._nats:.9g}\n".encode())
-            self._number += 1
-        self._tokens, self._nats, self._complete = 0, 0.0, False

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
+
+COLOURS = ("#1f5fbf", "#c2452d", "#2f8f4e", "#8a4fb0", "#b8860b", "#3b3b3b")
 
 
 def loss_png(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
@@ -55,9 +59,101 @@ def loss_png(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
     return png.getvalue()
 
 
+def context_png(curve: dict[str, Any], title: str) -> bytes:
+    """Loss against tokens of context, and along windows that start cold, as PNG bytes.
+
+    `curve` is ContextCurve.as_dict(): bits a token, None where there is no finite value. Shaded are
+    the 95 % intervals. A bin of positions stands at its geometric middle.
+    """
+    figure = Figure(figsize=(7, 4.2), dpi=120)
+    axes = figure.subplots()
+    figure.subplots_adjust(left=0.1, right=0.97, top=0.92, bottom=0.13)
+    contexts = [point["context"] for point in curve["contexts"]]
+    middles = [math.sqrt(place["first"] * place["last"]) for place in curve["positions"]]
+    for x, points, colour, marker, label in (
+        (middles, curve["positions"], "#6b8cc0", "s", "by position after a cold start"),
+        (contexts, curve["contexts"], "#c2452d", "o", "with exactly so much context"),
+    ):
+        values = [_number(point["bits_per_token"]) for point in points]
+        ends = [[_number(end) for end in point["ci95"] or (None, None)] for point in points]
+        low, high = zip(*ends, strict=True)
+        axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(x, values, color=colour, linewidth=1.2, marker=marker, markersize=4, label=label)
+    if curve["whole"] and curve["whole"]["bits_per_token"] is not None:
+        level = [curve["whole"]["bits_per_token"]] * len(contexts)
+        axes.plot(contexts, level, color="#444444", linestyle=":", label="with all that is before")
+    # Logarithmic from 1 on; 0 stands one step to the left of it.
+    axes.set_xscale("symlog", base=2, linthresh=1, linscale=0.5)
+    axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("tokens of context")
+    axes.set_ylabel("loss, bits a token")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
 def _si(value: float, _: float) -> str:
     """A token count for an axis: 1500000 -> 1.5M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
     return f"{value:g}"
+
+
+def _number(value: float | None) -> float:
+    """For an axis, which leaves out what is not a number."""
+    return math.nan if value is None else value
+
+
+def curves_png(curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> bytes:
+    """Validation of every run of some cells against tokens, and against seconds, as PNG bytes.
+
+    `curves`: for each cell its runs, of each the lines of metrics.jsonl. A thin line is a run, a
+    thick one the mean of a cell's runs where all have points; losses are bits per byte.
+    """
+    figure = Figure(figsize=(10, 4.2), dpi=120)
+    sides = figure.subplots(1, 2, sharey=True)
+    figure.subplots_adjust(left=0.07, right=0.98, top=0.95, bottom=0.13, wspace=0.06)
+    losses = []
+    for axes, key, label in zip(
+        sides, ("tokens", "seconds"), ("training tokens", "seconds"), strict=True
+    ):
+        for number, (cell, runs) in enumerate(curves.items()):
+            colour = COLOURS[number % len(COLOURS)]
+            found = [points for metrics in runs if len(points := _validations(metrics, key))]
+            for points in found:
+                axes.plot(*points.T, color=colour, linewidth=0.7, alpha=0.6)
+                losses += points[:, 1].tolist()
+            low = max((points[0, 0] for points in found), default=0.0)
+            high = min((points[-1, 0] for points in found), default=0.0)
+            at = np.linspace(low, max(low, high), 200)
+            if found:
+                mean = np.mean([np.interp(at, *points.T) for points in found], 0)
+                axes.plot(at, mean, color=colour, linewidth=2.2, label=cell)
+        axes.set_xlabel(label)
+        axes.xaxis.set_major_formatter(_si)
+        axes.grid(alpha=0.25)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    if losses:
+        # A start far above the rest is cut off, not squeezed in.
+        low, high = min(losses), float(np.quantile(losses, 0.95))
+        margin = max(0.02, 0.08 * (high - low))
+        sides[0].set_ylim(low - margin, high + margin)
+        sides[1].legend(frameon=False)
+    sides[0].set_ylabel("held out, bits per byte")
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()
+
+
+def _validations(metrics: Sequence[dict[str, Any]], key: str) -> np.ndarray:
+    """Bits per byte of each validation beside what `key` was then, [n, 2]."""
+    found = [(m[key], m["valid_bits_per_byte"]) for m in metrics if m.get("valid_bits_per_byte")]
+    return np.array(found, float).reshape(-1, 2)

@@ -145,24 +145,29 @@ def _file_document(name: str, path: Path, encoding: str) -> FileDocument:
 def spool_stdin(path: Path, *, stop: Callable[[], None] = _never) -> None:
     """Keep all of standard input as the file `path`, atomically and in constant memory.
 
-    Raises InputError where there is no standard input and EnvironmentProblem where it cannot be
-    kept; calls `stop` at least every 0.2 s.
+    Raises as `stdin_blocks` does, and EnvironmentProblem where it cannot be kept.
     """
+    with atomic.replacing(path) as file:
+        for block in stdin_blocks(stop=stop):
+            file.write(block)
+
+
+def stdin_blocks(*, stop: Callable[[], None] = _never) -> Iterator[bytes]:
+    """Standard input as it comes. Calls `stop` at least every 0.2 s; raises InputError without any."""
     if sys.stdin is None:
         raise InputError(
             "standard input is closed", hint="pipe text into the command: ... | gru-lm"
         )
     descriptor = sys.stdin.fileno()
-    with atomic.replacing(path) as file:
-        while True:
-            stop()
-            if not select.select([descriptor], [], [], 0.2)[0]:
-                continue
-            try:
-                block = os.read(descriptor, CHUNK)
-            except OSError as error:
-                reason = error.strerror
-                raise InputError(f"standard input cannot be read: {reason}") from error
-            if not block:
-                return
-            file.write(block)
+    while True:
+        stop()
+        if not select.select([descriptor], [], [], 0.2)[0]:
+            continue
+        try:
+            block = os.read(descriptor, CHUNK)
+        except OSError as error:
+            reason = error.strerror
+            raise InputError(f"standard input cannot be read: {reason}") from error
+        if not block:
+            return
+        yield block

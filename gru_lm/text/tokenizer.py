@@ -12,16 +12,29 @@ import codecs
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from gru_lm.errors import InputError, UsageError, unknown_name
 from gru_lm.text import tokenizer_model as models
-from gru_lm.text.tokenizer_encoders import ByteEncoder, Encoder, encoder_for
+from gru_lm.text.tokenizer_encoders import (
+    ByteEncoder,
+    Encoder,
+    begins_character,
+    clean,
+    encoder_for,
+)
 from gru_lm.text.tokenizer_training import train_model
 
 KINDS = ("char", "byte", "bpe", "unigram", "word")
 _BATCH = 2**16  # characters
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", " ": models.SPACE})
+
+
+def escaped(text: str) -> str:
+    r"""`text` as a field of a table: \t \n \r \\, a space as ▁."""
+    return text.translate(_ESCAPES)
 
 
 class Decoder:
@@ -53,6 +66,30 @@ class Decoder:
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
+
+
+class Covering(NamedTuple):
+    """Tokens, how many UTF-8 bytes and characters each covers, and what the unknown ones hide.
+
+    A character belongs to the token of its first byte.
+    """
+
+    tokens_N: np.ndarray
+    sizes_N2: np.ndarray  # int64
+    unknown: list[str]  # for each unknown token, in order, without white space around it
+
+
+class _Counted:
+    """Pieces of text, passed on; `sizes_2` are the bytes and characters of those that were."""
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        self._pieces = pieces
+        self.sizes_2 = np.zeros(2, np.int64)
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            self.sizes_2 += (len(clean(piece).encode()), len(piece))
+            yield piece
 
 
 class Tokenizer:
@@ -90,11 +127,55 @@ class Tokenizer:
         self._pieces = pieces
         self._surfaces = surfaces
         self._drop_leading_space = drop_leading_space
+        self._sizes_V2 = np.array(
+            [(len(surface), int(begins_character(surface).sum())) for surface in surfaces]
+        )
 
     def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
         """The tokens of one document, in order, in lists of bounded length."""
         for block in self.encoder.blocks(pieces, _BATCH):
             yield self.encoder.encode(block).tolist()
+
+    def encode_covering(self, pieces: Iterable[str]) -> Iterator[Covering]:
+        """The tokens of one document, and what of its text each of them covers.
+
+        White space that `word` or a foreign model passes over belongs to the token after it, at the end
+        of the document to its last; so the sums are those of the text, if there is any token.
+        """
+        counted = _Counted(pieces)
+        accounted_2 = waiting_2 = np.zeros(2, np.int64)
+        held: Covering | None = None
+        for block in self.encoder.blocks(counted, _BATCH):
+            covering, rest_2 = self._covering(block)
+            if not len(covering.tokens_N):
+                waiting_2 = waiting_2 + rest_2
+                continue
+            covering.sizes_N2[0] += waiting_2
+            waiting_2 = rest_2
+            accounted_2 = accounted_2 + covering.sizes_N2.sum(0)
+            if held:
+                yield held
+            held = covering
+        if held:
+            held.sizes_N2[-1] += counted.sizes_2 - accounted_2
+            yield held
+
+    def _covering(self, block: str) -> tuple[Covering, np.ndarray]:
+        """The tokens of a block; and how much of it follows the last one, [2]."""
+        tokens_N = self.encoder.encode(block)
+        if self.lossless:
+            return Covering(tokens_N, self._sizes_V2[tokens_N], []), np.zeros(2, np.int64)
+        data = clean(block).encode()
+        characters = np.concatenate(([0], np.cumsum(begins_character(data))))
+        ends_N = self.encoder.ends(block)
+        ends_N2 = np.stack((ends_N, characters[ends_N]), 1)
+        sizes_N2 = np.diff(ends_N2, axis=0, prepend=np.zeros((1, 2), np.int64))
+        unknown = [
+            data[ends_N[at] - sizes_N2[at, 0] : ends_N[at]].decode(errors="replace").strip()
+            for at in np.flatnonzero(tokens_N == self.unknown_id)
+        ]
+        rest_2 = np.array([len(data), characters[-1]]) - sizes_N2.sum(0)
+        return Covering(tokens_N, sizes_N2, unknown), rest_2
 
     def encode_text(self, text: str) -> list[int]:
         return [token for tokens in self.encode([text]) for token in tokens]
@@ -105,7 +186,7 @@ class Tokenizer:
 
     def piece(self, token: int) -> str:
         r"""The token on one line of a table: \t \n \r \\, a byte piece as <0xNN>, a space as ▁."""
-        return self._pieces[token].translate(_ESCAPES)
+        return escaped(self._pieces[token])
 
     def decoder(self) -> Decoder:
         return Decoder(

@@ -27,6 +27,7 @@ _BEYOND_SPACE = re.compile(f"[^ {models.SPACE}][ {models.SPACE}]")
 _NONE = np.uint32(2**32 - 1)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNIT = re.compile(" *[^ ]+| +")
+_WORD_OR_NEWLINE = re.compile(r"\n|\S+")
 
 
 class Encoder:
@@ -40,6 +41,10 @@ class Encoder:
 
     def encode(self, text: str) -> Ids:
         """The ids of a text, or of a block of it."""
+        raise NotImplementedError
+
+    def ends(self, text: str) -> npt.NDArray[np.int64]:
+        """Where in the UTF-8 of a block each of its tokens ends; for what is not lossless."""
         raise NotImplementedError
 
 
@@ -79,6 +84,21 @@ class PieceEncoder(Encoder):
             ids += body_ids
             ids += tail
         return _array(ids)
+
+    def ends(self, text: str) -> npt.NDArray[np.int64]:
+        found: list[int] = []
+        before = 0
+        segmented = segments.split(clean(text))
+        bodies = [segment.removesuffix("\n") for segment in segmented]
+        mapped = self._processor.encode(
+            bodies, num_threads=1, return_type="offset_mapping", return_bytes=True
+        )
+        for segment, body, encoded in zip(segmented, bodies, mapped, strict=True):
+            found += (before + end for _, end in encoded["offsets"])
+            before += len(segment.encode())
+            if len(body) < len(segment):
+                found.append(before)
+        return np.array(found, dtype=np.int64)
 
 
 class CharEncoder(Encoder):
@@ -194,6 +214,12 @@ class WordEncoder(Encoder):
             ids += map(self._ids.get, line.split(), repeat(self._unknown_id))
         return _array(ids)
 
+    def ends(self, text: str) -> npt.NDArray[np.int64]:
+        data = clean(text).encode()
+        bytes_before = np.flatnonzero(begins_character(data))  # each character
+        ends = [match.end() for match in _WORD_OR_NEWLINE.finditer(text)]
+        return np.append(bytes_before, len(data))[ends]
+
 
 def _array(ids: list[int]) -> Ids:
     # By way of array: a third of the time that np.array takes.
@@ -219,6 +245,12 @@ def encoder_for(
         if merges_within_words:
             return WordwiseEncoder(model, data, newline_id=newline_id, lossless=lossless)
     return PieceEncoder(model, data, newline_id=newline_id, lossless=lossless)
+
+
+def begins_character(data: bytes) -> npt.NDArray[np.bool_]:
+    """Which bytes of UTF-8 are the first of a character."""
+    begins: npt.NDArray[np.bool_] = np.frombuffer(data, np.uint8) & 0xC0 != 0x80
+    return begins
 
 
 def clean(text: str) -> str:

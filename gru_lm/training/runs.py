@@ -130,7 +130,7 @@ class Run:
                     raise atomic.disk_problem(out.parent, error) from error
                 try:
                     out.mkdir()
-                    return cls(out, _lock(out), ours=True)
+                    return cls(out, lock(out), ours=True)
                 except FileExistsError:
                     continue
                 except OSError as error:
@@ -146,7 +146,7 @@ class Run:
         begun = (out / ".lock").exists()
         if not begun:  # first, or a kill in between would leave our mark on another's files
             _refuse_taken(out, RUN_FILES)
-        run = cls(out, _lock(out), ours=ours)
+        run = cls(out, lock(out), ours=ours)
         try:
             _refuse_taken(out, set(RUN_FILES) - set(BEFORE_TRAINING if begun else ()))
         except UsageError:
@@ -163,7 +163,7 @@ class Run:
                 f"{directory} is not a run: it holds no checkpoint",
                 hint="gru-lm train FILE starts one",
             )
-        run = cls(directory, _lock(directory))
+        run = cls(directory, lock(directory))
         atomic.sweep(directory)
         return run
 
@@ -313,7 +313,8 @@ def _metrics(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
 
 
-def _lock(directory: Path) -> int:
+def lock(directory: Path) -> int:
+    """The descriptor that holds a directory's lock until it is closed. Raises EnvironmentProblem."""
     path = directory / ".lock"
     while True:
         try:

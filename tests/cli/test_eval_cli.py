@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from gru_lm import cli
-from gru_lm.cli.eval import evaluate
 from gru_lm.errors import EnvironmentProblem, InputError, Stopped, UsageError
+from gru_lm.evaluate import Wanted, evaluate
 from tests.conftest import TINY, Program, interrupt, words
 
 CONTRACT = [
@@ -35,6 +35,7 @@ CONTRACT = [
     "unknown_tokens",
     "unknown_rate",
     "perplexity_excluding_unknown",
+    "ci95",
     "mode",
     "seconds",
     "tokens_per_second",
@@ -152,9 +153,9 @@ def test_batch_chunk_and_threads_change_the_speed_alone(
 
 def test_tables(trained: Path, text: Path, tmp_path: Path) -> None:
     tokens, lines = tmp_path / "tokens.tsv", tmp_path / "lines.tsv"
-    result = evaluate(trained, [str(text)], per_token=tokens, per_line=lines)
+    result = evaluate(trained, [str(text)], wanted=Wanted(per_token=tokens, per_line=lines))
     header, *rows = table(tokens)
-    assert header == ["index", "id", "piece", "surprisal_bits"]
+    assert header[:4] == ["index", "id", "piece", "surprisal_bits"]
     assert len(rows) == result["tokens"]
     content = "".join(row[2] for row in rows).replace("\\n", "\n").replace("▁", " ")
     assert content == text.read_text(encoding="utf-8")
@@ -179,10 +180,10 @@ def test_unknown_words_are_counted_and_warned_of(
     assert (result["tokens"], result["unknown_tokens"], result["unknown_rate"]) == (4, 1, 0.25)
     assert result["perplexity_excluding_unknown"] != result["perplexity"]
     warning = (
-        "warning: 25.00% of the tokens are unknown: perplexity and bits per byte are flattered"
+        "warning: 25.00% of the tokens are unknown words: perplexity is flattered; bits per byte"
     )
     assert warning in err
-    label = "bits per byte (unknown words not spelled out)"
+    label = "bits per byte (unknown words spelled)"
     shown = inside("eval", tmp_path / "run", new)[0]
     assert shown.startswith(f"figure\tvalue\n{label}\t{result['bits_per_byte']:.4f}\n")
     assert inside("eval", tmp_path / "run", new, text)[0].startswith(f"file\t{label}\t")
@@ -242,13 +243,14 @@ def test_what_cannot_be_used_is_said_and_leaves_no_table(trained: Path, tmp_path
     bad.write_bytes(b"fine " * 5000 + b"\xff not")
     out = tmp_path / "out.tsv"
     with pytest.raises(InputError, match="at byte 25,000"):
-        evaluate(trained, [str(bad)], per_token=out)
-    latin = evaluate(trained, [str(bad)], encoding="latin-1", per_token=out)
+        evaluate(trained, [str(bad)], wanted=Wanted(per_token=out))
+    latin = evaluate(trained, [str(bad)], encoding="latin-1", wanted=Wanted(per_token=out))
     assert len(table(out)) == latin["tokens"] + 1
     with pytest.raises(UsageError, match="not a regular file"):
-        evaluate(trained, [str(bad)], per_line=Path("/dev/null"))
+        evaluate(trained, [str(bad)], wanted=Wanted(per_line=Path("/dev/null")))
+    missing = Wanted(per_line=tmp_path / "no-folder" / "x")
     with pytest.raises(EnvironmentProblem, match="no-folder"):
-        evaluate(trained, [str(bad)], encoding="latin-1", per_line=tmp_path / "no-folder" / "x")
+        evaluate(trained, [str(bad)], encoding="latin-1", wanted=missing)
     with pytest.raises(EnvironmentProblem, match="cuda:7"):
         evaluate(trained, [str(bad)], encoding="latin-1", device="cuda:7")
 

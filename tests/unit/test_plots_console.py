@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from gru_lm.reporting import console
-from gru_lm.reporting.plots import loss_png
+from gru_lm.reporting.plots import context_png, loss_png
 
 TRAIN = [{"step": i, "tokens": 100 * i, "loss": 5.0 / i} for i in range(1, 9)]
 VALID = [{"step": 8, "tokens": 800, "valid_nats_per_token": 1.25}]
@@ -67,3 +67,15 @@ def test_plain_progress_comes_ever_more_slowly(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "training   3%, 1:04 left  loss 2"
     assert 4 <= len(lines) <= 6
+
+
+@pytest.mark.parametrize("whole", [None, {"bits_per_token": 2.0}, {"bits_per_token": None}])
+@pytest.mark.parametrize("value", [2.5, None])
+def test_a_picture_of_any_context_curve(value: float | None, whole: dict[str, Any] | None) -> None:
+    point = {"bits_per_token": value, "ci95": value and [value - 0.1, value + 0.1]}
+    curve = {
+        "contexts": [{"context": n, **point} for n in (0, 1, 2)],
+        "whole": whole,
+        "positions": [{"first": n, "last": n, **point} for n in (0, 1)],
+    }
+    assert context_png(curve, "a").startswith(b"\x89PNG\r\n\x1a\n")

@@ -3,10 +3,9 @@ one that a plain loop over single steps finds."""
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
@@ -16,8 +15,8 @@ from hypothesis import strategies as st
 
 from gru_lm.errors import Stopped
 from gru_lm.evaluation import MODES, scoring
-from gru_lm.evaluation.scoring import lines, score, validate
-from gru_lm.evaluation.texts import PerLine, PerToken, measure
+from gru_lm.evaluation.scoring import Portion, lines, score, validate
+from gru_lm.evaluation.texts import measure
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import words
@@ -210,16 +209,11 @@ TEXTS = [Text("a", "One\ntwo words\n\n"), Text("b", "naïve 猫, no end"), Text(
 END = BYTES.end_id
 
 
-def rows_of(file: io.BytesIO) -> list[list[str]]:
-    return [row.split("\t") for row in file.getvalue().decode().splitlines()]
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("batch", "chunk"), [(None, None), (1, 3), (2, 100)])
-def test_measure_and_its_tables(mode: str, batch: int | None, chunk: int | None) -> None:
-    tokens_file, lines_file = io.BytesIO(), io.BytesIO()
-    per_line = PerLine(lines_file, BYTES)
+def test_measure(mode: str, batch: int | None, chunk: int | None) -> None:
     progress: list[int] = []
+    heard: list[tuple[Portion, np.ndarray]] = []
     counts = measure(
         BYTE_MODEL,
         BYTES,
@@ -227,33 +221,46 @@ def test_measure_and_its_tables(mode: str, batch: int | None, chunk: int | None)
         mode=mode,
         batch=batch,
         chunk=chunk,
-        tables=[PerToken(tokens_file, BYTES), per_line],
+        tables=[lambda portion, covered_N3: heard.append((portion, covered_N3))],
+        of_distribution=lambda log_probs_nV: log_probs_nV[:, [3, 5]],
         progress=progress.append,
     )
-    per_line.finish()
     assert [c.tokens for c in counts] == [len(TEXTS[0].text) + 1, 18 + 1, 2]
     assert [c.bytes for c in counts] == [len(text.text.encode()) for text in TEXTS]
     assert [(c.words, c.lines) for c in counts] == [(3, 3), (4, 1), (1, 1)]
     assert sum(progress) == sum(c.bytes for c in counts)
-    nats = sum(c.nats for c in counts)
+    for number, text in enumerate(TEXTS):
+        mine = [pair for pair in heard if pair[0].document == number]
+        data = text.text.encode()
+        tokens = [*data, *([END] if number < 2 else [])]
+        assert [t for portion, _ in mine for t in portion.tokens_N] == tokens
+        assert [size for _, sizes in mine for size in sizes[:, 0]] == [
+            len(b) for b in surfaces(tokens)
+        ]
+        assert sum(sizes[:, 1].sum() for _, sizes in mine) == len(text.text)
+        extra = np.concatenate([portion.extra_NX for portion, _ in mine])
+        log_probs = np.concatenate([portion.log_probs_N for portion, _ in mine])
+        assert -log_probs.sum() == pytest.approx(counts[number].nats)
+        for place, token in enumerate(tokens):
+            if token in (3, 5):
+                assert log_probs[place] == pytest.approx(extra[place, (3, 5).index(token)])
+        if mode == "stream":
+            expected = [
+                whole_distribution([BYTES.newline_id, *tokens][: place + 1])[[3, 5]]
+                for place in range(len(tokens))
+            ]
+            np.testing.assert_allclose(extra, expected, rtol=1e-4, atol=1e-5)
 
-    header, *rows = rows_of(tokens_file)
-    assert header == ["index", "id", "piece", "surprisal_bits"]
-    assert [int(row[0]) for row in rows] == list(range(len(rows)))
-    whole = b"".join(BYTES.surface(int(row[1])) for row in rows)
-    assert whole.decode() == "".join(text.text for text in TEXTS)
-    assert sum(float(row[3]) for row in rows) * math.log(2) == pytest.approx(nats, rel=1e-8)
 
-    header, *rows = rows_of(lines_file)
-    assert header == ["line", "tokens", "nats"]
-    assert [(int(row[0]), int(row[1])) for row in rows] == [
-        (1, 4),
-        (2, 10),
-        (3, 2),
-        (4, 19),
-        (5, 2),
-    ]
-    assert sum(float(row[2]) for row in rows) == pytest.approx(nats, rel=1e-8)
+def surfaces(tokens: list[int]) -> list[bytes]:
+    return [BYTES.surface(token) for token in tokens]
+
+
+@torch.inference_mode()
+def whole_distribution(context: list[int]) -> np.ndarray:
+    """log p of every token after `context`."""
+    log_probs, _ = BYTE_MODEL.log_probs(torch.tensor([context]), BYTE_MODEL.initial_state(1))
+    return log_probs[0, -1].numpy()
 
 
 def nats_of(text: str, mode: str, tokenizer: Tokenizer = BYTES) -> float:
@@ -285,29 +292,29 @@ def test_columns_of_a_short_text_are_its_exact_stream() -> None:
     assert found == pytest.approx(exact, rel=1e-5)
 
 
+def extend(found: list[int], portion: Portion, _: np.ndarray) -> None:
+    found += portion.tokens_N.tolist()
+
+
 def test_many_columns_of_a_long_text_cover_it_and_are_near_its_stream() -> None:
     text = words(4_000)
     N, least = len(text.encode()), scoring.LEAST * scoring.WARM
     assert N // least >= 8
     exact = measure(BYTE_MODEL, BYTES, [Text("-", text)])[0]
     for batch in (3, 8):
-        file, progress = io.BytesIO(), list[int]()
+        tokens, progress = list[int](), list[int]()
         (found,) = measure(
             BYTE_MODEL,
             BYTES,
             [Text("-", text)],
             mode="columns",
             batch=batch,
-            tables=[PerToken(file, BYTES)],
+            tables=[partial(extend, tokens)],
             progress=progress.append,
         )
-        tokens = [int(row[1]) for row in rows_of(file)[1:]]
         assert bytes(tokens) == text.encode()
         assert sum(progress) == found.tokens == found.bytes == N
         assert found.nats == pytest.approx(exact.nats, rel=1e-4)
-        assert found.nats == pytest.approx(
-            sum(float(row[3]) for row in rows_of(file)[1:]) * math.log(2), rel=1e-8
-        )
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -1,0 +1,168 @@
+"""A model that adapts to the text at hand, as rows beside the plain figures: cache, dynamic evaluation.
+
+Brings together a run's own texts, evaluation/cache.py and evaluation/dynamic.py. Prints progress, and
+changes nothing that is stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gru_lm.errors import unknown_name
+from gru_lm.evaluation.adaptation import Tuned, beginning
+from gru_lm.evaluation.cache import CacheSettings, score_with_cache, tune_cache
+from gru_lm.evaluation.dynamic import (
+    BATCHES,
+    DEFAULTS,
+    METHODS,
+    STREAMS,
+    DynamicSettings,
+    gradient_rms,
+    score_dynamically,
+    tune_dynamic,
+)
+from gru_lm.evaluation.metrics import Counts
+from gru_lm.evaluation.texts import Reading
+from gru_lm.opened import Opened, own_text
+from gru_lm.reporting import console
+from gru_lm.text.batches import Batches
+from gru_lm.text.documents import Document
+
+Stop = Callable[[], None]
+Row = dict[str, Any]
+
+
+def with_cache(
+    opened: Opened,
+    documents: Sequence[Document],
+    *,
+    given: Mapping[str, Any],
+    tune: bool,
+    size: int,
+    stop: Stop,
+) -> Row:
+    """The figures with the neural cache. `given` are settings; with `tune` the others are found."""
+    model, newline_id = opened.model, opened.tokenizer.newline_id
+    settings, tuned = CacheSettings(**given), None
+    if tune:
+        with console.progress("tuning the cache", 1.0) as advance:
+            tuned = tune_cache(
+                model,
+                _own_sequences(opened, stop=stop),
+                newline_id=newline_id,
+                stop=stop,
+                progress=advance,
+            )
+        settings = tuned.best
+    reading = Reading(opened.tokenizer, documents)
+    with console.progress("scoring with the cache", size) as advance:
+        counts = reading.account(
+            score_with_cache(
+                model,
+                reading.sequences(),
+                newline_id=newline_id,
+                settings=settings,
+                stop=stop,
+                progress=lambda tokens_N: advance(reading.bytes_of(tokens_N)),
+            )
+        )
+    return _row("cache", settings, tuned, counts)
+
+
+def dynamically(
+    opened: Opened,
+    documents: Sequence[Document],
+    *,
+    method: str,
+    given: Mapping[str, Any],
+    tune: bool,
+    size: int,
+    stop: Stop,
+) -> Row:
+    """The figures of dynamic evaluation by `method`, as `with_cache`."""
+    if method not in METHODS:
+        raise unknown_name("method of dynamic evaluation", method, METHODS)
+    model, newline_id = opened.model, opened.tokenizer.newline_id
+    settings, tuned, rms = dataclasses.replace(DEFAULTS[method], **given), None, None
+    if method == "rms":
+        whole = STREAMS * BATCHES * settings.segment
+        with console.progress("measuring gradients of the training text", whole) as advance:
+            rms = gradient_rms(
+                model,
+                _training_batches(opened, settings.segment, stop=stop),
+                stop=stop,
+                progress=advance,
+            )
+    if tune:
+        with console.progress("tuning dynamic evaluation", 1.0) as advance:
+            tuned = tune_dynamic(
+                model,
+                _own_sequences(opened, stop=stop),
+                newline_id=newline_id,
+                start=settings,
+                rms=rms,
+                stop=stop,
+                progress=advance,
+            )
+        settings = tuned.best
+    reading = Reading(opened.tokenizer, documents)
+    with console.progress("dynamic evaluation", size) as advance:
+        counts = reading.account(
+            score_dynamically(
+                model,
+                reading.sequences(),
+                newline_id=newline_id,
+                settings=settings,
+                rms=rms,
+                stop=stop,
+                progress=lambda tokens_N: advance(reading.bytes_of(tokens_N)),
+            )
+        )
+    return _row(f"dynamic {method}", settings, tuned, counts)
+
+
+def _row(
+    name: str,
+    settings: CacheSettings | DynamicSettings,
+    tuned: Tuned[CacheSettings] | Tuned[DynamicSettings] | None,
+    counts: list[Counts],
+) -> Row:
+    row: Row = {"name": name, "settings": dataclasses.asdict(settings)}
+    if tuned:
+        row["tuned_on_tokens"] = tuned.tokens
+        row["tried"] = [
+            {
+                "settings": dataclasses.asdict(each),
+                "nats_per_token": nats if math.isfinite(nats) else None,
+            }
+            for each, nats in tuned.tried
+        ]
+    return row | sum(counts, Counts()).figures()
+
+
+def _own_sequences(opened: Opened, *, stop: Stop) -> Any:
+    """The run's own held-out text, to tune on."""
+    valid = own_text(opened, "valid", stop=stop)
+    return Reading(opened.tokenizer, valid.documents).sequences()
+
+
+def _training_batches(
+    opened: Opened, segment: int, *, stop: Stop
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of STREAMS parallel streams from the beginning of the run's training text."""
+    train = Reading(opened.tokenizer, own_text(opened, "train", stop=stop).documents)
+    text, tokens = beginning(train.sequences(), STREAMS * BATCHES * segment)
+    batches = Batches(
+        tokens=np.concatenate([chunk for _, chunks in text for chunk in chunks]),
+        batch=STREAMS,
+        bptt=segment,
+        seed=0,
+    )
+    for position in range(tokens // (STREAMS * segment)):
+        batch = batches(position)
+        yield batch.inputs_BT, batch.targets_BT

@@ -1,0 +1,169 @@
+"""What is gathered beside the plain figures in the same pass over a text: each a table for `measure`.
+
+Knows tokens and what they cover, and no model. Invariant: memory is a few numbers a block of text, but
+for the beginning that is to be shown.
+
+Shapes: N tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gru_lm.evaluation.conventions import (
+    KenlmFigures,
+    LmEvalFigures,
+    SplitWords,
+    SrilmFigures,
+    WordSums,
+    format_kenlm,
+    format_lm_eval,
+    format_srilm,
+    kenlm_query,
+    lm_eval,
+    srilm,
+    sums_of_tokens,
+)
+from gru_lm.evaluation.metrics import Counts
+from gru_lm.evaluation.scoring import Portion
+from gru_lm.evaluation.statistics import Blocks, Estimate, ratio_interval
+from gru_lm.text.documents import Document, readings
+from gru_lm.text.tokenizer import Tokenizer
+
+MOST_SHOWN = 20_000  # tokens on a page
+
+
+class ByBlock:
+    """Bits, with the spelling of unknown words, bytes and tokens of blocks of the text."""
+
+    def __init__(self) -> None:
+        self._blocks = Blocks(3)
+
+    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
+        bits_N = (covered_N3[:, 2] - portion.log_probs_N) / math.log(2)
+        values_N3 = np.stack((bits_N, covered_N3[:, 0], np.ones(len(bits_N))), 1)
+        self._blocks.add(portion.document, values_N3)
+
+    def sums(self) -> np.ndarray:
+        """Bits, bytes and tokens of each block, [K, 3]."""
+        return self._blocks.sums()
+
+    def interval(self) -> Estimate:
+        """Of bits per byte."""
+        bits_K, bytes_K, _ = self.sums().T
+        return ratio_interval(bits_K, bytes_K)
+
+
+class TokenCounts:
+    """How often each token of the vocabulary was scored."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.counts_V = np.zeros(vocab_size, np.int64)
+
+    def __call__(self, portion: Portion, _: np.ndarray) -> None:
+        self.counts_V += np.bincount(portion.tokens_N, minlength=len(self.counts_V))
+
+
+class Conventions:
+    """The sums that other tools' figures are made of.
+
+    Their texts have no token between two documents, so it is left out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._all, self._blank = Counts(), Counts()
+        self._sentences = self._blank_lines = 0
+        self._document, self._last = 0, tokenizer.newline_id
+
+    def __call__(self, portion: Portion, _: np.ndarray) -> None:
+        newline_id, end_id = self._tokenizer.newline_id, self._tokenizer.end_id
+        if portion.document != self._document:
+            self._document, self._last = portion.document, newline_id
+        kept_N = (portion.tokens_N != end_id) | (end_id == newline_id)
+        tokens_N, nats_N = portion.tokens_N[kept_N], -portion.log_probs_N[kept_N]
+        if not len(tokens_N):
+            return
+        is_newline_N = tokens_N == newline_id
+        follows_N = np.concatenate(([self._last == newline_id], is_newline_N[:-1]))
+        self._last = int(tokens_N[-1])
+        is_unknown_N = tokens_N == self._tokenizer.unknown_id
+        self._sentences += int(is_newline_N.sum())
+        self._all += Counts(
+            tokens=len(tokens_N),
+            nats=float(nats_N.sum()),
+            unknown_tokens=int(is_unknown_N.sum()),
+            unknown_nats=float(nats_N[is_unknown_N].sum()),
+        )
+        blank_N = is_newline_N & follows_N
+        self._blank_lines += int(blank_N.sum())
+        self._blank += Counts(tokens=int(blank_N.sum()), nats=float(nats_N[blank_N].sum()))
+
+    def figures(
+        self, convention: str, *, name: str, words: list[SplitWords], size: int
+    ) -> dict[str, Any]:
+        """The figures by a convention, and as `text` the other tool's own lines.
+
+        `words` count those of each document, and `size` the bytes of all.
+        """
+        if convention == "lm-eval":
+            counted = sum(each.count for each in words)
+            by_byte = lm_eval(nats=self._all.nats, words=counted, bytes=size)
+            return _finite(by_byte) | {"words": counted, "text": format_lm_eval(name, by_byte)}
+        if convention == "srilm":  # which does not see blank lines
+            sums = self._sums(blank=False)
+            return _finite(srilm(sums)) | {"text": format_srilm(name, sums)}
+        sums = self._sums(blank=True)
+        return _finite(kenlm_query(sums)) | {"text": format_kenlm(sums)}
+
+    def _sums(self, *, blank: bool) -> WordSums:
+        return sums_of_tokens(
+            nats=self._all.nats - (0 if blank else self._blank.nats),
+            unknown_nats=self._all.unknown_nats,
+            tokens=self._all.tokens - (0 if blank else self._blank.tokens),
+            unknown_tokens=self._all.unknown_tokens,
+            sentences=self._sentences - (0 if blank else self._blank_lines),
+        )
+
+
+def _finite(figures: SrilmFigures | KenlmFigures | LmEvalFigures) -> dict[str, Any]:
+    """For JSON: None for what is no number."""
+    values = figures._asdict().items()
+    return {name: value if math.isfinite(value or 0) else None for name, value in values}
+
+
+def split_words(documents: Sequence[Document]) -> list[SplitWords]:
+    """The words of each document as lm-evaluation-harness counts them."""
+    found = []
+    for pieces in readings(documents):
+        found.append(SplitWords())
+        for piece in pieces:
+            found[-1].add(piece)
+    return found
+
+
+class Shown:
+    """The text's first tokens as they stand in it, each with its surprisal, to be looked at."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self.tokens: list[tuple[str, float, bool]] = []  # text, bits, whether it is unknown
+
+    def __call__(self, portion: Portion, _: np.ndarray) -> None:
+        room = MOST_SHOWN - len(self.tokens)
+        for token, log_prob in zip(
+            portion.tokens_N[:room].tolist(), portion.log_probs_N[:room].tolist(), strict=True
+        ):
+            unknown = token == self._tokenizer.unknown_id
+            self.tokens.append((self._text(token), -log_prob / math.log(2), unknown))
+
+    def _text(self, token: int) -> str:
+        surface = self._tokenizer.surface(token)
+        try:
+            return surface.decode()
+        except UnicodeDecodeError:
+            return "".join(f"<0x{byte:02X}>" for byte in surface)

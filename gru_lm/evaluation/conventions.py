@@ -1,0 +1,241 @@
+"""How other tools count: SRILM, KenLM's `query` and lm-evaluation-harness, from the same sums.
+
+Pure functions of sums over a text, and the tools' own layouts of what they give. Knows no model, no
+files and no tokens; whoever makes the sums decides what a word and a line is. Invariant: figures are
+ratios of sums, so the sums of several texts add up and figures never do.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, fields
+from decimal import Decimal
+from typing import NamedTuple
+
+LN10 = math.log(10)
+_SPACES = re.compile(r"\s+")
+
+
+@dataclass(frozen=True)
+class WordSums:
+    """Sums over a text that was scored word by word; `a + b` is both texts together.
+
+    logprob: log10 p of all words and of the end of each sentence. oov_logprob: the part of it that
+    stands for words out of vocabulary. words: without the ends, with those out of vocabulary.
+    sentences: ends that were scored. zeroprobs: known words of probability 0; they are in no logprob.
+    """
+
+    logprob: float = 0.0
+    oov_logprob: float = 0.0
+    words: int = 0
+    sentences: int = 0
+    oovs: int = 0
+    zeroprobs: int = 0
+
+    def __add__(self, other: WordSums) -> WordSums:
+        return WordSums(
+            **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        )
+
+
+def sums_of_tokens(
+    *, nats: float, unknown_nats: float, tokens: int, unknown_tokens: int, sentences: int
+) -> WordSums:
+    """The sums of a word model's text, of whose tokens `sentences` are ends of lines.
+
+    The unknown token is what is out of vocabulary; a softmax gives no word probability 0.
+    """
+    return WordSums(
+        logprob=-nats / LN10,
+        oov_logprob=-unknown_nats / LN10,
+        words=tokens - sentences,
+        sentences=sentences,
+        oovs=unknown_tokens,
+    )
+
+
+class SrilmFigures(NamedTuple):
+    """logprob is base 10 and leaves out-of-vocabulary words out; None is "undefined"."""
+
+    logprob: float
+    ppl: float | None
+    ppl1: float | None
+
+
+def srilm(sums: WordSums) -> SrilmFigures:
+    """What `ngram -ppl` finds with a closed vocabulary: words without probability are left out.
+
+    SRILM does not see blank lines (its File::getline passes over them); for its own figures the sums
+    must be without them.
+    """
+    logprob = sums.logprob - sums.oov_logprob
+    known = sums.words - sums.oovs - sums.zeroprobs
+    return SrilmFigures(
+        logprob,
+        _power(logprob, known + sums.sentences) if known + sums.sentences > 0 else None,
+        _power(logprob, known) if known > 0 else None,
+    )
+
+
+def format_srilm(name: str, sums: WordSums) -> str:
+    """Two lines, as `ngram -ppl NAME` ends with.
+
+    SRILM: lm/src/ngram.cc prints the name, lm/src/TextStats.cc (1.10, 2016) the rest, with 7 digits
+    (LogP_Precision, lm/src/Prob.cc); in TextStats.cc 1.4 of 2009 there were 6.
+    """
+    counted = f"{sums.sentences} sentences, {sums.words} words, {sums.oovs} OOVs"
+    lines = [f"file {name}: {counted}"]
+    if sums.words + sums.sentences > 0:
+        logprob, ppl, ppl1 = srilm(sums)
+        lines.append(
+            f"{sums.zeroprobs} zeroprobs, logprob= {logprob:.7g}"
+            f" ppl= {'undefined' if ppl is None else format(ppl, '.7g')}"
+            f" ppl1= {'undefined' if ppl1 is None else format(ppl1, '.7g')}"
+        )
+    return "\n".join(lines)
+
+
+class KenlmFigures(NamedTuple):
+    """NaN where there is nothing to divide by; tokens include the ends of sentences."""
+
+    including_oovs: float
+    excluding_oovs: float
+    oovs: int
+    tokens: int
+
+
+def kenlm_query(sums: WordSums) -> KenlmFigures:
+    """What KenLM's `query` sums up."""
+    tokens = sums.words + sums.sentences
+    return KenlmFigures(
+        _power(sums.logprob, tokens),
+        _power(sums.logprob - sums.oov_logprob, tokens - sums.oovs),
+        sums.oovs,
+        tokens,
+    )
+
+
+def format_kenlm(sums: WordSums) -> str:
+    """Four lines, as `query -v summary` prints them.
+
+    KenLM 0.3.0: lm/ngram_query.hh; numbers as short as they can be read back (util/float_to_string.cc).
+    """
+    figures = kenlm_query(sums)
+    return (
+        f"Perplexity including OOVs:\t{_shortest(figures.including_oovs)}\n"
+        f"Perplexity excluding OOVs:\t{_shortest(figures.excluding_oovs)}\n"
+        f"OOVs:\t{figures.oovs}\n"
+        f"Tokens:\t{figures.tokens}"
+    )
+
+
+class LmEvalFigures(NamedTuple):
+    """In the order of lm-evaluation-harness's table."""
+
+    bits_per_byte: float
+    byte_perplexity: float
+    word_perplexity: float
+
+
+def lm_eval(*, nats: float, words: int, bytes: int) -> LmEvalFigures:
+    """What a task of lm-evaluation-harness's type loglikelihood_rolling reports.
+
+    Version 0.4.13: lm_eval/api/metrics.py. `words` are counted by SplitWords, document by document.
+    """
+    return LmEvalFigures(
+        nats / bytes / math.log(2) if bytes else math.nan,
+        _exp(nats, bytes),
+        _exp(nats, words),
+    )
+
+
+class SplitWords:
+    r"""Counts len(re.split(r"\s+", text)) of one document that comes in pieces.
+
+    That is one more than there are runs of white space: an empty text is a word, and so is what
+    lies before a leading space and after the last newline.
+
+    >>> words = SplitWords()
+    >>> for piece in (" to b", "e\n", "\n"):
+    ...     words.add(piece)
+    >>> words.count, len(re.split(r"\s+", " to be\n\n"))
+    (4, 4)
+    """
+
+    def __init__(self) -> None:
+        self.count = 1
+        self._in_space = False
+
+    def add(self, piece: str) -> None:
+        """Count the next piece of the text."""
+        if piece:
+            self.count += len(_SPACES.findall(piece)) - (self._in_space and piece[0].isspace())
+            self._in_space = piece[-1].isspace()
+
+
+def format_lm_eval(task: str, figures: LmEvalFigures, *, version: float = 1) -> str:
+    """The table that lm-evaluation-harness prints for one task without examples.
+
+    Version 0.4.13: make_table in lm_eval/utils.py rounds to four places, and its table writer then
+    drops the zeros that end all numbers of the column.
+    """
+    rounded = [f"{value:.4f}" for value in figures]
+    digits = max(len(text.partition(".")[2].rstrip("0")) for text in rounded)
+    values = [_written(float(text), digits) for text in rounded]
+    rows = [
+        [*start, "none", "0", metric, "↓", value, "±", "N/A"]
+        for start, metric, value in zip(
+            ([task.replace("|", r"\|"), f"{version:g}"], ["", ""], ["", ""]),
+            LmEvalFigures._fields,
+            values,
+            strict=True,
+        )
+    ]
+    heads = ["Tasks", "Version", "Filter", "n-shot", "Metric", "", "Value", "", "Stderr"]
+    widths = [max(3, *map(len, column)) for column in zip(heads, *rows, strict=True)]
+    numbers = (False, True, False, True, False, False, True, False, False)
+    rule = ["-" * (w - right) + ":" * right for w, right in zip(widths, numbers, strict=True)]
+    aligned = [
+        ">" if number or head == "Stderr" else "<"
+        for number, head in zip(numbers, heads, strict=True)
+    ]
+    lines = [[f"{head:^{w}}" for head, w in zip(heads, widths, strict=True)], rule]
+    for row in rows:
+        cells = zip(row, aligned, widths, strict=True)
+        lines.append([f"{cell:{side}{w}}" for cell, side, w in cells])
+    return "\n".join(f"|{'|'.join(line)}|" for line in lines)
+
+
+def _power(logprob: float, count: int) -> float:
+    """10 to the mean of -log10 p; NaN of nothing, as C has it."""
+    if not count:
+        return math.nan
+    try:
+        return float(10.0 ** -(logprob / count))
+    except OverflowError:
+        return math.inf
+
+
+def _exp(nats: float, count: int) -> float:
+    if not count:
+        return math.nan
+    try:
+        return math.exp(nats / count)
+    except OverflowError:
+        return math.inf
+
+
+def _shortest(value: float) -> str:
+    """The fewest digits that are read back as `value`; an exponent only from 1e21 on."""
+    if not math.isfinite(value):
+        return "inf" if value > 0 else "NaN"
+    if value >= 1e21:
+        return repr(value).replace("e+", "e")
+    return f"{Decimal(repr(value)):f}".removesuffix(".0")
+
+
+def _written(value: float, digits: int) -> str:
+    if not math.isfinite(value):
+        return "Infinity" if value > 0 else "NaN"
+    return f"{value:.{digits}f}"

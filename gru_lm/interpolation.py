@@ -1,0 +1,84 @@
+"""A model of words together with an n-gram model in an ARPA file: two rows beside the plain figures.
+
+Brings together a run's own texts and evaluation/ngram.py. Prints progress, and writes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from gru_lm.evaluation.metrics import Counts
+from gru_lm.evaluation.ngram import (
+    Mixture,
+    Pairs,
+    TokenScores,
+    baseline,
+    lines_of,
+    open_arpa,
+    tune_weight,
+)
+from gru_lm.evaluation.texts import measure
+from gru_lm.opened import Opened, own_text
+from gru_lm.reporting import console
+from gru_lm.text.documents import Document, readings
+
+
+class Interpolation:
+    """An ARPA file beside a model of words: its own row, and that of both together."""
+
+    def __init__(
+        self, opened: Opened, arpa: Path, *, weight: float | None, stop: Callable[[], None]
+    ) -> None:
+        """`weight` is that of the n-grams; None: tuned on the run's own held-out text."""
+        self._opened = opened
+        self._ngram = open_arpa(arpa)
+        self._scores = TokenScores(self._ngram, opened.tokenizer)  # refuses other tokenizers
+        self._tuned_on: int | None = None
+        if weight is None:
+            weight, self._tuned_on = self._tuned(stop)
+        self._weight = weight
+
+    def _tuned(self, stop: Callable[[], None]) -> tuple[float, int]:
+        """The weight that suits the run's own held-out text, and how many tokens that has."""
+        opened = self._opened
+        valid = own_text(opened, "valid", stop=stop)
+        scores = TokenScores(self._ngram, opened.tokenizer)
+        pairs = Pairs(scores)
+        with console.progress("tuning the weight of the n-grams", None) as advance:
+            measure(
+                opened.model,
+                opened.tokenizer,
+                valid.documents,
+                tables=[pairs],
+                stop=stop,
+                progress=advance,
+            )
+        scores.check_overlap()
+        of_model_N, of_ngrams_N = pairs.arrays()
+        return tune_weight(of_model_N, of_ngrams_N), len(of_model_N)
+
+    def mixture(self) -> Mixture:
+        """A table for the pass over the text that is measured."""
+        self._scores = TokenScores(self._ngram, self._opened.tokenizer)
+        return Mixture(self._scores, weight=self._weight)
+
+    def rows(
+        self, mixture: Mixture, documents: Sequence[Document], total: Counts
+    ) -> dict[str, Any]:
+        """What `mixture` has found in `documents`, and what the n-grams alone make of them."""
+        self._scores.check_overlap()
+        lines = (line for pieces in readings(documents) for line in lines_of(pieces))
+        text = dataclasses.replace(total, tokens=0, nats=0.0, unknown_tokens=0, unknown_nats=0.0)
+        return {
+            "ngram": baseline(self._ngram, lines, size=total.bytes),
+            "interpolated": {
+                "name": f"interpolated with {self._ngram.name}",
+                "weight": self._weight,
+                "tuned_on_tokens": self._tuned_on,
+                "unknown_to_the_ngrams": self._scores.unknown_tokens(),
+                **(mixture.counts + text).figures(),
+            },
+        }

@@ -1,0 +1,350 @@
+"""An evaluation, or a comparison, as one HTML page: plain data in, a str out.
+
+The page stands alone: no scripts, nothing fetched, its policy forbids both; it follows the reader's
+light or dark mode, and prints. Knows the fields of results, and no model, run or terminal. Invariant:
+whatever comes from outside passes `_name` or `_text`, which leave nothing that is markup, that steers
+the direction of writing, or that UTF-8 cannot hold.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from gru_lm.evaluation.statistics import RESOLUTION, rounded
+from gru_lm.reporting.figures import BESIDE, FIGURES, SPELLED
+
+Result = Mapping[str, Any]
+
+MOST_POINTS = 600  # of a line
+EDGES = (0.5, 1, 2, 3, 4, 6, 8, 11, 15)  # bits: where the next colour begins
+# Lightness alone tells them apart; on each, black (#111) or white text can be read.
+LIGHT = "#ffffff #fff1c9 #ffe3a0 #fed480 #fdc468 #fbac50 #f38c3c #df6a2c #ad3a1c #6e1a12"
+DARK = "#15171a #1f2136 #302553 #472b69 #632f70 #82356c #a3405f #e08045 #f4a743 #fcd978"
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_COLUMNS = {key: (label, style) for key, label, style in FIGURES} | {
+    "tokens_per_second": ("tokens/s", ",.0f"),
+    "seconds": ("seconds", ",.1f"),
+    "change": ("change", "+.1%"),
+    "accuracy": ("right", ".1%"),
+    "seed": ("seed", "d"),
+}
+_RUN = "seed, bits_per_byte, perplexity, parameters, width, tokens, tokens_per_second, seconds"
+# Controls but tab and newline, what overrides or isolates the direction of writing, surrogates.
+_HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_LEFT, _RIGHT, _TOP = 70, 590, 10  # of the plot in a drawing that is 600 wide
+
+
+def _colours(backgrounds: str, white: range) -> str:
+    return "".join(
+        f".s{i}{{background:{back};color:{'#fff' if i in white else '#111'}}}"
+        for i, back in enumerate(backgrounds.split())
+    )
+
+
+_CSS = f"""
+:root{{color-scheme:light;--bg:#fff;--fg:#111;--dim:#595959;--rule:#ddd;--line:#1f5fbf}}
+body{{max-width:48rem;margin:1rem auto;padding:0 1rem;background:var(--bg);color:var(--fg);
+font:1rem/1.5 system-ui,sans-serif;overflow-wrap:anywhere}}
+h1{{line-height:1.25}} .dim{{color:var(--dim)}} .wide{{overflow-x:auto;overflow-wrap:normal}}
+.verdict{{font-size:1.5rem;line-height:1.3;font-weight:600}}
+table{{border-collapse:collapse;font-variant-numeric:tabular-nums}}
+td,th{{padding:.2rem .6rem;text-align:right;border-bottom:1px solid var(--rule)}}
+td:first-child,th:first-child{{text-align:left;padding-left:0}}
+svg{{width:100%;min-width:30rem;font-size:12px;fill:var(--fg)}} circle{{fill:var(--line)}}
+path{{fill:none;stroke:var(--line);stroke-width:1.5}} .grid{{stroke:var(--rule)}}
+.dash{{stroke:var(--fg);stroke-dasharray:6 4}} .bar{{stroke:var(--fg);stroke-width:3}}
+.thin{{stroke:var(--dim);stroke-width:.7}} img{{max-width:100%;background:#fff}}
+.text{{white-space:pre-wrap;line-height:1.7}} .u{{border-bottom:2px dashed}}
+.text,.legend{{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
+.legend span{{padding:.1rem .4rem}} .n::before{{content:"↵"}} .e::before{{content:"∎"}}
+{_colours(LIGHT, range(8, 10))}
+@media screen and (prefers-color-scheme:dark){{
+:root{{color-scheme:dark;--bg:#15171a;--fg:#e8e8e8;--dim:#aaa;--rule:#3a3d42;--line:#8ab4ff}}
+{_colours(DARK, range(7))}}} @media print{{body{{max-width:none}}
+.wide{{overflow:visible}} h2{{break-after:avoid}} svg,img,tr{{break-inside:avoid}}}}
+"""
+
+
+def eval_page(
+    result: Result,
+    *,
+    title: str,
+    blocks: Sequence[tuple[int, float]],
+    tokens: Sequence[tuple[str, float, bool]],
+    shown_of: tuple[int, int],
+) -> str:
+    """What `eval --json` prints, loss along the text, and the text coloured by surprisal.
+
+    `blocks`: tokens up to a block's end, and its bits per byte. `tokens`: a piece as it stands in the
+    text (empty: an end of text), its surprisal in bits, whether it is unknown. `shown_of`: how many
+    tokens these are, and how many there are in all. Unknown fields of `result` are passed over.
+    """
+    about = [f"mode {result['mode']}"] if "mode" in result else []
+    about += [str(result[key]) for key in ("checkpoint", "device") if key in result]
+    beside = [result[name] for name in ("ngram", "interpolated") if result.get(name)]
+    beside += result.get("adapted") or ()
+    plain, pairs, files = (result.get(key) for key in ("bits_per_byte", "pairs", "files"))
+    parts = [f'<p class="dim">{_name("; ".join(about))}</p>'] if about else []
+    parts += [_table("", "figure", "value", _figures(result)), _along(blocks, plain)]
+    parts.append(_table("Files", "file", ", ".join((*BESIDE, "tokens", "bytes")), files or ()))
+    for heading, rows in (("Baselines", result.get("baselines")), ("Beside the model", beside)):
+        compared = [_compared(row, plain) for row in rows or ()]
+        parts.append(_table(heading, "name", "bits_per_byte, perplexity, change", compared))
+    parts += [_pairs(pairs) if pairs else "", _coloured(tokens, *shown_of) if tokens else ""]
+    return _page(title, parts)
+
+
+def compare_page(result: Result, curves_png: bytes | None) -> str:
+    """What `compare --json` prints, of cells trained side by side, or of two finished models.
+
+    Of finished models there are no `cells` and `runs`; `a` and `b` are names, or figures with a
+    `name`. `curves_png`: the picture of the losses over training, if there is one.
+    """
+    sides = [result[side] for side in ("a", "b") if side in result]
+    models = [side if isinstance(side, Mapping) else {"name": side} for side in sides]
+    by_cell: dict[str, list[Result]] = {cell: [] for cell in result.get("cells") or ()}
+    for run in result.get("runs") or ():
+        by_cell.setdefault(run["cell"], []).append(run)
+    names = list(by_cell) or [model["name"] for model in models]
+    cells = [{"cell": cell, **_moments(_bits(runs))} for cell, runs in by_cell.items()]
+    parts = [f'<p class="verdict">{_name(result["verdict"])}</p>', _dots(by_cell)]
+    parts.append(_table("Cells", "cell", "mean bits per byte, standard deviation, runs", cells))
+    parts += [_table("Models", "name", _RUN, models), _differences(result)]
+    parts.append(_table("All runs", "cell", _RUN, result.get("runs") or ()))
+    if curves_png:
+        data = base64.b64encode(curves_png).decode("ascii")
+        alt = _name(f"Loss over training of every run: {', '.join(names)}")
+        picture = f'<img src="data:image/png;base64,{data}" alt="{alt}">'
+        parts.append(f"<h2>Training</h2><p>{picture}</p>")
+    parts.append(f"<h2>How it was done</h2><p>{_name(_done(result, names))}</p>")
+    return _page(f"Compared: {', '.join(names)}", parts)
+
+
+def _page(title: str, parts: Iterable[str]) -> str:
+    body = "\n".join(filter(None, parts))
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{_name(title)}</title><style>{_CSS}</style></head>
+<body><h1>{_name(title)}</h1>
+{body}
+</body></html>
+"""
+
+
+def _name(text: str) -> str:
+    """A name or a sentence as HTML; whatever cannot be seen is shown as an escape."""
+    return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
+
+
+def _text(piece: str) -> str:
+    """A piece of a text as HTML: tabs, newlines, joiners and odd spaces stay what they are."""
+    return html.escape(_HIDDEN.sub(lambda found: ascii(found[0])[1:-1], piece))
+
+
+def _shown(value: str | float | None, style: str = "") -> str:
+    if isinstance(value, str):
+        return value
+    if value is None or not math.isfinite(value):
+        return "–"
+    return format(value, style or ("," if isinstance(value, int) else ".4f"))
+
+
+def _table(heading: str, first: str, keys: str, rows: Sequence[Result]) -> str:
+    """Rows under their headings; nothing where there are no rows, no column that none of them has."""
+    columns = [(key, *_COLUMNS.get(key, (key, ""))) for key in keys.split(", ")]
+    columns = [column for column in columns if any(column[0] in row for row in rows)]
+    if not columns:
+        return ""
+    lines = [[first, *(label for _, label, _ in columns)]]
+    lines += [[r[first], *(_shown(r.get(key), style) for key, _, style in columns)] for r in rows]
+    cells = ["".join(f"<td>{_name(cell)}</td>" for cell in line) for line in lines]
+    cells[0] = cells[0].replace("<td>", '<th scope="col">').replace("</td>", "</th>")
+    body = "\n".join(f"<tr>{each}</tr>" for each in cells)
+    above = f"<h2>{heading}</h2>" if heading else ""
+    return f'{above}<div class="wide"><table>{body}</table></div>'
+
+
+def _figures(result: Result) -> list[dict[str, str]]:
+    note = " (unknown words spelled)" if result.get("unknown_tokens") else ""
+    rows = []
+    for key, label, style in FIGURES:
+        if key in result:
+            value = _shown(result[key], style)
+            if key == "bits_per_byte" and (interval := result.get("ci95")):
+                value += f" (95 % interval {interval[0]:.4f} to {interval[1]:.4f})"
+            rows.append({"figure": label + note if key in SPELLED else label, "value": value})
+    return rows
+
+
+def _compared(row: Result, plain: float | None) -> Result:
+    """The row with its settings in its name, and how it differs from the plain figure."""
+    settings = row.get("settings") or ({"weight": row["weight"]} if "weight" in row else {})
+    chosen = [f"{k} {v:g}" for k, v in settings.items() if isinstance(v, int | float)]
+    name = row["name"] + (f" ({', '.join(chosen)})" if chosen else "")
+    bits = row.get("bits_per_byte")
+    return {**row, "name": name, "change": bits / plain - 1 if bits and plain else None}
+
+
+def _pairs(pairs: Result) -> str:
+    rows = []
+    for each in (*(pairs.get("phenomena") or ()), {**pairs, "name": "all pairs"}):
+        low, high = each.get("ci95") or (None, None)
+        rows.append({**each, "95 % interval": f"{_shown(low, '.1%')} to {_shown(high, '.1%')}"})
+    return _table("Minimal pairs", "name", "accuracy, 95 % interval, pairs", rows)
+
+
+def _coloured(tokens: Iterable[tuple[str, float, bool]], shown: int, total: int) -> str:
+    bins = [f"{low:g}–{high:g}" for low, high in pairwise((0, *EDGES))] + [f"{EDGES[-1]}+"]
+    legend = " ".join(f'<span class="s{i}">{each}</span>' for i, each in enumerate(bins))
+    spans = []
+    for piece, bits, unknown in tokens:
+        marks = " u" if unknown else ""
+        marks += " e" if not piece else " n" if "\n" in piece and piece.isspace() else ""
+        said = f"{max(bits, 0.0) + 0.0:.2f} bits{', unknown' if unknown else ''}"  # + 0.0: no "-0"
+        colour = bisect_right(EDGES, bits)
+        spans.append(f'<span class="s{colour}{marks}" title="{said}">{_text(piece)}</span>')
+    part = f"The first {shown:,} of {total:,} tokens" if shown < total else f"All {total:,} tokens"
+    return (
+        f'<h2>The text, by surprisal</h2><p class="legend">{part}; bits a token: {legend} '
+        f'<span class="u">unknown</span></p><div class="text" dir="auto">{"".join(spans)}</div>'
+    )
+
+
+def _along(blocks: Sequence[tuple[int, float]], plain: float | None) -> str:
+    """Bits per byte of stretches of the text, as steps; neighbours are averaged if they are many."""
+    found = [(a, b, bits) for (a, _), (b, bits) in pairwise([(0, 0.0), *blocks])]
+    if not (spans := [span for span in found if span[1] > span[0] and math.isfinite(span[2])]):
+        return ""
+    size = -(-len(spans) // MOST_POINTS)
+    groups = [spans[first : first + size] for first in range(0, len(spans), size)]
+    points = [(group[0][0], group[-1][1], _average(group)) for group in groups]
+    mean = _average(spans) if plain is None else plain
+    x = _Scale(0, blocks[-1][0], _LEFT, _RIGHT)
+    y = _Scale(*_padded([mean, *(bits for *_, bits in points)]), 220, _TOP)
+    drawn = "".join(
+        f'<path class="grid" d="M{_LEFT} {y(value)}H{_RIGHT}"/>'
+        f'<text x="{_LEFT - 6}" y="{y(value)}" dy="4" text-anchor="end">{text}</text>'
+        for value, text in y.ticks()
+    )
+    steps = "L".join(f"{x(a)} {y(bits)}H{x(b)}" for a, b, bits in points)
+    drawn += f'<path d="M{steps}"/><path class="dash" d="M{_LEFT} {y(mean)}H{_RIGHT}"/>'
+    label = f"Bits per byte along {x.high:,} tokens; dashed: {mean:.4f}, of all"
+    return f"<h2>Loss along the text</h2>{_svg(drawn, x, 220, 'tokens', label)}"
+
+
+def _average(spans: Sequence[tuple[int, int, float]]) -> float:
+    return fmean((bits for *_, bits in spans), [end - start for start, end, _ in spans])
+
+
+def _bits(runs: Iterable[Result]) -> list[float]:
+    return [run["bits_per_byte"] for run in runs if _shown(run.get("bits_per_byte")) != "–"]
+
+
+def _moments(bits: Sequence[float]) -> Result:
+    mean, spread = fmean(bits) if bits else None, stdev(bits) if len(bits) > 1 else None
+    return {"mean bits per byte": mean, "standard deviation": spread, "runs": len(bits)}
+
+
+def _dots(by_cell: Mapping[str, Sequence[Result]]) -> str:
+    """A row a cell, a dot a run, a bar at the mean; thin lines join the runs of a seed."""
+    if not (found := [bits for runs in by_cell.values() for bits in _bits(runs)]):
+        return ""
+    x = _Scale(*_padded(found), 2 * _LEFT, _RIGHT)
+    marks, seeds = "", dict[Any, list[str]]()
+    for row, (cell, runs) in enumerate(by_cell.items()):
+        y = _TOP + 25 + 50 * row
+        short = cell if len(cell) <= 18 else cell[:17] + "…"
+        marks += f'<text x="0" y="{y + 4}">{_name(short)}</text>'
+        for run in runs:
+            for bits in _bits([run]):
+                seeds.setdefault(run["seed"], []).append(f"{x(bits)} {y}")
+                said = _name(f"{cell}, seed {run['seed']}: {bits:.4f}")
+                marks += f'<circle cx="{x(bits)}" cy="{y}" r="4"><title>{said}</title></circle>'
+        if values := _bits(runs):
+            marks += f'<path class="bar" d="M{x(fmean(values))} {y - 14}V{y + 14}"/>'
+    lines = "".join(f'<path class="thin" d="M{"L".join(each)}"/>' for each in seeds.values())
+    label = "A dot is a run, a bar the mean, a line joins the runs of a seed; left is better"
+    return _svg(lines + marks, x, 50 * len(by_cell) + _TOP, "bits per byte", label)
+
+
+def _differences(result: Result) -> str:
+    """Each difference with its interval; verdicts where there are more than the one above."""
+    one = result.get("difference")
+    differences = result.get("differences") or ([one] if one else [])
+    rows = []
+    for each in differences:
+        value, span = _shown(each["bits_per_byte"]), "–"
+        if ends := each.get("ci95"):
+            half = max((ends[1] - ends[0]) / 2, RESOLUTION)
+            value, digits = rounded(each["bits_per_byte"], half)
+            decimals = len(digits.partition(".")[2])
+            low, high = (round(end * 10**decimals, 6) for end in ends)  # outward, never into it
+            outer = (math.floor(low) / 10**decimals, math.ceil(high) / 10**decimals)
+            span = " to ".join(f"{end + 0.0:.{decimals}f}" for end in outer)
+        pair = f"{each['a']} less {each['b']}"
+        rows.append({"difference": pair, "bits per byte": value, "interval": span})
+    verdicts = "".join(f"<p>{_name(each.get('verdict') or '')}</p>" for each in differences)
+    table = _table("Differences", "difference", "bits per byte, interval", rows)
+    return table + (verdicts if len(rows) > 1 else "")
+
+
+def _done(result: Result, names: Sequence[str]) -> str:
+    where = "the same held-out text" + (f", {result['on']}" if result.get("on") else "")
+    if not result.get("cells"):
+        return f"{' and '.join(names)} were measured on {where}: fewer bits per byte are better."
+    seeds = len({run["seed"] for run in result["runs"]})
+    return (
+        f"{', '.join(names)} are compared at equal {result['match']}. Each was trained with {seeds} "
+        f"seeds for {result['minutes']:g} min a run, one seed's runs on the same data in the same "
+        f"order. All were measured on {where}: fewer bits per byte are better."
+    )
+
+
+class _Scale(NamedTuple):
+    """From a figure, low to high, to a place in a drawing, begin to end."""
+
+    low: float
+    high: float
+    begin: int
+    end: int
+
+    def __call__(self, value: float) -> str:
+        share = (value - self.low) / (self.high - self.low)
+        return f"{self.begin + share * (self.end - self.begin):.1f}"
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """At most seven round figures, and how they are written."""
+        power = 10.0 ** math.floor(math.log10((self.high - self.low) / 6))
+        step = next(n * power for n in (1, 2, 5, 10, 20) if self.high - self.low <= 6 * n * power)
+        decimals = max(0, -math.floor(math.log10(step)))
+        numbers = range(math.ceil(self.low / step), math.floor(self.high / step) + 1)
+        return [(number * step, f"{number * step:,.{decimals}f}") for number in numbers]
+
+
+def _padded(values: Sequence[float]) -> tuple[float, float]:
+    margin = 0.08 * (max(values) - min(values)) or 0.01 * abs(values[0]) or 0.01
+    return min(values) - margin, max(values) + margin
+
+
+def _svg(drawn: str, x: _Scale, bottom: int, below: str, label: str) -> str:
+    """A drawing upon its axis, and in words what it shows."""
+    axis = "".join(
+        f'<path class="grid" d="M{x(value)} {_TOP}V{bottom}"/>'
+        f'<text x="{x(value)}" y="{bottom + 16}" text-anchor="middle">{text}</text>'
+        for value, text in x.ticks()
+    )
+    axis += f'<text x="{_RIGHT}" y="{bottom + 34}" text-anchor="end">{below}</text>'
+    return (
+        f'<p>{label}.</p><div class="wide"><svg viewBox="0 0 600 {bottom + 40}" role="img" '
+        f'aria-label="{label}">{axis}{drawn}</svg></div>'
+    )

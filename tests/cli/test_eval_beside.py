@@ -1,0 +1,212 @@
+"""What `eval` measures beside the plain figures: each recomputed from its per-token table or by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gru_lm.errors import InputError, UsageError
+from gru_lm.evaluate import Wanted, evaluate
+from gru_lm.opened import open_model
+from gru_lm.training.runs import find
+from tests.conftest import TINY, Program, words
+from tests.inside import inside
+
+WORD = [option if option != "char" else "word" for option in TINY]
+TEXT = "the cat sat\n\non the zebra mat\nwho knows? the\n"
+
+
+@pytest.fixture(scope="module")
+def of_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model of words."""
+    folder = tmp_path_factory.mktemp("words")
+    (folder / "text.txt").write_text(words(3_000))
+    inside(folder, "train", folder / "text.txt", "--out", folder / "run", "--steps", 5, *WORD)
+    return folder / "run"
+
+
+def tokens_of(path: Path) -> list[dict[str, str]]:
+    header, *rows = (row.split("\t") for row in path.read_text(encoding="utf-8").splitlines())
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def measured(
+    run: Path, tmp_path: Path, text: str, **options: Any
+) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    (tmp_path / "text.txt").write_text(text)
+    wanted = Wanted(per_token=tmp_path / "out.tsv", **options)
+    result = evaluate(run, [str(tmp_path / "text.txt")], wanted=wanted)
+    return result, tokens_of(tmp_path / "out.tsv")
+
+
+def test_srilm_and_kenlm_recomputed_from_the_table(of_words: Path, tmp_path: Path) -> None:
+    srilm, rows = measured(of_words, tmp_path, TEXT, convention="srilm")
+    kenlm = measured(of_words, tmp_path, TEXT, convention="kenlm")[0]["as"]
+    log10 = [-float(row["surprisal_bits"]) * math.log10(2) for row in rows]
+    unknown = [row["piece"] == "<unk>" for row in rows]
+    ends = [row["piece"] == "\\n" for row in rows]
+    blank = [end and (place == 0 or ends[place - 1]) for place, end in enumerate(ends)]
+    assert (sum(unknown), sum(ends), sum(blank), len(rows)) == (1, 4, 1, 14)
+
+    kept = [lp for lp, u, b in zip(log10, unknown, blank, strict=True) if not u and not b]
+    found = srilm["as"]
+    assert found["logprob"] == pytest.approx(sum(kept), rel=1e-6)
+    assert found["ppl"] == pytest.approx(10 ** (-sum(kept) / (10 - 1 + 3)), rel=1e-6)
+    assert found["ppl1"] == pytest.approx(10 ** (-sum(kept) / (10 - 1)), rel=1e-6)
+    assert found["text"].splitlines()[0].endswith(": 3 sentences, 10 words, 1 OOVs")
+
+    assert kenlm["including_oovs"] == pytest.approx(10 ** (-sum(log10) / 14), rel=1e-6)
+    known = [lp for lp, u in zip(log10, unknown, strict=True) if not u]
+    assert kenlm["excluding_oovs"] == pytest.approx(10 ** (-sum(known) / 13), rel=1e-6)
+    assert kenlm["text"].endswith("OOVs:\t1\nTokens:\t14")
+
+
+def test_lm_eval_counts_words_its_way_and_no_token_between_documents(
+    trained: Path, tmp_path: Path
+) -> None:
+    files = []
+    for number, text in enumerate(["one two\n", " three  four"]):
+        files.append(tmp_path / f"{number}.txt")
+        files[-1].write_text(text)
+    table = tmp_path / "out.tsv"
+    wanted = Wanted(convention="lm-eval", per_token=table)
+    result = evaluate(trained, [str(file) for file in files], wanted=wanted)
+    bits = sum(float(row["surprisal_bits"]) for row in tokens_of(table) if row["piece"] != "</s>")
+    found = result["as"]
+    assert (found["words"], result["bytes"]) == (3 + 3, 20)
+    assert found["bits_per_byte"] == pytest.approx(bits / 20, rel=1e-6)
+    assert found["byte_perplexity"] == pytest.approx(2 ** (bits / 20), rel=1e-6)
+    assert found["word_perplexity"] == pytest.approx(2 ** (bits / 6), rel=1e-6)
+    assert "|bits_per_byte" in found["text"]
+
+
+def test_the_interval_is_of_a_long_text_alone(trained: Path, tmp_path: Path) -> None:
+    short, _ = measured(trained, tmp_path, "too short\n")
+    assert short["ci95"] is None
+    (tmp_path / "long.txt").write_text(words(3_000))
+    result = evaluate(trained, [str(tmp_path / "long.txt")])
+    low, high = result["ci95"]
+    assert low < result["bits_per_byte"] < high < 1.1 * low
+
+
+def test_baselines(trained: Path, tmp_path: Path) -> None:
+    result, rows = measured(trained, tmp_path, words(300), baselines=True)
+    found = {row["name"]: row for row in result["baselines"]}
+    assert list(found) == ["uniform", "unigram", "bz2", "lzma"]
+    opened = open_model(find(trained, print))
+    uniform = math.log(opened.tokenizer.vocab_size)
+    assert found["uniform"]["nats_per_token"] == pytest.approx(uniform)
+    assert found["unigram"]["bits_per_byte"] < found["uniform"]["bits_per_byte"]
+    assert result["tokens"] == len(rows)
+
+
+def test_adapted_rows_stand_beside_the_plain_figures(trained: Path, tmp_path: Path) -> None:
+    plain, _ = measured(trained, tmp_path, "so so so so so so so so\n" * 20)
+    again, _ = measured(
+        trained, tmp_path, "so so so so so so so so\n" * 20, cache={"weight": 0.3}, dynamic="sgd"
+    )
+    assert again["nats"] == plain["nats"]
+    cache, dynamic = again["adapted"]
+    assert (cache["name"], dynamic["name"]) == ("cache", "dynamic sgd")
+    assert cache["settings"] == {"window": 2000, "theta": 0.1, "weight": 0.3}
+    for row in (cache, dynamic):
+        assert row["tokens"] == plain["tokens"]
+        assert row["bits_per_byte"] < plain["bits_per_byte"]
+    with pytest.raises(InputError, match="no training text to take gradients of"):
+        evaluate(trained, [str(tmp_path / "text.txt")], wanted=Wanted(dynamic="rms"))
+
+
+def test_pairs_are_judged_alone_or_beside_a_text(trained: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    pairs.write_text(
+        '{"sentence_good": "the cat sat", "sentence_bad": "tqe czt szt", "UID": "x"}\n'
+    )
+    alone = json.loads(inside(Path.cwd(), "eval", trained, "--pairs", pairs, "--json").out)
+    assert set(alone) == {"pairs", "checkpoint", "device"}
+    assert (alone["pairs"]["pairs"], alone["pairs"]["paradigms"][0]["name"]) == (1, "x")
+    shown = inside(Path.cwd(), "eval", trained, "--pairs", pairs).out
+    assert shown.startswith("minimal pairs\tright\t95 % interval\tpairs\nx\t")
+    pairs.write_text('{"sentence_good": "the cat sat"}\n')
+    with pytest.raises(InputError, match=r"pairs\.jsonl.*line 1"):
+        evaluate(trained, wanted=Wanted(pairs=pairs))
+
+
+def test_lines_are_answered_as_they_come(trained: Path, program: Program, tmp_path: Path) -> None:
+    lines = [line for line in words(60).split("\n") if line][:6]
+    with subprocess.Popen(
+        [sys.executable, "-m", "gru_lm", "eval", trained, "-", "--per-line", "-"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stdout.readline() == b"line\ttokens\tnats\n"
+        process.stdin.write(f"{lines[0]}\n".encode())
+        process.stdin.flush()
+        answers = [process.stdout.readline()]  # before the next line has come
+        ill = "".join(f"{line}\n" for line in lines[1:]).encode() + b"na\xefve\n"
+        rest, errors = process.communicate(ill, timeout=60)
+        answers += rest.splitlines(keepends=True)
+    assert process.returncode == 3
+    assert b"standard input, line 7: not utf-8" in errors
+    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n")
+    table = tmp_path / "lines.tsv"
+    evaluate(trained, [str(tmp_path / "text.txt")], mode="line", wanted=Wanted(per_line=table))
+    expected = [row.split("\t") for row in table.read_text().splitlines()[1:]]
+    found = [row.decode().rstrip("\n").split("\t") for row in answers]
+    assert [row[:2] for row in found] == [row[:2] for row in expected]
+    for got, wanted in zip(found, expected, strict=True):
+        assert float(got[2]) == pytest.approx(float(wanted[2]), rel=1e-5)
+
+
+def test_wrong_use(trained: Path, of_words: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="unknown convention 'srlm'"):
+        evaluate(trained, wanted=Wanted(convention="srlm"))
+    inside(Path.cwd(), "eval", trained, "x", "--per-line", "-", code=2)
+    inside(Path.cwd(), "eval", trained, "--weight", "2", code=2)
+    with pytest.raises(UsageError, match="weight"):
+        evaluate(trained, wanted=Wanted(cache={"weight": 2.0}))
+
+
+ARPA = """\\data\\
+ngram 1=7
+ngram 2=2
+
+\\1-grams:
+-1.0\t<unk>
+-99\t<s>\t-0.3
+-0.7\t</s>
+-0.8\tthe\t-0.2
+-1.2\tcat
+-1.3\tsat
+-0.9\tmat
+
+\\2-grams:
+-0.2\tthe cat
+-0.4\t<s> the
+
+\\end\\
+"""
+
+
+def test_ngrams_beside_a_model_of_words(of_words: Path, trained: Path, tmp_path: Path) -> None:
+    pytest.importorskip("kenlm")
+    arpa = tmp_path / "ngrams.arpa"
+    arpa.write_text(ARPA)
+    text = "the cat sat\nthe mat the zebra\n"
+    whole, _ = measured(of_words, tmp_path, text, interpolate=arpa, weight=1.0)
+    assert whole["interpolated"]["perplexity"] == pytest.approx(
+        whole["ngram"]["perplexity"], rel=1e-4
+    )
+    none, _ = measured(of_words, tmp_path, text, interpolate=arpa, weight=0.0)
+    assert none["interpolated"]["nats"] == pytest.approx(none["nats"])
+    assert none["interpolated"]["bits_per_byte"] == pytest.approx(none["bits_per_byte"])
+    with pytest.raises(UsageError, match="word"):
+        evaluate(trained, wanted=Wanted(interpolate=arpa))

@@ -1,0 +1,155 @@
+"""Tables of surprisal: their rows against sums over whole distributions, and the text they give back."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from gru_lm.evaluation.tables import PerLine, PerToken, PerWord, details
+from gru_lm.evaluation.texts import measure
+from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+LEARNT = "the cat sat on\nthe mat and the cat sat\n" * 9
+PLAIN = "the cat  sat\n\n on mats\n"
+
+
+@dataclass(frozen=True)
+class Text:
+    name: str
+    text: str
+
+    def pieces(self) -> Iterator[str]:
+        for start in range(0, len(self.text), 7):
+            yield self.text[start : start + 7]
+
+
+def tokenizer_of(kind: str) -> Tokenizer:
+    if kind == "byte":
+        return load_tokenizer("byte", b"")
+    return train_tokenizer(kind, lambda: [LEARNT])
+
+
+def model_for(tokenizer: Tokenizer) -> LanguageModel:
+    torch.manual_seed(1)
+    config = ModelConfig(
+        cell="gru", vocab_size=tokenizer.vocab_size, layers=1, width=6, embed=5, tied=False
+    )
+    model = LanguageModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-1.2, 1.2)
+    return model
+
+
+def rows_of(file: io.BytesIO) -> list[list[str]]:
+    return [row.split("\t") for row in file.getvalue().decode().splitlines()]
+
+
+def tables(
+    kind: str, texts: list[Text], mode: str = "stream"
+) -> tuple[list[list[str]], list[list[str]], list[list[str]], float, Tokenizer]:
+    """The rows of tokens, words and lines, their headers checked; and the nats."""
+    tokenizer = tokenizer_of(kind)
+    files = [io.BytesIO() for _ in range(3)]
+    names = [text.name for text in texts]
+    per_token = PerToken(files[0], tokenizer, names)
+    per_word = PerWord(files[1], tokenizer, names)
+    per_line = PerLine(files[2], tokenizer)
+    counts = measure(
+        model_for(tokenizer),
+        tokenizer,
+        texts,
+        mode=mode,
+        chunk=5,
+        tables=[per_token, per_word, per_line],
+        of_distribution=details(tokenizer),
+    )
+    per_word.finish()
+    per_line.finish()
+    found = [rows_of(file) for file in files]
+    place = ["file", "line", "character", "byte"]
+    assert found[0][0] == ["index", "id", "piece", "surprisal_bits", "entropy_bits", *place]
+    assert found[1][0] == [*place, "word", "tokens", "surprisal_bits", "corrected_bits"]
+    assert found[2][0] == ["line", "tokens", "nats"]
+    return found[0][1:], found[1][1:], found[2][1:], sum(c.nats for c in counts), tokenizer
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "bpe", "unigram", "word"])
+@pytest.mark.parametrize("mode", ["stream", "line"])
+def test_all_tables_add_up_to_the_total(kind: str, mode: str) -> None:
+    texts = [Text("a\tb", PLAIN), Text("b", "naïve 猫, no end"), Text("c", "x\n")]
+    tokens, per_word, per_line, nats, _ = tables(kind, texts, mode)
+    bits = nats / math.log(2)
+    assert sum(float(row[3]) for row in tokens) == pytest.approx(bits, rel=1e-8)
+    assert sum(float(row[6]) for row in per_word) == pytest.approx(bits, rel=1e-8)
+    assert sum(float(row[7]) for row in per_word) == pytest.approx(bits, rel=1e-7)
+    assert sum(float(row[2]) for row in per_line) == pytest.approx(nats, rel=1e-8)
+    assert [int(row[0]) for row in tokens] == list(range(len(tokens)))
+    assert sum(int(row[5]) for row in per_word) == len(tokens)
+    assert [int(row[0]) for row in per_line] == [1, 2, 3, 4, 5]
+    assert {row[5] for row in tokens} == {row[0] for row in per_word} == {"a\\tb", "b", "c"}
+    expected = ["the", "cat", "sat", "\\n", "\\n", "on", "mats", "\\n", "</s>"]
+    expected += ["naïve", "猫,", "no", "end", "</s>", "x", "\\n"]
+    known = ["<unk>" if kind == "word" and w in ("mats", "naïve", "猫,", "no", "end", "x") else w
+             for w in expected]  # fmt: skip
+    assert [row[4] for row in per_word] == known
+    if kind == "word":
+        assert all(row[6] == row[7] for row in per_word)
+
+
+@pytest.mark.parametrize("kind", ["byte", "char", "bpe", "unigram", "word"])
+def test_places_are_those_of_the_text(kind: str) -> None:
+    texts = [Text("a", PLAIN), Text("b", "naïve 猫, no end")]
+    tokens, per_word, *_, tokenizer = tables(kind, texts)
+    for name, text in (("a", PLAIN), ("b", texts[1].text)):
+        data = text.encode()
+        mine = [row for row in tokens if row[5] == name]
+        starts = [int(row[8]) for row in mine]
+        for row, start, end in zip(mine, starts, [*starts[1:], len(data)], strict=True):
+            if kind != "word" and row[2] != "</s>":
+                assert data[start:end] == tokenizer.surface(int(row[1]))
+            assert int(row[6]) == 1 + data[:start].count(b"\n")
+            whole = data[:start].decode(errors="ignore")
+            assert int(row[7]) - len(whole) in (
+                (0,) if data[:start].decode(errors="replace") == whole else (0, 1)
+            )
+        for row in (row for row in per_word if row[0] == name):
+            if row[4] not in ("\\n", "</s>", "<unk>"):
+                assert text[int(row[2]) :].lstrip().startswith(row[4])
+                assert data[int(row[3]) :].decode().lstrip().startswith(row[4])
+
+
+@torch.inference_mode()
+def test_details_are_sums_over_the_whole_distribution() -> None:
+    tokens, per_word, _, _, tokenizer = tables("bpe", [Text("a", PLAIN)])
+    model = model_for(tokenizer)
+    ids = [int(row[1]) for row in tokens]
+    inputs = torch.tensor([[tokenizer.newline_id, *ids]])
+    log_probs, _ = model.log_probs(inputs, model.initial_state(1))
+    probs = log_probs[0].double().exp().numpy()
+    entropies = [-(p * np.log2(p)).sum() for p in probs[:-1]]
+    np.testing.assert_allclose([float(row[4]) for row in tokens], entropies, rtol=1e-5)
+
+    surfaces = [tokenizer.surface(token) for token in range(tokenizer.vocab_size)]
+    begins = np.array(
+        [surface[:1] in (b"", b" ", b"\n", b"\t", b"\r", b"\v", b"\f") for surface in surfaces]
+    )
+    place = 0
+    for number, row in enumerate(per_word):
+        count = int(row[5])
+        bits = -sum(math.log2(probs[at][ids[at]]) for at in range(place, place + count))
+        assert float(row[6]) == pytest.approx(bits, rel=1e-5)
+        within_line = number and per_word[number - 1][4] != "\\n"
+        if within_line:
+            bits += math.log2(probs[place][begins].sum())
+        place += count
+        if row[4] != "\\n":  # no word is the text's last here
+            bits -= math.log2(probs[place][begins].sum())
+        assert float(row[7]) == pytest.approx(bits, rel=1e-5)
