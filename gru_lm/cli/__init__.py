@@ -24,6 +24,7 @@ from typer.exceptions import TyperException
 from gru_lm import __version__
 from gru_lm.cli import corpus
 from gru_lm.cli.bench import bench_cli
+from gru_lm.cli.compare import compare_cli
 from gru_lm.cli.eval import eval_cli
 from gru_lm.cli.info import info_cli
 from gru_lm.cli.sample import sample_cli
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_cli,
     "sample": sample_cli,
     "eval": eval_cli,
+    "compare": compare_cli,
     "info": info_cli,
     "bench": bench_cli,
 }

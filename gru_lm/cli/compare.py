@@ -1,0 +1,198 @@
+"""`gru-lm compare`: which cell predicts a text better; or which of two finished models.
+
+What is done is compare.py's; here it is asked for and shown.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Annotated, Any
+
+import typer
+
+from gru_lm.cli.options import with_settings
+from gru_lm.cli.train import recorded, resume, train
+from gru_lm.config import parse_set, read_toml, settings
+from gru_lm.errors import UsageError
+from gru_lm.signals import watch_signals
+
+# Settings that go with finished models too.
+OF_MODELS = ("encoding", "threads", "device")
+RUN_COLUMNS = (
+    ("seed", "seed", ""),
+    ("bits_per_byte", "bits per byte", ".4f"),
+    ("perplexity", "perplexity", ",.2f"),
+    ("parameters", "parameters", ","),
+    ("width", "width", ","),
+    ("tokens", "tokens", ","),
+    ("tokens_per_second", "tokens/s", ",.0f"),
+    ("seconds", "seconds", ",.1f"),
+)
+
+
+@with_settings
+def compare_cli(
+    text: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="TEXT|RUN",
+            help="Text to train on, as for train; with --on, two finished runs.",
+            show_default=False,
+        ),
+    ] = None,
+    cells: Annotated[
+        str | None, typer.Option(metavar="A,B[,...]", help="(default: gru,lstm)")
+    ] = None,
+    match: Annotated[
+        str | None,
+        typer.Option(
+            metavar="parameters|width|arithmetic|time",
+            help="What all cells have alike, each with the planner's learning rate for its width. "
+            "(default: parameters)",
+        ),
+    ] = None,
+    seeds: Annotated[
+        int | None,
+        typer.Option(help="Runs of each cell; under 3 nothing can be told. (default: 3)"),
+    ] = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FILE", help="Compare two finished runs on this text."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Its directory; one that was begun goes on. (default: compare-<n>)"),
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(metavar="FILE.toml", help="Settings of all runs.")
+    ] = None,
+    set_values: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")
+    ] = None,
+    fail_if_worse: Annotated[
+        bool,
+        typer.Option("--fail-if-worse", help="Exit 1 if the first is found worse than another."),
+    ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object at the end.")
+    ] = False,
+    **flags: Any,
+) -> None:
+    """Compare cells on TEXT, a minute a run unless told; or two finished runs: RUN_A RUN_B --on FILE.
+
+    Every cell is trained with every seed and measured on the same held-out text. What may be said is
+    said in one sentence, with its interval over seeds and text. Ctrl-C saves; the same command, or
+    --out DIR alone, goes on.
+    """
+    given = {name: value for name, value in flags.items() if value is not None}
+    own: dict[str, Any] = {"match": match, "seeds": seeds}
+    own = {name: value for name, value in own.items() if value is not None}
+    if cells is not None:
+        own["cells"] = [name.strip() for name in cells.split(",")]
+    if on:
+        others = [*own, *(name for name in given if name not in OF_MODELS)]
+        if others or config or set_values or len(text or ()) != 2:
+            what = f", not with --{others[0].replace('_', '-')}" if others else ""
+            raise UsageError(
+                f"--on goes with two finished runs{what}",
+                hint=f"gru-lm compare RUN_A RUN_B --on {on[0]}",
+            )
+    with watch_signals() as flag:
+        if on and text:
+            from gru_lm.compare import compare_models
+
+            models = (Path(text[0]), Path(text[1]))
+            result = compare_models(models, on, out=out, stop=flag.check, **given)
+        else:
+            layers = [read_toml(config) if config else {}, parse_set(set_values or ()), given]
+            asked = own | _settings(layers, text)
+            from gru_lm.compare import compare_cells
+
+            result = compare_cells(asked, out=out, train=train, resume=resume, stop=flag.check)
+    if as_json:
+        from gru_lm.reporting import console
+
+        console.result_json(result)
+    else:
+        _print_result(result)
+    first = result["difference"]["a"]
+    if fail_if_worse and any(
+        each["a"] == first and each["better"] == each["b"] for each in result["differences"]
+    ):
+        raise typer.Exit(1)
+
+
+def _settings(layers: list[dict[str, Any]], text: list[str] | None) -> dict[str, Any]:
+    """What is set by name, checked, with paths made absolute: a comparison goes on from anywhere."""
+    from gru_lm.training.runs import holds_run
+
+    if text and all(holds_run(Path(spec)) for spec in text):
+        raise UsageError(
+            "which text are these runs to be compared on?",
+            hint=f"gru-lm compare {' '.join(text)} --on FILE",
+        )
+    names = {name.replace("-", "_") for layer in layers for name in layer}
+    chosen = settings(*layers, {"text": text})
+    whole = recorded(chosen)
+    if (tokenizer := chosen.tokenizer or "").endswith(".model"):
+        whole["tokenizer"] = str(Path(tokenizer).absolute())
+    return {name: whole[name] for name in names | ({"text"} if text else set())}
+
+
+def _print_result(result: dict[str, Any]) -> None:
+    from gru_lm.reporting import console
+
+    if "runs" in result:
+        rows = [_cell(cell, result["runs"]) for cell in result["cells"]]
+        headers = ["cell", "runs", "parameters", "width", "tokens/s", "bits per byte"]
+        console.table([*headers, "perplexity"], rows)
+        rows = [_row(run["cell"], run) for run in result["runs"]]
+        console.table(["cell", *(label for _, label, _ in RUN_COLUMNS)], rows)
+    else:
+        columns = [each for each in RUN_COLUMNS if each[0] in result["a"]]
+        rows = [_row(result[side]["name"], result[side], columns) for side in ("a", "b")]
+        console.table(["run", *(label for _, label, _ in columns)], rows)
+    for said in dict.fromkeys(each["verdict"] for each in result["differences"]):
+        console.result(said)
+    if result["report"]:
+        console.note(f"measured on {result['on']}; report: {result['report']}")
+
+
+def _cell(cell: str, runs: list[dict[str, Any]]) -> list[str]:
+    """What a cell's runs come to."""
+    import math
+
+    from gru_lm.evaluation.statistics import RESOLUTION, rounded
+
+    own = [run for run in runs if run["cell"] == cell]
+
+    def all_of(name: str) -> list[float]:
+        return [run[name] for run in own if run[name] is not None]
+
+    bits, nats, speed = (
+        all_of(n) for n in ("bits_per_byte", "nats_per_token", "tokens_per_second")
+    )
+    shown = "-"
+    if len(bits) > 1:
+        shown = " ± ".join(rounded(fmean(bits), max(stdev(bits), RESOLUTION)))
+    elif bits:
+        shown = f"{bits[0]:.4f}"
+    # All runs read the same tokens, so the mean is a ratio of sums.
+    perplexity = f"{math.exp(fmean(nats)):,.2f}" if nats else "-"
+    return [
+        cell,
+        f"{len(own)}",
+        f"{own[0]['parameters']:,}",
+        f"{own[0]['width']:,}",
+        f"{fmean(speed):,.0f}" if speed else "-",
+        shown,
+        perplexity,
+    ]
+
+
+def _row(name: str, values: dict[str, Any], columns: Any = RUN_COLUMNS) -> list[str]:
+    shown = (
+        "-" if values[key] is None else format(values[key], style) for key, _, style in columns
+    )
+    return [name, *shown]

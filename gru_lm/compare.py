@@ -1,0 +1,322 @@
+"""Which cell predicts a text better, or which of two finished models: trained, measured, judged.
+
+How a run is trained is the caller's to say, how cells are made comparable matching.py's, what may be
+said of figures evaluation/statistics.py's. Prints no result. Invariant: a comparison that was
+interrupted anywhere and goes on ends with the runs and the figures of one that was not.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from gru_lm import atomic
+from gru_lm.config import BUDGETS, Settings
+from gru_lm.errors import DivergedError, InputError, Stopped, UsageError
+from gru_lm.evaluation.metrics import Counts
+from gru_lm.evaluation.paired import Ends, Sums, cells_differences, models_difference
+from gru_lm.evaluation.texts import Table, measure
+from gru_lm.matching import fixed, parameters, plan_cells
+from gru_lm.opened import Opened, open_model
+from gru_lm.prepare import read_texts, used_texts
+from gru_lm.reporting import console
+from gru_lm.reporting.plots import curves_png
+from gru_lm.reporting.report import compare_page
+from gru_lm.text.documents import Document, survey
+from gru_lm.text.sources import open_documents, spool_stdin
+from gru_lm.training import runs
+from gru_lm.training.comparisons import MINUTES, PIPED, RESULT, Comparison, Question, Record
+
+PAGE, CURVES = "report.html", "curves.png"
+HELD_OUT = {"test": "the test text", "valid": "the validation text"}
+
+Stop = Callable[[], None]
+Train = Callable[..., dict[str, Any]]
+
+
+def _never() -> None:
+    """The default of `stop`: nobody asks us to."""
+
+
+def compare_cells(
+    asked: Mapping[str, Any],
+    *,
+    out: Path | None = None,
+    train: Train,
+    resume: Train,
+    stop: Stop = _never,
+) -> dict[str, Any]:
+    """Train every cell with every seed and measure all; returns what `compare --json` prints.
+
+    `asked` holds what is asked for by name: cells, match, seeds, and settings of training. `out` is the
+    comparison's directory (None: compare-<n>); where one was begun it goes on, nothing need be asked
+    for again and nothing else may be. `train(settings, out=, stop=)` makes a run,
+    `resume(directory, stop=)` goes on with one; both return what `train --json` prints. `stop` is polled
+    and raises Stopped. What a user can mend is raised as a GruLmError.
+    """
+    asked = {
+        name.replace("-", "_"): list(value) if isinstance(value, tuple) else value
+        for name, value in asked.items()
+    }
+    with Comparison.opened(out, asked) as comparison:
+        directory = comparison.directory
+        record = comparison.begun(asked)
+        if record:
+            console.note(f"going on with {directory}")
+        else:
+            if not any(asked.get(name) for name in BUDGETS):
+                console.note(f"budget: {MINUTES:g} minute a run (--minutes M for another)")
+            record = _planned(comparison, Question.of(asked), stop=stop)
+            comparison.begin(record)
+        for cell in record.question.cells:
+            console.note(_plan_line(cell, record))
+        try:
+            rows = _rows(comparison, record, train=train, resume=resume, stop=stop)
+        except Stopped as error:
+            error.message = f"stopped by a signal; all is saved in {directory}"
+            error.hint = f"to go on: gru-lm compare --out {directory}"
+            error.result = None  # which is of one run
+            raise
+        result = _result(directory, record, rows)
+        png = curves_png(_curves(comparison, record))
+        # A page says how long a run took where no time was set.
+        minutes = result["minutes"] or sum(row["seconds"] for row in rows) / len(rows) / 60
+        page = compare_page(result | {"minutes": minutes}, png)
+        atomic.write_bytes(directory / CURVES, png)
+        atomic.write_bytes(directory / PAGE, page.encode())
+        comparison.write_json(RESULT, result)
+    return result
+
+
+def compare_models(
+    models: tuple[Path, Path],
+    on: Sequence[str],
+    *,
+    out: Path | None = None,
+    encoding: str = "utf-8",
+    device: str = "auto",
+    threads: int | None = None,
+    stop: Stop = _never,
+) -> dict[str, Any]:
+    """Measure two finished models, of any tokenizers, on the same texts; returns what is printed.
+
+    Each reads every document as a stream. With `out`, a directory, the page is written there.
+    """
+    checkpoints = [runs.find(path, console.warn) for path in models]
+    with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
+        stdin = Path(folder) / "stdin"
+        if "-" in on:
+            spool_stdin(stdin, stop=stop)
+        documents = open_documents(on, encoding=encoding, stdin=stdin, stop=stop, note=console.note)
+        with console.progress("reading", None) as advance:
+            size = survey(documents, stop=stop, progress=advance).bytes
+        sides, ends = [], []
+        for path, checkpoint in zip(models, checkpoints, strict=True):
+            opened = open_model(checkpoint, device=device, threads=threads)
+            ends.append(Ends(len(documents)))
+            sides.append(
+                {
+                    "name": str(path),
+                    **_scored(opened, documents, ends[-1], size=size, stop=stop),
+                    "parameters": opened.model.parameter_count(),
+                    "width": opened.model.config.width,
+                    "tokenizer": opened.tokenizer.kind,
+                    "checkpoint": str(checkpoint.path),
+                }
+            )
+    names = [str(path) for path in models]
+    difference = models_difference((names[0], ends[0]), (names[1], ends[1]))
+    result = {
+        "a": sides[0],
+        "b": sides[1],
+        "on": ", ".join(on),
+        "difference": difference,
+        "differences": [difference],
+        "verdict": difference["verdict"],
+        "report": str(out / PAGE) if out else None,
+    }
+    if out:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise UsageError(f"--out {out} is a file", hint="name a directory") from error
+        atomic.write_bytes(out / PAGE, compare_page(result, None).encode())
+    return result
+
+
+def _scored(
+    opened: Opened, documents: Sequence[Document], table: Table, *, size: int | None, stop: Stop
+) -> dict[str, Any]:
+    """The figures of a model on a text, `table` hearing of its tokens."""
+    started = time.monotonic()
+    with console.progress("scoring", size) as advance:
+        counts = measure(
+            opened.model,
+            opened.tokenizer,
+            documents,
+            tables=[table],
+            stop=stop,
+            progress=advance,
+        )
+    figures = sum(counts, Counts()).figures()
+    seconds = time.monotonic() - started
+    bits = figures["bits_per_byte"]
+    shown = "no finite number of" if bits is None else f"{bits:.4f}"
+    console.note(f"measured: {shown} bits per byte ({seconds:.0f} s)")
+    return {name: figures[name] for name in ("bits_per_byte", "nats_per_token", "perplexity")}
+
+
+def _planned(comparison: Comparison, question: Question, *, stop: Stop) -> Record:
+    """The plans of a comparison that has not begun."""
+    asked, directory = question.settings, comparison.directory
+    for spec in (*asked.text, asked.valid, asked.test):
+        if (
+            spec
+            and Path(spec).is_dir()
+            and directory.resolve().is_relative_to(Path(spec).resolve())
+        ):
+            raise UsageError(
+                f"{directory} lies in the text {spec}, and would change it",
+                hint="--out DIRECTORY outside of it",
+            )
+    if question.is_piped():
+        kept = directory / PIPED
+        spool_stdin(kept, stop=stop)
+
+        def here(spec: str | None) -> str | None:
+            return str(kept.absolute()) if spec == "-" else spec
+
+        text = tuple(here(spec) or "" for spec in asked.text)
+        asked = replace(asked, text=text, valid=here(asked.valid), test=here(asked.test))
+    prepared = plan_cells(asked, question.cells, match=question.match, stop=stop)
+    data = prepared[question.cells[0]].data
+    return Record(
+        asked=question.named(),
+        plans={cell: fixed(each, asked).given() for cell, each in prepared.items()},
+        parameters={cell: parameters(each.model_config()) for cell, each in prepared.items()},
+        kind=data.tokenizer.kind,
+        tokenizer=data.tokenizer.fingerprint,
+        data=data.texts.fingerprints(),
+        part="test" if data.test else "valid",
+    )
+
+
+def _plan_line(cell: str, record: Record) -> str:
+    plan = record.plan(cell)
+    return (
+        f"plan: {cell}: {plan.layers} x {plan.width}, embedding {plan.embed}, "
+        f"{record.parameters[cell]:,} parameters, lr {plan.lr:g}, dropout {plan.dropout:g}"
+    )
+
+
+def _rows(
+    comparison: Comparison, record: Record, *, train: Train, resume: Train, stop: Stop
+) -> list[dict[str, Any]]:
+    """What was measured of every run, after all that is left of them was done."""
+    order = record.runs()
+    left = [run for run in order if comparison.measured(*run) is None]
+    documents = _held_out(comparison, record, stop=stop) if left else ()
+    started = time.monotonic()
+    for done, (cell, seed) in enumerate(left):
+        pace = (
+            (time.monotonic() - started) / done if done else 60 * (record.plan(cell).minutes or 0)
+        )
+        seconds = int(pace * (len(left) - done))
+        eta = f", about {seconds // 60}:{seconds % 60:02d} left" if seconds else ""
+        number = order.index((cell, seed)) + 1
+        console.note(f"run {number} of {len(order)}: {cell}, seed {seed}{eta}")
+        directory = comparison.run(cell, seed)
+        plan = replace(record.plan(cell), seed=seed)
+        try:
+            if runs.holds_run(directory):
+                trained = resume(directory, stop=stop)
+            else:
+                trained = train(plan, out=directory, stop=stop)
+        except DivergedError as error:
+            error.message = f"{cell}, seed {seed}: {error.message}"
+            error.hint = "another comparison, of a smaller --lr for all cells"
+            raise
+        row = {"cell": cell, "seed": seed, "width": plan.width, **_speed(directory, trained)}
+        row |= _measured(directory, record, plan, documents, stop=stop)
+        comparison.complete(cell, seed, row)
+    return [found for run in order if (found := comparison.measured(*run))]
+
+
+def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Document, ...]:
+    """The text that all are measured on. Raises InputError where any of the text has changed."""
+    chosen = record.plan(record.question.cells[0])
+    texts = read_texts(
+        chosen, stdin=Path(), at_line_ends=lambda _: record.kind == "word", stop=stop
+    )
+    if used_texts(texts, chosen, stop=stop).fingerprints() != record.data:
+        raise InputError(
+            f"the text of {comparison.directory} has changed since it was planned",
+            why=f"it was read from: {', '.join(chosen.text)}",
+            hint="restore the text, or compare anew with another --out",
+        )
+    documents: tuple[Document, ...] = getattr(texts, record.part).documents
+    return documents
+
+
+def _speed(directory: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
+    """What a run came to, as it says itself."""
+    reported = [m["tokens_per_second"] for m in _metrics(directory) if "tokens_per_second" in m]
+    speed = trained["tokens_per_second"] or (reported or [None])[-1]  # if resumed at its very end
+    found = {name: trained[name] for name in ("parameters", "steps", "tokens", "seconds")}
+    return {**found, "tokens_per_second": speed}
+
+
+def _measured(
+    directory: Path, record: Record, plan: Settings, documents: Sequence[Document], *, stop: Stop
+) -> dict[str, Any]:
+    """The figures of a run's best model, and the sums of blocks they are made of."""
+    checkpoint = runs.find(directory, console.warn)
+    opened = open_model(checkpoint, device=plan.device, threads=plan.threads)
+    if (opened.tokenizer.fingerprint, checkpoint.meta["data"]) != (record.tokenizer, record.data):
+        raise InputError(
+            f"{directory} was trained on another text than the comparison's other runs",
+            hint="restore the text, remove that run, and start again",
+        )
+    sums = Sums()
+    return _scored(opened, documents, sums, size=None, stop=stop) | {"blocks": sums.lists()}
+
+
+def _metrics(directory: Path) -> list[dict[str, Any]]:
+    return runs.Run(directory, -1).metrics()
+
+
+def _curves(comparison: Comparison, record: Record) -> dict[str, list[list[dict[str, Any]]]]:
+    curves: dict[str, list[list[dict[str, Any]]]] = {}
+    for cell, seed in record.runs():
+        curves.setdefault(cell, []).append(_metrics(comparison.run(cell, seed)))
+    return curves
+
+
+def _result(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All that is reported: figures, differences, what may be said of them."""
+    asked = record.question
+    sums = {cell: [row["blocks"] for row in rows if row["cell"] == cell] for cell in asked.cells}
+    differences = cells_differences(sums, at=f"at equal {asked.match}")
+    first = differences[0]
+    return {
+        "cells": list(asked.cells),
+        "match": asked.match,
+        "seeds": asked.seeds,
+        "minutes": asked.settings.minutes,
+        "budget": {n: v for n, v in asked.settings.given().items() if n in BUDGETS},
+        "on": HELD_OUT[record.part],
+        "difference": first,
+        "differences": differences,
+        "verdict": first["verdict"],
+        "runs": [
+            {name: value for name, value in row.items() if name != "blocks"}
+            | {"checkpoint": str(directory / f"{row['cell']}-{row['seed']}" / runs.BEST)}
+            for row in rows
+        ],
+        "curves": str(directory / CURVES),
+        "report": str(directory / PAGE),
+    }

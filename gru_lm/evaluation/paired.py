@@ -1,0 +1,103 @@
+"""What is gathered of models to be compared on one text, each as a table for `measure`; and the outcome.
+
+Knows what tokens cover and cost, and neither models nor files. The statistics are statistics.py's; here
+they become plain data.
+
+Shapes: N tokens, K blocks of text, S seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from gru_lm.evaluation.scoring import Portion
+from gru_lm.evaluation.statistics import (
+    Blocks,
+    Estimate,
+    common_blocks,
+    direction,
+    paired_difference,
+    seeds_difference,
+    verdict,
+)
+
+
+class Sums:
+    """Nats with spelling, and bytes, of blocks of tokens: for models of one tokenizer."""
+
+    def __init__(self) -> None:
+        self._blocks = Blocks(2)
+
+    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
+        nats_N = covered_N3[:, 2] - portion.log_probs_N
+        self._blocks.add(portion.document, np.stack((nats_N, covered_N3[:, 0]), 1))
+
+    def lists(self) -> dict[str, list[float]]:
+        """Both of every block."""
+        nats_K, bytes_K = self._blocks.sums().T
+        return {"nats": nats_K.tolist(), "bytes": bytes_K.tolist()}
+
+
+class Ends:
+    """Where in each of some documents tokens end, and what they cost: for models of any tokenizers."""
+
+    def __init__(self, documents: int) -> None:
+        self._parts = [[np.empty((2, 0))] for _ in range(documents)]
+
+    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
+        sizes_and_nats = np.stack((covered_N3[:, 0], covered_N3[:, 2] - portion.log_probs_N))
+        self._parts[portion.document].append(sizes_and_nats)
+
+    def by_document(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The ends of the tokens in bytes [N], and their nats [N] with spelling."""
+        whole = (np.concatenate(parts, 1) for parts in self._parts)
+        return [(bytes_N.cumsum(), nats_N) for bytes_N, nats_N in whole]
+
+
+def models_difference(a: tuple[str, Ends], b: tuple[str, Ends]) -> dict[str, Any]:
+    """Of two models, each by name, that have read the same documents."""
+    blocks = [
+        common_blocks(*of_a, *of_b)
+        for of_a, of_b in zip(a[1].by_document(), b[1].by_document(), strict=True)
+    ]
+    nats_a_K, nats_b_K, bytes_K = (np.concatenate(each) for each in zip(*blocks, strict=True))
+    return _outcome(a[0], b[0], paired_difference(nats_a_K, nats_b_K, bytes_K))
+
+
+def cells_differences(
+    sums: Mapping[str, Sequence[dict[str, list[float]]]], *, at: str
+) -> list[dict[str, Any]]:
+    """Of every pair of cells, of each of which there are the `Sums.lists()` of its runs, by seed.
+
+    `at` says of the cells what is held equal, as in "at equal parameters".
+    """
+    bytes_K = np.array(next(iter(sums.values()))[0]["bytes"])
+    assert all(run["bytes"] == bytes_K.tolist() for runs in sums.values() for run in runs)
+    nats_SK = {cell: np.array([run["nats"] for run in runs]) for cell, runs in sums.items()}
+    pairs = [*combinations(sums, 2)]
+    return [
+        _outcome(
+            a,
+            b,
+            seeds_difference(nats_SK[a], nats_SK[b], bytes_K, comparisons=len(pairs)),
+            at=at,
+        )
+        for a, b in pairs
+    ]
+
+
+def _outcome(a: str, b: str, estimate: Estimate, *, at: str = "") -> dict[str, Any]:
+    return {
+        "a": a,
+        "b": b,
+        "bits_per_byte": estimate.value if math.isfinite(estimate.value) else None,
+        "ci95": estimate.interval and list(estimate.interval),
+        "level": estimate.level,
+        "better": {1: b, -1: a, 0: None}[direction(estimate)],
+        "verdict": verdict(a, b, estimate, at=at),
+    }

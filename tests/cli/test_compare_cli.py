@@ -1,0 +1,301 @@
+"""`gru-lm compare`: cells trained and judged, also when interrupted; two finished models; wrong use."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gru_lm.cli import train as train_command
+from gru_lm.compare import compare_cells
+from gru_lm.errors import InputError, Stopped
+from gru_lm.evaluate import evaluate
+from gru_lm.evaluation.statistics import seeds_difference
+from gru_lm.training import runs
+from tests.conftest import TINY, Program, wait_for, words
+from tests.inside import error, inside
+
+CELLS = ["gru", "lstm"]
+SETTINGS = {
+    "tokenizer": "char",
+    "width": 8,
+    "layers": 1,
+    "embed": 4,
+    "batch": 2,
+    "bptt": 8,
+    "threads": 1,
+    "steps": 2,
+    "eval_every": 2,
+}
+OPTIONS = [*TINY, "--steps", 2, "--eval-every", 2]
+FIELDS = ["cells", "match", "seeds", "minutes", "difference", "verdict", "runs", "report"]
+TIMES = ("seconds", "tokens_per_second")
+TEXT = words(
+    1400
+)  # of which the held-out tenth is more than ten blocks, at some 5 characters a word
+
+
+def compare(folder: Path, stop: Callable[[], None] = lambda: None, **asked: Any) -> dict[str, Any]:
+    """A comparison in `folder`, in this process."""
+    return compare_cells(
+        asked,
+        out=folder,
+        train=train_command.train,
+        resume=train_command.resume,
+        stop=stop,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+    """A finished comparison of two cells and three seeds, beside its text and test text."""
+    folder = tmp_path_factory.mktemp("compared")
+    (folder / "text.txt").write_text(words(400), encoding="utf-8")
+    (folder / "test.txt").write_text(words(1400, seed=1), encoding="utf-8")
+    options = ["--test", "test.txt", "--cells", "gru,lstm", *OPTIONS, "--out", "done"]
+    done = inside(folder, "compare", "text.txt", *options)
+    assert "run 6 of 6: lstm, seed 2" in done.err
+    (folder / "printed.txt").write_text(done.out, encoding="utf-8")
+    return folder / "done"
+
+
+def measured(folder: Path) -> dict[str, Any]:
+    """What was measured of every run, less how long it took."""
+    found = {}
+    for path in sorted((folder / "results").iterdir()):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found[path.name] = {name: values[name] for name in values if name not in TIMES}
+    return found
+
+
+def test_what_is_reported(whole: Path) -> None:
+    result = json.loads((whole / "result.json").read_text(encoding="utf-8"))
+    assert set(FIELDS) <= result.keys()
+    assert (result["cells"], result["match"], result["seeds"]) == (CELLS, "parameters", 3)
+    assert result["on"] == "the test text"
+    order = [(run["cell"], run["seed"]) for run in result["runs"]]
+    assert order == [(cell, seed) for seed in range(3) for cell in CELLS]
+    sizes = {run["parameters"] for run in result["runs"]}
+    assert max(sizes) <= 1.005 * min(sizes)
+    assert len({run["width"] for run in result["runs"]}) == 2
+    printed = (whole.parent / "printed.txt").read_text(encoding="utf-8").splitlines()
+    assert printed[-1] == result["verdict"]
+    assert [line.split("\t")[0] for line in printed[:-1]] == ["cell", *CELLS, "cell", *(3 * CELLS)]
+    assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert result["verdict"].split(";")[0] in page
+
+
+def test_the_figures_are_those_of_eval_and_the_difference_is_theirs(whole: Path) -> None:
+    result = json.loads((whole / "result.json").read_text(encoding="utf-8"))
+    test = str(whole.parent / "test.txt")
+    for run in result["runs"][:2]:
+        figures = evaluate(whole.parent / run["checkpoint"], [test])
+        for name in ("bits_per_byte", "nats_per_token", "perplexity"):
+            assert run[name] == pytest.approx(figures[name], rel=1e-6)
+    bits = {
+        cell: [r["bits_per_byte"] for r in result["runs"] if r["cell"] == cell] for cell in CELLS
+    }
+    apart = np.subtract(bits["gru"], bits["lstm"])
+    difference = result["difference"]
+    assert (difference["a"], difference["b"]) == ("gru", "lstm")
+    assert difference["bits_per_byte"] == pytest.approx(apart.mean(), rel=1e-9)
+    blocks = [values["blocks"] for values in measured(whole).values()]
+    nats = [block["nats"] for block in blocks]
+    estimate = seeds_difference(
+        np.array(nats[:3]), np.array(nats[3:]), np.array(blocks[0]["bytes"])
+    )
+    assert estimate.interval is not None
+    assert difference["ci95"] == pytest.approx(estimate.interval)
+    assert difference["ci95"][0] < apart.mean() < difference["ci95"][1]
+
+
+def test_interrupted_anywhere_it_goes_on_to_the_same(whole: Path, tmp_path: Path) -> None:
+    """Stopped while planning; in the last measurement of a run, and in the next run."""
+    text, test = str(whole.parent / "text.txt"), str(whole.parent / "test.txt")
+    asked = {**SETTINGS, "text": [text], "test": test, "seeds": 1}
+    folder = tmp_path / "stopped"
+
+    def stopping(after: int, *, begun: bool) -> Callable[[], None]:
+        """Stops after so many polls, of those before it has begun or of those after."""
+        polled = 0
+
+        def stop() -> None:
+            nonlocal polled
+            polled += begun is (folder / "compare.json").exists()
+            if polled > after:
+                raise Stopped(signal.SIGINT)
+
+        return stop
+
+    with pytest.raises(Stopped):
+        compare(folder, stopping(3, begun=False), **asked)
+    assert not folder.exists(), "nothing stays of what never began"
+    for after in (130, 60):
+        given = asked if after == 130 else {}
+        with pytest.raises(Stopped) as stopped:
+            compare(folder, stopping(after, begun=True), **given)
+        assert stopped.value.hint == f"to go on: gru-lm compare --out {folder}"
+    result = compare(folder)
+    assert result["difference"]["ci95"] is None
+    assert result["verdict"].startswith("not enough runs to tell")
+    assert measured(folder) == {
+        name: values for name, values in measured(whole).items() if values["seed"] == 0
+    }
+
+
+def test_a_finished_one_is_told_again_and_another_is_refused(whole: Path) -> None:
+    results = measured(whole)
+    again = inside(whole.parent, "compare", "--out", "done", "--json").json()
+    assert again == json.loads((whole / "result.json").read_text(encoding="utf-8"))
+    for option, value, named in (
+        ("--cells", "gru,rnn", "--cells is gru,lstm there, not gru,rnn"),
+        ("--seeds", 5, "--seeds is 3 there, not 5"),
+        ("--steps", 9, "--steps is 2 there, not 9"),
+        ("--lr", 0.5, "--lr is None there, not 0.5"),
+    ):
+        message = error(whole.parent, "compare", "--out", "done", option, value, code=2)
+        assert named in message
+        assert "gru-lm compare --out done" in message
+    message = error(whole.parent, "compare", "test.txt", "--out", "done", code=2)
+    assert "TEXT is" in message
+    assert measured(whole) == results
+
+
+def test_the_same_command_makes_what_is_missing(whole: Path, tmp_path: Path) -> None:
+    """Without a name too, and from anywhere: from the plans, and only of the same text."""
+    folder = tmp_path / "compare-1"
+    shutil.copytree(whole, folder)
+    results = measured(folder)
+    (folder / "result.json").unlink()
+    (folder / "results" / "gru-1.json").unlink()  # as if killed before it
+    (folder / "results" / "lstm-2.json").unlink()
+    shutil.rmtree(folder / "lstm-2")
+    (folder / "lstm-2").mkdir()
+    (folder / "lstm-2" / ".lock").touch()  # killed before its first checkpoint
+    text, test = whole.parent / "text.txt", whole.parent / "test.txt"
+    result = inside(tmp_path, "compare", text, "--test", test, *OPTIONS, "--json").json()
+    assert result["report"] == "compare-1/report.html"
+    assert measured(folder) == results
+    assert all(run["tokens_per_second"] > 0 for run in result["runs"])
+    record = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    record["data"]["valid"] = "0" * 64
+    (folder / "compare.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder / "results" / "gru-1.json").unlink()
+    with pytest.raises(InputError, match="has changed"):
+        compare(folder)
+    (folder / "compare.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(InputError, match="cannot be read"):
+        compare(folder)
+
+
+def test_a_directory_in_use_is_left_alone(whole: Path) -> None:
+    lock = runs.lock(whole)
+    try:
+        assert "in use" in error(whole.parent, "compare", "--out", "done", code=5)
+    finally:
+        os.close(lock)
+
+
+def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> None:
+    """Against a direct computation from what eval writes of every token."""
+    folder = trained.parent
+    other = tmp_path / "bytes"
+    options = ["--tokenizer", "byte", "--width", 12, "--layers", 1, "--embed", 4]
+    options += ["--batch", 2, "--bptt", 8, "--threads", 1, "--steps", 3]
+    inside(folder, "train", "text.txt", "--out", other, *options)
+    on = tmp_path / "on.txt"
+    on.write_text(words(2500, seed=1), encoding="utf-8")
+    bits = [evaluate(run, [str(on)])["bits_per_byte"] for run in (trained, other)]
+    command = ["compare", trained, other, "--on", on]
+    result = inside(tmp_path, *command, "--json", "--out", "page").json()
+    difference = result["difference"]
+    assert difference["bits_per_byte"] == pytest.approx(bits[0] - bits[1], rel=1e-6)
+    assert difference["ci95"][0] < difference["bits_per_byte"] < difference["ci95"][1]
+    assert [result[side]["bits_per_byte"] for side in "ab"] == pytest.approx(bits)
+    assert result["report"] == "page/report.html"
+    assert (tmp_path / "page" / "report.html").read_text(encoding="utf-8").startswith("<!doctype")
+    # The better one is named, and the exit code says whether the first is the worse.
+    better, worse = (trained, other) if bits[0] < bits[1] else (other, trained)
+    assert difference["better"] == str(better)
+    assert f"{better} predicts this text better than {worse}" in result["verdict"]
+    inside(tmp_path, "compare", better, worse, "--on", on, "--fail-if-worse")
+    inside(tmp_path, "compare", worse, better, "--on", on, "--fail-if-worse", code=1)
+    # One model and itself, two documents, one of them without an end of line.
+    (tmp_path / "short.txt").write_text("the cat", encoding="utf-8")
+    files = ["--on", on, "--on", tmp_path / "short.txt"]
+    same = inside(tmp_path, "compare", trained, trained, *files, "--json").json()
+    assert same["difference"]["bits_per_byte"] == 0
+    assert "no difference found" in same["verdict"]
+    assert not math.isnan(same["difference"]["ci95"][0])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--cells", "gru"], "not two different cells"),
+        (["--cells", "gru,gru"], "not two different cells"),
+        (["--cells", "gru,lstn"], "did you mean lstm?"),
+        (["--match", "size"], "unknown match"),
+        (["--seeds", 0], "--seeds must be at least 1"),
+        (["--cell", "gru"], "--cell does not go with compare"),
+        (["--seed", 1], "--seed does not go with compare"),
+        (["--match", "time", "--steps", 3], "--match time goes with --minutes alone"),
+        (["--on", "text.txt"], "--on goes with two finished runs"),
+        (["--out", "taken"], "holds other files"),
+        (["--out", "text.txt"], "is a file"),
+        (["--lr", -1], "--lr must be at least 0"),
+    ],
+)
+def test_wrong_use(text: Path, options: list[object], said: str) -> None:
+    (text.parent / "taken").mkdir()
+    (text.parent / "taken" / "note.txt").touch()
+    assert said in error(text.parent, "compare", text.name, *options, code=2)
+    assert sorted(path.name for path in text.parent.iterdir()) == ["taken", "text.txt"]
+
+
+def test_more_wrong_use(text: Path, trained: Path) -> None:
+    assert "--on FILE" in error(text.parent, "compare", trained, trained, code=2)
+    assert "no such" in error(text.parent, "compare", "absent.txt", "--steps", 1, code=3).lower()
+    message = error(text.parent, "compare", ".", "--steps", 1, "--out", "inside", code=2)
+    assert "lies in the text" in message
+    command = ["compare", trained, trained, "--on", text, "--steps", 3]
+    assert "not with --steps" in error(text.parent, *command, code=2)
+    assert error(text.parent, "compare", trained, "absent", "--on", text, code=3)
+    assert [path.name for path in text.parent.iterdir()] == ["text.txt"]
+
+
+def kill_once(process: subprocess.Popen[bytes], folder: Path, results: int) -> None:
+    """Kill a comparison once it is planned and has so many results."""
+
+    def begun() -> bool:
+        done = len([*folder.glob("results/*.json")]) >= results
+        return (done and (folder / "compare.json").exists()) or process.poll() is not None
+
+    wait_for(begun, seconds=300)
+    assert process.poll() is None, process.communicate()
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(program: Program) -> None:
+    """SIGKILL at any moment; the same command goes on, and trains no run twice."""
+    (program.cwd / "text.txt").write_text(words(1400), encoding="utf-8")
+    command = ["compare", "text.txt", *TINY, "--steps", 20, "--save-every", 5, "--seeds", 2]
+    for wanted in (0, 1, 3):
+        kill_once(program.start(*command), program.cwd / "compare-1", wanted)
+    result = program.json(*command)
+    assert [run["steps"] for run in result["runs"]] == [20] * 4
+    assert not (program.cwd / "compare-2").exists()
+    program(*command, "--out", "never-stopped")
+    assert measured(program.cwd / "compare-1") == measured(program.cwd / "never-stopped")
