@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from gru_lm.evaluation.dynamic import (
     tune_dynamic,
 )
 from gru_lm.evaluation.metrics import Counts
+from gru_lm.evaluation.scoring import Portion
 from gru_lm.evaluation.texts import Reading
 from gru_lm.opened import Opened, own_text
 from gru_lm.reporting import console
@@ -59,18 +61,8 @@ def with_cache(
                 progress=advance,
             )
         settings = tuned.best
-    reading = Reading(opened.tokenizer, documents)
-    with console.progress("scoring with the cache", size) as advance:
-        counts = reading.account(
-            score_with_cache(
-                model,
-                reading.sequences(),
-                newline_id=newline_id,
-                settings=settings,
-                stop=stop,
-                progress=lambda tokens_N: advance(reading.bytes_of(tokens_N)),
-            )
-        )
+    score = partial(score_with_cache, settings=settings)
+    counts = _counts(opened, documents, "scoring with the cache", score, size=size, stop=stop)
     return _row("cache", settings, tuned, counts)
 
 
@@ -110,20 +102,30 @@ def dynamically(
                 progress=advance,
             )
         settings = tuned.best
-    reading = Reading(opened.tokenizer, documents)
-    with console.progress("dynamic evaluation", size) as advance:
-        counts = reading.account(
-            score_dynamically(
-                model,
-                reading.sequences(),
-                newline_id=newline_id,
-                settings=settings,
-                rms=rms,
-                stop=stop,
-                progress=lambda tokens_N: advance(reading.bytes_of(tokens_N)),
-            )
-        )
+    score = partial(score_dynamically, settings=settings, rms=rms)
+    counts = _counts(opened, documents, "dynamic evaluation", score, size=size, stop=stop)
     return _row(f"dynamic {method}", settings, tuned, counts)
+
+
+def _counts(
+    opened: Opened,
+    documents: Sequence[Document],
+    what: str,
+    score: Callable[..., Iterator[Portion]],
+    *,
+    size: int,
+    stop: Stop,
+) -> list[Counts]:
+    reading = Reading(opened.tokenizer, documents)
+    with console.progress(what, size) as advance:
+        portions = score(
+            opened.model,
+            reading.sequences(),
+            newline_id=opened.tokenizer.newline_id,
+            stop=stop,
+            progress=lambda tokens_N: advance(reading.bytes_of(tokens_N)),
+        )
+        return reading.account(portions)
 
 
 def _row(

@@ -17,8 +17,9 @@ from typing import Any
 from gru_lm import atomic
 from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import DivergedError, InputError, Stopped, UsageError
+from gru_lm.evaluation.beside import ByBlock
 from gru_lm.evaluation.metrics import Counts
-from gru_lm.evaluation.paired import Ends, Sums, cells_differences, models_difference
+from gru_lm.evaluation.paired import Ends, cells_differences, models_difference
 from gru_lm.evaluation.texts import Table, measure
 from gru_lm.matching import fixed, parameters, plan_cells
 from gru_lm.opened import Opened, open_model
@@ -264,7 +265,7 @@ def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Do
 
 def _speed(directory: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
     """What a run came to, as it says itself."""
-    reported = [m["tokens_per_second"] for m in _metrics(directory) if "tokens_per_second" in m]
+    reported = [m["tokens_per_second"] for m in runs.metrics(directory) if "tokens_per_second" in m]
     speed = trained["tokens_per_second"] or (reported or [None])[-1]  # if resumed at its very end
     found = {name: trained[name] for name in ("parameters", "steps", "tokens", "seconds")}
     return {**found, "tokens_per_second": speed}
@@ -281,18 +282,16 @@ def _measured(
             f"{directory} was trained on another text than the comparison's other runs",
             hint="restore the text, remove that run, and start again",
         )
-    sums = Sums()
-    return _scored(opened, documents, sums, size=None, stop=stop) | {"blocks": sums.lists()}
-
-
-def _metrics(directory: Path) -> list[dict[str, Any]]:
-    return runs.Run(directory, -1).metrics()
+    by_block = ByBlock()
+    figures = _scored(opened, documents, by_block, size=None, stop=stop)
+    nats_K, bytes_K, _ = by_block.sums().T
+    return figures | {"blocks": {"nats": nats_K.tolist(), "bytes": bytes_K.tolist()}}
 
 
 def _curves(comparison: Comparison, record: Record) -> dict[str, list[list[dict[str, Any]]]]:
     curves: dict[str, list[list[dict[str, Any]]]] = {}
     for cell, seed in record.runs():
-        curves.setdefault(cell, []).append(_metrics(comparison.run(cell, seed)))
+        curves.setdefault(cell, []).append(runs.metrics(comparison.run(cell, seed)))
     return curves
 
 

@@ -6,6 +6,7 @@ and never mixed into them. Writes the tables and pictures that were asked for, a
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -298,8 +299,8 @@ def _context_curve(
 def _along(by_block: ByBlock) -> list[tuple[int, float]]:
     """How many tokens were read up to each block's end, and its bits per byte."""
     found, read = [], 0
-    for bits, size, tokens in by_block.sums():
+    for nats, size, tokens in by_block.sums():
         read += int(tokens)
         if size:
-            found.append((read, float(bits / size)))
+            found.append((read, float(nats / math.log(2) / size)))
     return found

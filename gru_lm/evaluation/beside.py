@@ -38,24 +38,24 @@ MOST_SHOWN = 20_000  # tokens on a page
 
 
 class ByBlock:
-    """Bits, with the spelling of unknown words, bytes and tokens of blocks of the text."""
+    """Nats, with the spelling of unknown words, bytes and tokens of blocks of the text."""
 
     def __init__(self) -> None:
         self._blocks = Blocks(3)
 
     def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
-        bits_N = (covered_N3[:, 2] - portion.log_probs_N) / math.log(2)
-        values_N3 = np.stack((bits_N, covered_N3[:, 0], np.ones(len(bits_N))), 1)
+        nats_N = covered_N3[:, 2] - portion.log_probs_N
+        values_N3 = np.stack((nats_N, covered_N3[:, 0], np.ones(len(nats_N))), 1)
         self._blocks.add(portion.document, values_N3)
 
     def sums(self) -> np.ndarray:
-        """Bits, bytes and tokens of each block, [K, 3]."""
+        """Nats, bytes and tokens of each block, [K, 3]."""
         return self._blocks.sums()
 
     def interval(self) -> Estimate:
         """Of bits per byte."""
-        bits_K, bytes_K, _ = self.sums().T
-        return ratio_interval(bits_K, bytes_K)
+        nats_K, bytes_K, _ = self.sums().T
+        return ratio_interval(nats_K / math.log(2), bytes_K)
 
 
 class TokenCounts:

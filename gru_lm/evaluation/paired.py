@@ -17,7 +17,6 @@ import numpy as np
 
 from gru_lm.evaluation.scoring import Portion
 from gru_lm.evaluation.statistics import (
-    Blocks,
     Estimate,
     common_blocks,
     direction,
@@ -25,22 +24,6 @@ from gru_lm.evaluation.statistics import (
     seeds_difference,
     verdict,
 )
-
-
-class Sums:
-    """Nats with spelling, and bytes, of blocks of tokens: for models of one tokenizer."""
-
-    def __init__(self) -> None:
-        self._blocks = Blocks(2)
-
-    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
-        nats_N = covered_N3[:, 2] - portion.log_probs_N
-        self._blocks.add(portion.document, np.stack((nats_N, covered_N3[:, 0]), 1))
-
-    def lists(self) -> dict[str, list[float]]:
-        """Both of every block."""
-        nats_K, bytes_K = self._blocks.sums().T
-        return {"nats": nats_K.tolist(), "bytes": bytes_K.tolist()}
 
 
 class Ends:
@@ -72,7 +55,7 @@ def models_difference(a: tuple[str, Ends], b: tuple[str, Ends]) -> dict[str, Any
 def cells_differences(
     sums: Mapping[str, Sequence[dict[str, list[float]]]], *, at: str
 ) -> list[dict[str, Any]]:
-    """Of every pair of cells, of each of which there are the `Sums.lists()` of its runs, by seed.
+    """Of every pair of cells: of each run, by seed, the nats and the bytes of the same blocks of text.
 
     `at` says of the cells what is held equal, as in "at equal parameters".
     """

@@ -212,7 +212,7 @@ class Run:
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; one cut short by a crash is left out."""
-        return list(_metrics(self.directory / "metrics.jsonl"))
+        return metrics(self.directory)
 
     def rewind(self, state: TrainState, warn: Warn) -> None:
         """Bring the other files back to what `state`, just restored, knows.
@@ -311,6 +311,11 @@ def _metrics(path: Path) -> Iterator[dict[str, Any]]:
         for line in path.read_text(encoding="utf-8").splitlines():
             with suppress(ValueError):
                 yield json.loads(line)
+
+
+def metrics(directory: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; one cut short by a crash is left out."""
+    return list(_metrics(directory / "metrics.jsonl"))
 
 
 def lock(directory: Path) -> int:

@@ -15,7 +15,8 @@ from gru_lm.evaluation import spelling
 from gru_lm.evaluation.spelling import Speller
 from gru_lm.evaluation.texts import measure
 from gru_lm.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
-from tests.unit.test_tables import LEARNT, Text, model_for
+from tests.unit.test_scoring import Text
+from tests.unit.test_tables import LEARNT, model_for
 
 WORDS = ["the", "then", "cat", "cats", "mat", "naïve"]
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -15,19 +13,10 @@ from gru_lm.evaluation.tables import PerLine, PerToken, PerWord, details
 from gru_lm.evaluation.texts import measure
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from tests.unit.test_scoring import Text
 
 LEARNT = "the cat sat on\nthe mat and the cat sat\n" * 9
 PLAIN = "the cat  sat\n\n on mats\n"
-
-
-@dataclass(frozen=True)
-class Text:
-    name: str
-    text: str
-
-    def pieces(self) -> Iterator[str]:
-        for start in range(0, len(self.text), 7):
-            yield self.text[start : start + 7]
 
 
 def tokenizer_of(kind: str) -> Tokenizer:
