@@ -1,6 +1,6 @@
 """Which cell predicts a text better, or which of two finished models: trained, measured, judged.
 
-How a run is trained is the caller's to say, how cells are made comparable matching.py's, what may be
+How a run is trained is train.py's to say, how cells are made comparable matching.py's, what may be
 said of figures evaluation/statistics.py's. Prints no result. Invariant: a comparison that was
 interrupted anywhere and goes on ends with the runs and the figures of one that was not.
 """
@@ -29,6 +29,7 @@ from gru_lm.reporting.plots import curves_png
 from gru_lm.reporting.report import compare_page
 from gru_lm.text.documents import Document, survey
 from gru_lm.text.sources import open_documents, spool_stdin
+from gru_lm.train import resume, train
 from gru_lm.training import runs
 from gru_lm.training.comparisons import MINUTES, PIPED, RESULT, Comparison, Question, Record
 
@@ -36,7 +37,6 @@ PAGE, CURVES = "report.html", "curves.png"
 HELD_OUT = {"test": "the test text", "valid": "the validation text"}
 
 Stop = Callable[[], None]
-Train = Callable[..., dict[str, Any]]
 
 
 def _never() -> None:
@@ -47,17 +47,14 @@ def compare_cells(
     asked: Mapping[str, Any],
     *,
     out: Path | None = None,
-    train: Train,
-    resume: Train,
     stop: Stop = _never,
 ) -> dict[str, Any]:
     """Train every cell with every seed and measure all; returns what `compare --json` prints.
 
     `asked` holds what is asked for by name: cells, match, seeds, and settings of training. `out` is the
     comparison's directory (None: compare-<n>); where one was begun it goes on, nothing need be asked
-    for again and nothing else may be. `train(settings, out=, stop=)` makes a run,
-    `resume(directory, stop=)` goes on with one; both return what `train --json` prints. `stop` is polled
-    and raises Stopped. What a user can mend is raised as a GruLmError.
+    for again and nothing else may be. `stop` is polled and raises Stopped. What a user can mend is
+    raised as a GruLmError.
     """
     asked = {
         name.replace("-", "_"): list(value) if isinstance(value, tuple) else value
@@ -76,7 +73,7 @@ def compare_cells(
         for cell in record.question.cells:
             console.note(_plan_line(cell, record))
         try:
-            rows = _rows(comparison, record, train=train, resume=resume, stop=stop)
+            rows = _rows(comparison, record, stop=stop)
         except Stopped as error:
             error.message = f"stopped by a signal; all is saved in {directory}"
             error.hint = f"to go on: gru-lm compare --out {directory}"
@@ -214,9 +211,7 @@ def _plan_line(cell: str, record: Record) -> str:
     )
 
 
-def _rows(
-    comparison: Comparison, record: Record, *, train: Train, resume: Train, stop: Stop
-) -> list[dict[str, Any]]:
+def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[str, Any]]:
     """What was measured of every run, after all that is left of them was done."""
     order = record.runs()
     left = [run for run in order if comparison.measured(*run) is None]

@@ -12,7 +12,6 @@ from typing import Annotated, Any
 import typer
 
 from gru_lm.cli.options import with_settings
-from gru_lm.cli.train import recorded, resume, train
 from gru_lm.config import parse_set, read_toml, settings
 from gru_lm.errors import UsageError
 from gru_lm.signals import watch_signals
@@ -109,7 +108,7 @@ def compare_cli(
             asked = own | _settings(layers, text)
             from gru_lm.compare import compare_cells
 
-            result = compare_cells(asked, out=out, train=train, resume=resume, stop=flag.check)
+            result = compare_cells(asked, out=out, stop=flag.check)
     if as_json:
         from gru_lm.reporting import console
 
@@ -125,6 +124,7 @@ def compare_cli(
 
 def _settings(layers: list[dict[str, Any]], text: list[str] | None) -> dict[str, Any]:
     """What is set by name, checked, with paths made absolute: a comparison goes on from anywhere."""
+    from gru_lm.train import recorded
     from gru_lm.training.runs import holds_run
 
     if text and all(holds_run(Path(spec)) for spec in text):

@@ -1,18 +1,12 @@
 """`gru-lm train`: from text to a trained run.
 
-`train` and `resume` prepare (prepare.py), train (trainer.py) and leave the run complete. The options
-of `train_cli` are the fields of config.Settings: one place says what can be set.
+What is done is train.py's; here it is asked for and shown. The options of `train_cli` are the fields of
+config.Settings: one place says what can be set.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import glob
-import os
-import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,179 +14,14 @@ import typer
 
 from gru_lm.cli.options import with_settings
 from gru_lm.config import BUDGETS, Settings, parse_set, read_toml, settings
-from gru_lm.errors import DivergedError, Stopped, UsageError
+from gru_lm.errors import Stopped, UsageError
 from gru_lm.signals import watch_signals
 
 if TYPE_CHECKING:
     from gru_lm.forecast import Forecast
-    from gru_lm.prepare import Prepared
-    from gru_lm.training.checkpoint import Checkpoint
-    from gru_lm.training.loop import TrainState
-    from gru_lm.training.runs import Run
 
 # What may be given when a run is resumed: where it is computed, and another budget.
 RESUMABLE = ("threads", "device", *BUDGETS)
-Stop = Callable[[], None]
-
-
-def _never() -> None:
-    """The default of `stop`: nobody asks us to."""
-
-
-def train(
-    chosen: Settings,
-    *,
-    out: Path | None = None,
-    start_from: Path | None = None,
-    started: float | None = None,
-    stop: Stop = _never,
-) -> dict[str, Any]:
-    """Train a new run; returns what `train --json` prints.
-
-    `out` is the run directory (None: runs/<cell>-<n>), `start_from` a run whose weights and tokenizer
-    to begin with, `started` the start of a budget in minutes on the monotonic clock. `stop` is polled
-    and raises Stopped. What a user can mend is raised as a GruLmError. A run that never got to its
-    first checkpoint leaves nothing behind.
-    """
-    started = time.monotonic() if started is None else started
-    chosen, source = _begin(chosen, start_from)
-    from gru_lm.prepare import prepare
-    from gru_lm.reporting import console
-    from gru_lm.training.planner import DEFAULT_CELL
-    from gru_lm.training.runs import Run
-
-    run = Run.create(out, chosen.cell or DEFAULT_CELL)
-    try:
-        prepared = prepare(chosen, stdin=run.text, source=source, started=started, stop=stop)
-        run.keep = chosen.keep
-        run.write_settings(recorded(prepared.settings))
-        console.note(f"run: {run.directory} (Ctrl-C saves)")
-        return _fit(run, prepared, prepared.state(), started=started, stop=stop)
-    finally:
-        run.discard()
-        run.close()
-
-
-def _begin(chosen: Settings, start_from: Path | None) -> tuple[Settings, Checkpoint | None]:
-    """Settings with a budget and, where a run is named to start from, its shape; and its checkpoint."""
-    from gru_lm.reporting import console
-    from gru_lm.training import runs
-    from gru_lm.training.planner import plan_budget, plan_like
-
-    chosen = plan_budget(chosen)
-    if start_from is None:
-        return chosen, None
-    source = runs.find(start_from, console.warn)
-    return plan_like(chosen, source.meta["model"]), source
-
-
-def resume(
-    directory: Path,
-    *,
-    threads: int | None = None,
-    device: str | None = None,
-    started: float | None = None,
-    stop: Stop = _never,
-    **budget: float,
-) -> dict[str, Any]:
-    """Go on with a run from its newest whole checkpoint; returns what `train --json` prints.
-
-    The settings and the text are those that the run recorded; only threads and device may differ. A
-    `budget` (any of config.BUDGETS) starts another leg: it counts from here, and the learning rate
-    rises and falls once more. Without one the run's newest leg goes on.
-    """
-    from gru_lm.reporting import console
-    from gru_lm.resumed import reopen
-    from gru_lm.training.runs import Run
-
-    started = time.monotonic() if started is None else started
-    run = Run.reopen(directory)
-    try:
-        prepared, state = reopen(run, budget=budget, threads=threads, device=device, stop=stop)
-        begun = state.step
-        result = _fit(run, prepared, state, started=started, stop=stop)
-        if state.step == begun and not budget:
-            more = f"gru-lm train --resume {directory} --minutes 5"
-            console.note(f"the run had ended; to train it for longer: {more}")
-        return result
-    finally:
-        run.close()
-
-
-def dry_run(
-    chosen: Settings,
-    *,
-    start_from: Path | None = None,
-    started: float | None = None,
-    stop: Stop = _never,
-) -> tuple[Settings, Forecast]:
-    """The complete settings that `train` would use, and what it would come to.
-
-    Nothing but the token cache is written.
-    """
-    started = time.monotonic() if started is None else started
-    chosen, source = _begin(chosen, start_from)
-    from gru_lm.prepare import prepare
-
-    with tempfile.TemporaryDirectory() as folder:
-        stdin = Path(folder) / "text.txt"
-        prepared = prepare(chosen, stdin=stdin, source=source, started=started, stop=stop)
-    assert prepared.forecast is not None
-    return prepared.settings, prepared.forecast
-
-
-def _fit(
-    run: Run, prepared: Prepared, state: TrainState, *, started: float, stop: Stop
-) -> dict[str, Any]:
-    """Train, and leave the run complete: measured, plotted, summed up."""
-    from gru_lm import atomic
-    from gru_lm.reporting.plots import loss_png
-    from gru_lm.trainer import Trainer
-    from gru_lm.training.state import environment
-
-    trainer = Trainer(
-        run=run,
-        settings=prepared.settings,
-        plan=prepared.plan,
-        data=prepared.data,
-        state=state,
-        environment=environment(prepared.device, prepared.backend),
-        started=started,
-        stop=stop,
-    )
-    try:
-        ended = trainer.fit()
-        trainer.measure_test()
-    except Stopped as error:
-        error.message = f"stopped by a signal after step {state.step:,}; saved in {run.directory}"
-        error.hint = f"to go on: gru-lm train --resume {run.directory}"
-        error.result = trainer.result("signal")
-        raise
-    finally:
-        # A plot would hide a full disk, and hold up a second Ctrl-C.
-        expected = isinstance(sys.exception(), Stopped | DivergedError | None)
-        if expected and (metrics := run.metrics()):
-            title = f"{prepared.plan.cell}, {state.model.parameter_count():,} parameters"
-            atomic.write_bytes(run.directory / "loss.png", loss_png(metrics, title))
-    return trainer.result(ended)
-
-
-def recorded(chosen: Settings) -> dict[str, Any]:
-    """The settings with paths made absolute: a run can be resumed from anywhere."""
-
-    def absolute(spec: str) -> str:
-        if spec == "-" or spec.startswith("@") or Path(spec).is_absolute():
-            return spec
-        here = str(Path.cwd())
-        # A glob stays one, but nothing in this folder's own name is to become part of it.
-        magic = glob.has_magic(spec) and not os.path.lexists(spec)
-        return str(Path(glob.escape(here) if magic else here) / spec)
-
-    values = chosen.given() | {"text": [absolute(spec) for spec in chosen.text]}
-    for name in ("valid", "test"):
-        if name in values:
-            values[name] = absolute(values[name])
-    return values
 
 
 @with_settings
@@ -248,6 +77,7 @@ def train_cli(
     printed. Ctrl-C saves; --resume RUN goes on, and --resume RUN --minutes M for longer.
     """
     from gru_lm.reporting import console
+    from gru_lm.train import dry_run, resume, train
 
     started: float = context.obj  # a budget in minutes counts from the command's start
     given = {name: value for name, value in flags.items() if value is not None}

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gru_lm.cli import train as train_command
 from gru_lm.compare import compare_cells
 from gru_lm.errors import InputError, Stopped
 from gru_lm.evaluate import evaluate
@@ -49,8 +48,6 @@ def compare(folder: Path, stop: Callable[[], None] = lambda: None, **asked: Any)
     return compare_cells(
         asked,
         out=folder,
-        train=train_command.train,
-        resume=train_command.resume,
         stop=stop,
     )
 

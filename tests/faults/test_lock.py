@@ -21,7 +21,7 @@ RACES = """
 import json, os, sys, time
 from pathlib import Path
 import gru_lm.cli
-from gru_lm.cli import train
+from gru_lm import train
 
 def racer(name, other, args):
     original = train._fit

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gru_lm import cli
-from gru_lm.cli.train import resume
+from gru_lm.train import resume
 from tests.conftest import TINY, Program, interrupt, wait_for, words
 
 STEPS = 60
