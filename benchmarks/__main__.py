@@ -3,6 +3,7 @@
     python -m benchmarks                         under 10 minutes
     python -m benchmarks slow TRAIN.txt VALID.txt   words with adaptive softmax; tokenising 1 GB
     python -m benchmarks quality|regret ...         see quality.py
+    python -m benchmarks coverage|alarms ...        see honesty.py
 
 benchmarks/README.md says what the numbered rows mean.
 """
@@ -38,6 +39,11 @@ def main() -> None:
         from benchmarks import quality
 
         quality.main(sys.argv[1:])
+        return
+    if sys.argv[1:2] in (["coverage"], ["alarms"]):
+        from benchmarks import honesty
+
+        honesty.main(sys.argv[1:])
         return
     if sys.argv[1:2] == ["slow"]:
         from benchmarks import tokenising, vocabulary

@@ -36,12 +36,10 @@ LENGTHS = (64, 256)
 BY_HAND = (
     {"layers": 1, "width": 128, "lr": 0.007},
     {"layers": 1, "width": 256, "lr": 0.005},
-    {"layers": 1, "width": 512, "lr": 0.0035},
+    {"layers": 1, "width": 256, "lr": 0.0025},
     {"layers": 2, "width": 192, "lr": 0.005},
-    {"layers": 2, "width": 256, "lr": 0.003},
     {"layers": 2, "width": 256, "lr": 0.005, "dropout": 0.1},
     {"layers": 2, "width": 384, "lr": 0.004},
-    {"layers": 1, "width": 256, "lr": 0.005, "batch": 12, "bptt": 64},
     {"layers": 1, "width": 256, "lr": 0.007, "batch": 48, "bptt": 48},
 )
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t, two-sided, for so many runs

@@ -20,7 +20,7 @@ from gru_lm.errors import InputError, UsageError, unknown_name
 TEXT, MODEL, BUDGET, TRAINING, MACHINE, KEEPING = (
     "Text and tokenizer",
     "Model",
-    "Budget (whichever ends first; none given: 5 minutes)",
+    "Budget (whichever ends first)",
     "Training",
     "Machine",
     "What is kept",

@@ -21,13 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.model import LM
-from lm_eval.api.registry import register_model
-from lm_eval.models.utils import normalize_gen_kwargs
 from torch import Tensor
 
-from gru_lm.errors import GruLmError, UsageError, unknown_name
+from gru_lm.errors import EnvironmentProblem, GruLmError, UsageError, unknown_name
 from gru_lm.evaluation.scoring import OfDistribution, Tokens, score
 from gru_lm.evaluation.texts import FASTEST
 from gru_lm.generation.choice import Choice
@@ -37,6 +33,22 @@ from gru_lm.reporting import console
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.text.tokenizer_encoders import clean
 from gru_lm.training import runs
+
+try:
+    from lm_eval.__main__ import cli_evaluate
+    from lm_eval.api.model import LM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
+except ModuleNotFoundError as error:
+    missing = EnvironmentProblem(
+        "the harness needs the package lm-eval",
+        why=str(error),
+        hint="pip install 'gru-lm[lm-eval]'",
+    )
+    if __name__ != "__main__":
+        raise missing from error
+    console.error(missing.message, why=missing.why, hint=missing.hint)
+    sys.exit(missing.exit_code)
 
 ARGUMENTS = ("run", "device", "threads", "batch_size")
 # The harness's names for fields of Choice; `seed` is an option of `complete`.

@@ -34,7 +34,6 @@ MOST_TARGETS, MOST_CONTEXT = 100_000, 1 << 14
 BATCH, CHUNK = 128, 64  # as many tokens a pass as in validation
 _Z = NormalDist().inv_cdf(0.975)
 
-Documents = np.ndarray | Sequence[np.ndarray]
 Stop = Callable[[], None]
 
 
@@ -44,7 +43,7 @@ class Point(NamedTuple):
     A mean plus and minus its half is its 95 % interval.
     """
 
-    context: int | None  # None: all that is before the target in its document
+    context: int
     nats: float
     half: float
     difference: float  # to the longest of the exact contexts, target by target
@@ -66,7 +65,6 @@ class ContextCurve:
 
     targets: int
     points: tuple[Point, ...]  # by context, rising
-    whole: Point | None  # with the carried state, where its log-probabilities were given
     windows: int
     bins: tuple[Bin, ...]
 
@@ -85,7 +83,6 @@ class ContextCurve:
         return {
             "targets": self.targets,
             "contexts": [_point_dict(point) for point in self.points],
-            "whole": _point_dict(self.whole) if self.whole else None,
             "helps": self.helps,
             "helps_within": WITHIN,
             "windows": self.windows,
@@ -98,10 +95,9 @@ class ContextCurve:
 
 def context_curve(
     model: LanguageModel,
-    tokens: Documents,
+    tokens: np.ndarray | Sequence[np.ndarray],
     *,
     newline_id: int,
-    whole: Documents | None = None,
     targets: int = TARGETS,
     longest: int = LONGEST,
     seed: int = 0,
@@ -126,16 +122,14 @@ def context_curve(
     be from that over all such places of this text, and so too wide where they are nearly all drawn;
     another text may differ by more.
 
-    `whole` is the log-probability of every token, in nats, in arrays like those of `tokens`, as a state
-    carried through each document gives it. `stop` is called before every pass, `progress` with the
-    share of the work done since it last was. Raises InputError for a text of fewer than LEAST_TOKENS
-    or of documents without any context, UsageError for targets or a context out of range.
+    `stop` is called before every pass, `progress` with the share of the work done since it last was.
+    Raises InputError for a text of fewer than LEAST_TOKENS or of documents without any context,
+    UsageError for targets or a context out of range.
     """
     check_range("the number of targets", targets, 30, MOST_TARGETS)
     check_range("the longest context", longest, 1, MOST_CONTEXT)
-    documents, carried = _listed(tokens), _listed(whole)
+    documents = [tokens] if isinstance(tokens, np.ndarray) else tokens
     lengths_D = np.array([len(document) for document in documents], np.int64)
-    assert whole is None or [len(each) for each in carried] == lengths_D.tolist()
     longest = _fitting(lengths_D, targets, longest)
     contexts = [0, *(1 << power for power in range(longest.bit_length()))]
     generator = np.random.default_rng(seed)
@@ -162,27 +156,16 @@ def context_curve(
         Point(n, *_mean(nats_M), *_mean(_less(nats_M, nats_KM[-1])))
         for n, nats_M in zip(contexts, nats_KM, strict=True)
     )
-    of_whole = None
-    if whole is not None:
-        nats_M = -np.array([carried[document][start + longest] for document, start in stretches])
-        of_whole = Point(None, *_mean(nats_M), *_mean(_less(nats_M, nats_KM[-1])))
     nats_MT = -read(windows, 0, longest, 0)
     return ContextCurve(
         targets=len(stretches),
         points=points,
-        whole=of_whole,
         windows=len(windows),
         bins=tuple(
             Bin(first, end - 1, *_mean(nats_MT[:, first:end].mean(1)))
             for first, end in pairwise(contexts)
         ),
     )
-
-
-def _listed(documents: Documents | None) -> Sequence[np.ndarray]:
-    if documents is None:
-        return ()
-    return [documents] if isinstance(documents, np.ndarray) else documents
 
 
 def _fitting(lengths_D: np.ndarray, targets: int, longest: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from gru_lm.reporting import console
@@ -46,6 +47,13 @@ def show(result: dict[str, Any]) -> None:
         )
 
 
+def with_settings(row: Mapping[str, Any]) -> str:
+    """The name of a row beside the model's own, with the settings that made it."""
+    settings = row.get("settings") or ({"weight": row["weight"]} if "weight" in row else {})
+    chosen = ", ".join(f"{k} {v:g}" for k, v in settings.items() if isinstance(v, int | float))
+    return f"{row['name']} ({chosen})" if chosen else str(row["name"])
+
+
 def _figures(result: dict[str, Any]) -> None:
     spelled = " (unknown words spelled)" if result["unknown_tokens"] else ""
     figures = [
@@ -76,14 +84,9 @@ def _beside(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _row(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
-    settings = row.get("settings") or ({"weight": row["weight"]} if "weight" in row else {})
-    chosen = ", ".join(
-        f"{name} {value:g}" for name, value in settings.items() if not isinstance(value, str)
-    )
-    name = f"{row['name']} ({chosen})" if chosen else str(row["name"])
     bits, plain = row["bits_per_byte"], result["bits_per_byte"]
     change = f"{bits / plain - 1:+.1%}" if bits and plain else "-"
-    return [name, _shown(bits, ".4f"), _shown(row.get("perplexity"), ",.2f"), change]
+    return [with_settings(row), _shown(bits, ".4f"), _shown(row.get("perplexity"), ",.2f"), change]
 
 
 def _context(curve: dict[str, Any]) -> None:

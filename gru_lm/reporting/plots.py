@@ -79,9 +79,6 @@ def context_png(curve: dict[str, Any], title: str) -> bytes:
         low, high = zip(*ends, strict=True)
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(x, values, color=colour, linewidth=1.2, marker=marker, markersize=4, label=label)
-    if curve["whole"] and curve["whole"]["bits_per_token"] is not None:
-        level = [curve["whole"]["bits_per_token"]] * len(contexts)
-        axes.plot(contexts, level, color="#444444", linestyle=":", label="with all that is before")
     # Logarithmic from 1 on; 0 stands one step to the left of it.
     axes.set_xscale("symlog", base=2, linthresh=1, linscale=0.5)
     axes.set_xticks(contexts, [f"{context:,}" for context in contexts])

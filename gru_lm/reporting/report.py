@@ -16,10 +16,11 @@ from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
 from gru_lm.evaluation.statistics import RESOLUTION, rounded
-from gru_lm.reporting.figures import BESIDE, FIGURES, SPELLED
+from gru_lm.reporting.drawings import LEFT, RIGHT, TOP, Scale, padded, svg
+from gru_lm.reporting.figures import BESIDE, FIGURES, SPELLED, with_settings
 
 Result = Mapping[str, Any]
 
@@ -39,7 +40,6 @@ _COLUMNS = {key: (label, style) for key, label, style in FIGURES} | {
 _RUN = "seed, bits_per_byte, perplexity, parameters, width, tokens, tokens_per_second, seconds"
 # Controls but tab and newline, what overrides or isolates the direction of writing, surrogates.
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-_LEFT, _RIGHT, _TOP = 70, 590, 10  # of the plot in a drawing that is 600 wide
 
 
 def _colours(backgrounds: str, white: range) -> str:
@@ -188,11 +188,12 @@ def _figures(result: Result) -> list[dict[str, str]]:
 
 def _compared(row: Result, plain: float | None) -> Result:
     """The row with its settings in its name, and how it differs from the plain figure."""
-    settings = row.get("settings") or ({"weight": row["weight"]} if "weight" in row else {})
-    chosen = [f"{k} {v:g}" for k, v in settings.items() if isinstance(v, int | float)]
-    name = row["name"] + (f" ({', '.join(chosen)})" if chosen else "")
     bits = row.get("bits_per_byte")
-    return {**row, "name": name, "change": bits / plain - 1 if bits and plain else None}
+    return {
+        **row,
+        "name": with_settings(row),
+        "change": bits / plain - 1 if bits and plain else None,
+    }
 
 
 def _pairs(pairs: Result) -> str:
@@ -229,17 +230,17 @@ def _along(blocks: Sequence[tuple[int, float]], plain: float | None) -> str:
     groups = [spans[first : first + size] for first in range(0, len(spans), size)]
     points = [(group[0][0], group[-1][1], _average(group)) for group in groups]
     mean = _average(spans) if plain is None else plain
-    x = _Scale(0, blocks[-1][0], _LEFT, _RIGHT)
-    y = _Scale(*_padded([mean, *(bits for *_, bits in points)]), 220, _TOP)
+    x = Scale(0, blocks[-1][0], LEFT, RIGHT)
+    y = Scale(*padded([mean, *(bits for *_, bits in points)]), 220, TOP)
     drawn = "".join(
-        f'<path class="grid" d="M{_LEFT} {y(value)}H{_RIGHT}"/>'
-        f'<text x="{_LEFT - 6}" y="{y(value)}" dy="4" text-anchor="end">{text}</text>'
+        f'<path class="grid" d="M{LEFT} {y(value)}H{RIGHT}"/>'
+        f'<text x="{LEFT - 6}" y="{y(value)}" dy="4" text-anchor="end">{text}</text>'
         for value, text in y.ticks()
     )
     steps = "L".join(f"{x(a)} {y(bits)}H{x(b)}" for a, b, bits in points)
-    drawn += f'<path d="M{steps}"/><path class="dash" d="M{_LEFT} {y(mean)}H{_RIGHT}"/>'
+    drawn += f'<path d="M{steps}"/><path class="dash" d="M{LEFT} {y(mean)}H{RIGHT}"/>'
     label = f"Bits per byte along {x.high:,} tokens; dashed: {mean:.4f}, of all"
-    return f"<h2>Loss along the text</h2>{_svg(drawn, x, 220, 'tokens', label)}"
+    return f"<h2>Loss along the text</h2>{svg(drawn, x, 220, 'tokens', label)}"
 
 
 def _average(spans: Sequence[tuple[int, int, float]]) -> float:
@@ -259,10 +260,10 @@ def _dots(by_cell: Mapping[str, Sequence[Result]]) -> str:
     """A row a cell, a dot a run, a bar at the mean; thin lines join the runs of a seed."""
     if not (found := [bits for runs in by_cell.values() for bits in _bits(runs)]):
         return ""
-    x = _Scale(*_padded(found), 2 * _LEFT, _RIGHT)
+    x = Scale(*padded(found), 2 * LEFT, RIGHT)
     marks, seeds = "", dict[Any, list[str]]()
     for row, (cell, runs) in enumerate(by_cell.items()):
-        y = _TOP + 25 + 50 * row
+        y = TOP + 25 + 50 * row
         short = cell if len(cell) <= 18 else cell[:17] + "…"
         marks += f'<text x="0" y="{y + 4}">{_name(short)}</text>'
         for run in runs:
@@ -274,7 +275,7 @@ def _dots(by_cell: Mapping[str, Sequence[Result]]) -> str:
             marks += f'<path class="bar" d="M{x(fmean(values))} {y - 14}V{y + 14}"/>'
     lines = "".join(f'<path class="thin" d="M{"L".join(each)}"/>' for each in seeds.values())
     label = "A dot is a run, a bar the mean, a line joins the runs of a seed; left is better"
-    return _svg(lines + marks, x, 50 * len(by_cell) + _TOP, "bits per byte", label)
+    return svg(lines + marks, x, 50 * len(by_cell) + TOP, "bits per byte", label)
 
 
 def _differences(result: Result) -> str:
@@ -307,44 +308,4 @@ def _done(result: Result, names: Sequence[str]) -> str:
         f"{', '.join(names)} are compared at equal {result['match']}. Each was trained with {seeds} "
         f"seeds for {result['minutes']:g} min a run, one seed's runs on the same data in the same "
         f"order. All were measured on {where}: fewer bits per byte are better."
-    )
-
-
-class _Scale(NamedTuple):
-    """From a figure, low to high, to a place in a drawing, begin to end."""
-
-    low: float
-    high: float
-    begin: int
-    end: int
-
-    def __call__(self, value: float) -> str:
-        share = (value - self.low) / (self.high - self.low)
-        return f"{self.begin + share * (self.end - self.begin):.1f}"
-
-    def ticks(self) -> list[tuple[float, str]]:
-        """At most seven round figures, and how they are written."""
-        power = 10.0 ** math.floor(math.log10((self.high - self.low) / 6))
-        step = next(n * power for n in (1, 2, 5, 10, 20) if self.high - self.low <= 6 * n * power)
-        decimals = max(0, -math.floor(math.log10(step)))
-        numbers = range(math.ceil(self.low / step), math.floor(self.high / step) + 1)
-        return [(number * step, f"{number * step:,.{decimals}f}") for number in numbers]
-
-
-def _padded(values: Sequence[float]) -> tuple[float, float]:
-    margin = 0.08 * (max(values) - min(values)) or 0.01 * abs(values[0]) or 0.01
-    return min(values) - margin, max(values) + margin
-
-
-def _svg(drawn: str, x: _Scale, bottom: int, below: str, label: str) -> str:
-    """A drawing upon its axis, and in words what it shows."""
-    axis = "".join(
-        f'<path class="grid" d="M{x(value)} {_TOP}V{bottom}"/>'
-        f'<text x="{x(value)}" y="{bottom + 16}" text-anchor="middle">{text}</text>'
-        for value, text in x.ticks()
-    )
-    axis += f'<text x="{_RIGHT}" y="{bottom + 34}" text-anchor="end">{below}</text>'
-    return (
-        f'<p>{label}.</p><div class="wide"><svg viewBox="0 0 600 {bottom + 40}" role="img" '
-        f'aria-label="{label}">{axis}{drawn}</svg></div>'
     )

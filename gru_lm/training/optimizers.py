@@ -76,7 +76,7 @@ class Schedule:
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon (Jordan et al. 2024) for the square matrices of cells, gate by gate; AdamW for all else.
+    """Muon (Jordan et al. 2024) for cells' matrices that are square gate by gate; AdamW for all else.
 
     The mean gradient (Nesterov's) of each gate's [H, H] block is made orthogonal, so that no direction
     of the state is changed faster than another: lr · √H / 4 each, which is as large as what AdamW
@@ -86,7 +86,9 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(self, model: LanguageModel, *, weight_decay: float, precision: str) -> None:
         cells = [cell for cell in model.recurrent.layers if isinstance(cell, Cell)]
-        matrices = [cell.weight_hh_l0 for cell in cells] + [cell.weight_ih_l0 for cell in cells[1:]]
+        every = [cell.weight_hh_l0 for cell in cells] + [cell.weight_ih_l0 for cell in cells]
+        H = cells[0].weight_hh_l0.shape[1]
+        matrices = [matrix for matrix in every if matrix.shape[1] == H]
         self._adamw = _adamw(_groups(model, weight_decay=weight_decay, without=matrices))
         super().__init__(matrices, {"lr": 0.0, "weight_decay": weight_decay})
         self.param_groups += self._adamw.param_groups
@@ -166,7 +168,8 @@ def _groups(
 
 
 def _adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), fused=True)
+    # Rows of rare words need the long memory of the second: at 0.99, each time they are met is a leap.
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
 
 
 def newest_share(decay: float | None, steps: int) -> float:

@@ -7,10 +7,12 @@ how fast a plan trains here it asks whoever can try. What the numbers rest on is
                 each weight it multiplies with, and that the text has enough tokens for
     streams     many streams of short steps give many updates; few where there is little text
     optimizer   Muon, which needs far fewer tokens than AdamW
-    lr          falls with the root of the width
+    lr          falls with the root of the width; where words share one matrix as inputs and outputs,
+                with the number of steps too
     softmax     adaptive where there are so many pieces that a full one is most of the arithmetic
-    dropout     none while the text is new, more the more often it will be seen; of units, and of
-                recurrent weights. So often as MOST_EPOCHS, a run ends before its time
+    dropout     none while the text is new, more the more often it will be seen and the larger the model
+                is beside it; of units, and of recurrent weights. So often as MOST_EPOCHS, a run ends
+                before its time
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ DEFAULT_MINUTES = 5.0
 MOST_PIECES_UNTIED = 4096
 # Beyond, an adaptive softmax learns more a minute. Measured on a CPU; on CUDA, where products are cheap
 # and the clusters' small ones are not, a guess.
-MOST_PIECES_FULL = {"cpu": 4096, "cuda": 32_768}
+MOST_PIECES_FULL = {"cpu": 3000, "cuda": 32_768}
 # Weights that are multiplied with, times tokens, trained a second: a first guess, before it is tried.
 WEIGHTS_PER_SECOND = {"cpu": 2.5e10, "cuda": 1e12}
 TOKENS_PER_WEIGHT = 4.0  # that a model of the right size sees
@@ -43,11 +45,14 @@ SIZES = (
     *((2, width) for width in (256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)),
 )
 TRIALS = 3  # of a plan's speed, a second each
-FRESH_EPOCHS = 6.0  # that need no dropout
-DROPOUT = 0.12  # more for each doubling of the epochs, of units and of recurrent weights
+# How well a text could be learnt by heart: the epochs, times the root of the model's weights for each
+# token of the text. So much needs no dropout; of units and of recurrent weights, more at each doubling.
+FRESH = 7.0
+DROPOUT = 0.22
 MOST_EPOCHS = 60.0  # more only learn the text by heart
 MOST_DROPOUT = 0.5
 TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
+BRIEF = 400  # steps that a tied matrix learns in at the full rate; then by the fourth root less
 STREAMS = {"cpu": 24, "cuda": 64}
 BPTT = 48
 
@@ -124,10 +129,20 @@ class Plan:
 
     def weights(self, vocab_size: int) -> float:
         """Weights that a token is multiplied with, in a model for this vocabulary."""
-        gates, inputs = len(CELLS[self.cell].gates), 0 if vocab_size <= SMALL else self.embed
         rows = vocab_size if self.softmax == "full" else vocab_size / 10  # on average
+        return self._without_rows(vocab_size) + rows * (self.embed if self.tied else self.width)
+
+    def held(self, vocab_size: int) -> float:
+        """Weights of the whole model, roughly: an adaptive softmax has narrow rows for rare pieces."""
+        rows = vocab_size if self.softmax == "full" else 0.4 * vocab_size
+        return self._without_rows(vocab_size) + rows * (self.embed + (not self.tied) * self.width)
+
+    def _without_rows(self, vocab_size: int) -> float:
+        gates, inputs = len(CELLS[self.cell].gates), 0 if vocab_size <= SMALL else self.embed
         recurrent = gates * self.width * (inputs + (2 * self.layers - 1) * self.width)
-        return recurrent + rows * (self.embed if self.tied else self.width)
+        return recurrent + (
+            self.width * self.embed if self.tied and self.embed != self.width else 0
+        )
 
     def tokens(
         self, settings: Settings, *, tokens: int, per_second: float, elapsed: float
@@ -180,7 +195,7 @@ def plan_model(
                 continue
             plan, per_second = tried.get(size, [*tried.values()][-1])
             seen = plan.tokens(settings, tokens=tokens, per_second=per_second, elapsed=elapsed)
-        return _regularised(settings, plan, epochs=seen / tokens, vocab_size=vocab_size)
+        return _completed(settings, plan, seen=seen, tokens=tokens, vocab_size=vocab_size)
 
 
 def _sized(
@@ -263,19 +278,28 @@ def _shaped(
     )
 
 
-def _regularised(settings: Settings, plan: Plan, *, epochs: float, vocab_size: int) -> Plan:
-    """The plan with dropout for a text that will be seen so often, and not more often than helps."""
+def _completed(
+    settings: Settings, plan: Plan, *, seen: float, tokens: int, vocab_size: int
+) -> Plan:
+    """The plan with dropout and rate for a text of which so much will be seen, not more than helps."""
+    epochs = seen / tokens
     time_alone = not (settings.epochs or settings.steps or settings.tokens)
     most = MOST_EPOCHS if time_alone and epochs > MOST_EPOCHS else settings.epochs
-    doublings = math.log2(max(1.0, min(epochs, MOST_EPOCHS) / FRESH_EPOCHS))
+    by_heart = min(epochs, MOST_EPOCHS) * (plan.held(vocab_size) / tokens) ** 0.5
+    doublings = math.log2(max(1.0, by_heart / FRESH))
     planned = round(min(MOST_DROPOUT, DROPOUT * doublings), 2)
     dropout = planned if settings.dropout is None else settings.dropout
     weight_drop = planned if settings.weight_drop is None else settings.weight_drop
     # A small vocabulary is read from a table, which is faster, and has no room for it.
     inputs = 0.0 if vocab_size <= SMALL else dropout
     inputs = inputs if settings.input_dropout is None else settings.input_dropout
+    lr = plan.lr
+    if plan.tied and settings.lr is None and plan.optimizer in ("adamw", "muon"):
+        steps = seen / (plan.batch * plan.bptt)
+        lr = round(lr * min(1.0, (BRIEF / max(1.0, steps)) ** 0.25), 6)
     return dataclasses.replace(
         plan,
+        lr=lr,
         dropout=dropout,
         weight_drop=weight_drop,
         input_dropout=inputs,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from gru_lm.errors import InputError, Stopped, UsageError
 from gru_lm.evaluation import context
-from gru_lm.evaluation.context import ContextCurve, Documents, Point, context_curve
+from gru_lm.evaluation.context import ContextCurve, Point, context_curve
 from gru_lm.model.language_model import LanguageModel
 from tests.unit.test_scoring import NEWLINE, V, step_by_step, tiny_model
 
@@ -20,7 +21,9 @@ MODEL = tiny_model().double()
 LONG = np.random.default_rng(3).integers(0, V, 600).astype(np.uint16)
 
 
-def curve(tokens: Documents, model: LanguageModel = MODEL, **options: Any) -> ContextCurve:
+def curve(
+    tokens: np.ndarray | Sequence[np.ndarray], model: LanguageModel = MODEL, **options: Any
+) -> ContextCurve:
     return context_curve(model, tokens, newline_id=NEWLINE, **options)
 
 
@@ -35,9 +38,8 @@ def test_every_target_and_window_equals_single_steps(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(context, "BATCH", 7)
     monkeypatch.setattr(context, "LEAST_TOKENS", 60)
     documents = [LONG[:30], LONG[30:34], LONG[34:60]]
-    whole = [np.random.default_rng(len(d)).normal(-2, 1, len(d)) for d in documents]
     done: list[float] = []
-    found = curve(documents, whole=whole, longest=15, progress=done.append)
+    found = curve(documents, longest=15, progress=done.append)
 
     cold = {
         (number, start): -step_by_step(MODEL, document[start : start + 9].tolist())
@@ -49,15 +51,10 @@ def test_every_target_and_window_equals_single_steps(monkeypatch: pytest.MonkeyP
     assert found.targets == len(targets) == 22 + 18
     assert [point.context for point in found.points] == list(nats)
     for point in found.points:
-        of_n = nats[point.context or 0]
+        of_n = nats[point.context]
         assert (point.nats, point.half) == pytest.approx(interval(of_n), rel=1e-6)
         difference = (point.difference, point.difference_half)
         assert difference == pytest.approx(interval(of_n - nats[8]), rel=1e-6, abs=1e-9)
-    given = np.array([-whole[d][p] for d, p in targets])
-    assert found.whole
-    assert found.whole.context is None
-    assert found.whole[1:3] == pytest.approx(interval(given), rel=1e-6)
-    assert found.whole[3:] == pytest.approx(interval(given - nats[8]), rel=1e-6)
 
     windows = np.array([one[:8] for (d, p), one in cold.items() if p + 8 <= len(documents[d])])
     assert found.windows == len(windows) == 23 + 19
@@ -97,7 +94,7 @@ def test_the_context_that_helps_is_the_least_near_the_longest(
     losses: list[float], expected: int | None
 ) -> None:
     points = [Point(n, nats, 0, 0, 0) for n, nats in zip((0, 1, 2, 4, 8), losses, strict=True)]
-    found = ContextCurve(targets=30, points=tuple(points), whole=None, windows=30, bins=())
+    found = ContextCurve(targets=30, points=tuple(points), windows=30, bins=())
     assert found.helps == expected == found.as_dict()["helps"]
 
 
@@ -108,15 +105,12 @@ def test_the_seed_decides_what_is_drawn() -> None:
 
 
 def test_targets_have_all_their_context_in_their_document() -> None:
-    documents = [LONG[:200], LONG[200:210], LONG[210:217], LONG[:0], LONG[217:300]]
-    whole = [np.arange(len(document), dtype=float) for document in documents]
-    for values in whole:
-        values[:8] = np.nan
+    lengths_D = np.array([200, 10, 7, 0, 83])
     for seed in range(3):
-        found = curve(documents, whole=whole, longest=8, targets=60, seed=seed)
-        assert found.targets == 60
-        assert found.whole
-        assert math.isfinite(found.whole.nats)
+        drawn = context._draw(lengths_D, 9, 60, np.random.default_rng(seed))
+        assert len(set(drawn)) == 60
+        assert {document for document, _ in drawn} <= {0, 1, 4}
+        assert all(start + 9 <= lengths_D[document] for document, start in drawn)
 
 
 @pytest.mark.parametrize(
@@ -162,12 +156,11 @@ def test_json_is_in_bits_and_knows_no_infinity() -> None:
     assert entry["positions"][1]["bits_per_token"] == pytest.approx(
         found.bins[1].nats / math.log(2)
     )
-    assert entry["whole"] is None
 
     model = tiny_model().double()
     with torch.no_grad():
         model.head.bias[5] = -math.inf  # type: ignore[operator]
-    impossible = curve(LONG, model, longest=2, whole=np.full(600, -math.inf)).as_dict()
+    impossible = curve(LONG, model, longest=2).as_dict()
     json.dumps(impossible, allow_nan=False)
     assert impossible["contexts"][0]["bits_per_token"] is None
     assert impossible["helps"] is None

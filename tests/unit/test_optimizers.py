@@ -115,11 +115,14 @@ def test_orthogonal_matrices_come_from_any() -> None:
     assert torch.equal(orthogonal(torch.zeros(1, 3, 3)), torch.zeros(1, 3, 3))
 
 
+@pytest.mark.parametrize("embed", [4, 16])
 @pytest.mark.parametrize("cell", CELLS)
-def test_muon_turns_square_matrices_gate_by_gate_and_adamw_does_the_rest(cell: str) -> None:
+def test_muon_turns_square_matrices_gate_by_gate_and_adamw_does_the_rest(
+    cell: str, embed: int
+) -> None:
     torch.manual_seed(0)
     H, lr = 16, 0.01
-    model = LanguageModel(ModelConfig(cell=cell, vocab_size=5, layers=2, width=H, embed=4))
+    model = LanguageModel(ModelConfig(cell=cell, vocab_size=5, layers=2, width=H, embed=embed))
     other = LanguageModel(model.config)
     other.load_state_dict(model.state_dict())
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -132,6 +135,7 @@ def test_muon_turns_square_matrices_gate_by_gate_and_adamw_does_the_rest(cell: s
             group["lr"] = lr
         optimizer.step()
     square = {"layers.0.weight_hh_l0", "layers.1.weight_hh_l0", "layers.1.weight_ih_l0"}
+    square |= {"layers.0.weight_ih_l0"} if embed == H else set()
     compared = dict(other.named_parameters())
     for name, value in model.named_parameters():
         if name.removeprefix("recurrent.") not in square:

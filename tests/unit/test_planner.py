@@ -83,7 +83,7 @@ def test_every_text_gets_a_plan_that_fits_it(
     assert 1 <= made.batch * made.bptt <= tokens
     assert made.lr > 0
     assert 0 <= made.dropout < 1
-    assert made.tied == (vocab_size > 4096)
+    assert made.tied == (made.softmax == "adaptive" or vocab_size > 4096)
 
 
 def test_a_small_text_gets_a_small_model_and_a_much_repeated_one_dropout() -> None:
@@ -92,6 +92,21 @@ def test_a_small_text_gets_a_small_model_and_a_much_repeated_one_dropout() -> No
     assert plan(epochs=1).dropout == 0
     assert plan(epochs=10).dropout > 0
     assert plan(epochs=50).dropout > plan(epochs=10).dropout
+
+
+def test_a_larger_model_learns_a_text_by_heart_sooner() -> None:
+    size = {"layers": 1, "epochs": 40}
+    assert plan(width=512, **size).dropout > plan(width=128, **size).dropout > 0
+
+
+def test_the_rate_of_a_tied_matrix_falls_with_the_steps() -> None:
+    def rate(steps: int, **given: Any) -> float:
+        return plan(vocab_size=20_000, width=256, steps=steps, **given).lr
+
+    assert rate(100) > rate(1000) > rate(10_000)
+    assert rate(16_000) == pytest.approx(rate(1000) / 2, rel=1e-3)
+    assert rate(100, tied=False) == rate(10_000, tied=False)
+    assert rate(10_000, lr=0.25) == 0.25
 
 
 def test_a_text_is_not_seen_more_often_than_helps() -> None:

@@ -69,13 +69,11 @@ def test_plain_progress_comes_ever_more_slowly(
     assert 4 <= len(lines) <= 6
 
 
-@pytest.mark.parametrize("whole", [None, {"bits_per_token": 2.0}, {"bits_per_token": None}])
 @pytest.mark.parametrize("value", [2.5, None])
-def test_a_picture_of_any_context_curve(value: float | None, whole: dict[str, Any] | None) -> None:
+def test_a_picture_of_any_context_curve(value: float | None) -> None:
     point = {"bits_per_token": value, "ci95": value and [value - 0.1, value + 0.1]}
     curve = {
         "contexts": [{"context": n, **point} for n in (0, 1, 2)],
-        "whole": whole,
         "positions": [{"first": n, "last": n, **point} for n in (0, 1)],
     }
     assert context_png(curve, "a").startswith(b"\x89PNG\r\n\x1a\n")

@@ -1,0 +1,53 @@
+"""A drawing upon an axis, as SVG for a page: plain figures in, a str out.
+
+Knows no results and escapes nothing: what it is given must be fit for HTML. Its colours are the page's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+LEFT, RIGHT, TOP = 70, 590, 10  # of the plot in a drawing that is 600 wide
+
+
+class Scale(NamedTuple):
+    """From a figure, low to high, to a place in a drawing, begin to end."""
+
+    low: float
+    high: float
+    begin: int
+    end: int
+
+    def __call__(self, value: float) -> str:
+        share = (value - self.low) / (self.high - self.low)
+        return f"{self.begin + share * (self.end - self.begin):.1f}"
+
+    def ticks(self) -> list[tuple[float, str]]:
+        """At most seven round figures, and how they are written."""
+        power = 10.0 ** math.floor(math.log10((self.high - self.low) / 6))
+        step = next(n * power for n in (1, 2, 5, 10, 20) if self.high - self.low <= 6 * n * power)
+        decimals = max(0, -math.floor(math.log10(step)))
+        numbers = range(math.ceil(self.low / step), math.floor(self.high / step) + 1)
+        return [(number * step, f"{number * step:,.{decimals}f}") for number in numbers]
+
+
+def padded(values: Sequence[float]) -> tuple[float, float]:
+    """The ends of a scale that has room around these figures."""
+    margin = 0.08 * (max(values) - min(values)) or 0.01 * abs(values[0]) or 0.01
+    return min(values) - margin, max(values) + margin
+
+
+def svg(drawn: str, x: Scale, bottom: int, below: str, label: str) -> str:
+    """A drawing upon its axis, and in words what it shows."""
+    axis = "".join(
+        f'<path class="grid" d="M{x(value)} {TOP}V{bottom}"/>'
+        f'<text x="{x(value)}" y="{bottom + 16}" text-anchor="middle">{text}</text>'
+        for value, text in x.ticks()
+    )
+    axis += f'<text x="{RIGHT}" y="{bottom + 34}" text-anchor="end">{below}</text>'
+    return (
+        f'<p>{label}.</p><div class="wide"><svg viewBox="0 0 600 {bottom + 40}" role="img" '
+        f'aria-label="{label}">{axis}{drawn}</svg></div>'
+    )
