@@ -215,7 +215,9 @@ def test_ngrams_beside_a_model_of_words(of_words: Path, trained: Path, tmp_path:
 def test_the_harness_says_what_to_install(tmp_path: Path) -> None:
     code = "import runpy, sys; sys.modules['lm_eval'] = None; "
     code += "runpy.run_module('gru_lm.harness', run_name='__main__')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 5
     assert "pip install 'gru-lm[lm-eval]'" in done.stderr
     assert done.stdout == ""
