@@ -139,6 +139,13 @@ class Settings:
     )
     clip: float = _option(TRAINING, "Largest norm of the gradient; 0: no limit.", 1.0, low=0)
     weight_decay: float | None = _option(TRAINING, "Decay of the weight matrices.", low=0)
+    beta2: float | None = _option(
+        TRAINING,
+        "How much AdamW keeps of its mean squared gradients each step (if not given): 0.999 where text "
+        "is seen once, 0.99 where often.",
+        low=0,
+        high=0.999999,
+    )
     seed: int = _option(TRAINING, "Where all randomness starts.", 0, low=0, high=2**63 - 1)
 
     device: str = _option(MACHINE, "auto, cpu, cuda or cuda:I.", "auto")

@@ -88,6 +88,7 @@ class Prepared:
             model,
             plan.optimizer,
             weight_decay=plan.weight_decay,
+            beta2=plan.beta2,
             precision=plan.precision,
         )
         scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "fp16")

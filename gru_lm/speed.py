@@ -228,7 +228,11 @@ def _training(model: LanguageModel, plan: Plan, tokens_N: np.ndarray) -> Iterato
     state = TrainState(
         model,
         make_optimizer(
-            model, plan.optimizer, weight_decay=plan.weight_decay, precision=plan.precision
+            model,
+            plan.optimizer,
+            weight_decay=plan.weight_decay,
+            beta2=plan.beta2,
+            precision=plan.precision,
         ),
         torch.amp.GradScaler(enabled=False),
         model.initial_state(plan.batch),

@@ -84,12 +84,14 @@ class Muon(torch.optim.Optimizer):
     2025), in bfloat16 where the run is.
     """
 
-    def __init__(self, model: LanguageModel, *, weight_decay: float, precision: str) -> None:
+    def __init__(
+        self, model: LanguageModel, *, weight_decay: float, beta2: float, precision: str
+    ) -> None:
         cells = [cell for cell in model.recurrent.layers if isinstance(cell, Cell)]
         every = [cell.weight_hh_l0 for cell in cells] + [cell.weight_ih_l0 for cell in cells]
         H = cells[0].weight_hh_l0.shape[1]
         matrices = [matrix for matrix in every if matrix.shape[1] == H]
-        self._adamw = _adamw(_groups(model, weight_decay=weight_decay, without=matrices))
+        self._adamw = _adamw(_groups(model, weight_decay=weight_decay, without=matrices), beta2)
         super().__init__(matrices, {"lr": 0.0, "weight_decay": weight_decay})
         self.param_groups += self._adamw.param_groups
         self._adamw.state = self.state
@@ -130,7 +132,12 @@ def orthogonal(x_nHH: Tensor) -> Tensor:
 
 
 def make_optimizer(
-    model: LanguageModel, name: str, *, weight_decay: float, precision: str = "float32"
+    model: LanguageModel,
+    name: str,
+    *,
+    weight_decay: float,
+    beta2: float = 0.999,
+    precision: str = "float32",
 ) -> torch.optim.Optimizer:
     """AdamW (Loshchilov and Hutter 2019), Muon, or SGD with momentum ("sgd") or without ("nt-asgd").
 
@@ -139,10 +146,10 @@ def make_optimizer(
     Only matrices decay: not biases, whose start carries meaning.
     """
     if name == "muon":
-        return Muon(model, weight_decay=weight_decay, precision=precision)
+        return Muon(model, weight_decay=weight_decay, beta2=beta2, precision=precision)
     groups = _groups(model, weight_decay=weight_decay)
     if name == "adamw":
-        return _adamw(groups)
+        return _adamw(groups, beta2)
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9 if name == "sgd" else 0.0)
 
 
@@ -167,9 +174,8 @@ def _groups(
     ]
 
 
-def _adamw(groups: list[dict[str, Any]]) -> torch.optim.AdamW:
-    # Rows of rare words need the long memory of the second: at 0.99, each time they are met is a leap.
-    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.999), fused=True)
+def _adamw(groups: list[dict[str, Any]], beta2: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(groups, lr=0.0, betas=(0.9, beta2), fused=True)
 
 
 def newest_share(decay: float | None, steps: int) -> float:

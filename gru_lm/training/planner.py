@@ -11,8 +11,8 @@ how fast a plan trains here it asks whoever can try. What the numbers rest on is
                 with the number of steps too
     softmax     adaptive where there are so many pieces that a full one is most of the arithmetic
     dropout     none while the text is new, more the more often it will be seen and the larger the model
-                is beside it; of units, and of recurrent weights. So often as MOST_EPOCHS, a run ends
-                before its time
+                is beside it; of units, and of recurrent weights or embeddings. So often as MOST_EPOCHS,
+                a run ends before its time
 """
 
 from __future__ import annotations
@@ -46,13 +46,17 @@ SIZES = (
 )
 TRIALS = 3  # of a plan's speed, a second each
 # How well a text could be learnt by heart: the epochs, times the root of the model's weights for each
-# token of the text. So much needs no dropout; of units and of recurrent weights, more at each doubling.
-FRESH = 7.0
-DROPOUT = 0.22
+# token of the text. So much needs no dropout; more at each doubling.
+FRESH = 5.0
+DROPOUT = 0.17
 MOST_EPOCHS = 60.0  # more only learn the text by heart
 MOST_DROPOUT = 0.5
 TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
 BRIEF = 400  # steps that a tied matrix learns in at the full rate; then by the fourth root less
+# AdamW's memory of squared gradients. The long one moves rows of rare words far each time they are met:
+# they are learnt from fewer examples, and by heart where the same ones come again.
+BETA2_NEW, BETA2_OFTEN = 0.999, 0.99
+OFTEN = 2.0  # epochs
 STREAMS = {"cpu": 24, "cuda": 64}
 BPTT = 48
 
@@ -101,6 +105,7 @@ class Plan:
     optimizer: str
     lr: float
     weight_decay: float
+    beta2: float
     precision: str
     epochs: float | None = None  # at most
     output_dropout: float | None = None  # None: as dropout
@@ -270,6 +275,7 @@ def _shaped(
         bptt=bptt,
         lr=round(rate * (256 / width) ** 0.5, 6) if settings.lr is None else settings.lr,
         weight_decay=decay if settings.weight_decay is None else settings.weight_decay,
+        beta2=BETA2_NEW if settings.beta2 is None else settings.beta2,
         output_dropout=settings.output_dropout,
         embedding_dropout=settings.embedding_dropout or 0.0,
         locked=settings.locked is not False,
@@ -289,17 +295,20 @@ def _completed(
     doublings = math.log2(max(1.0, by_heart / FRESH))
     planned = round(min(MOST_DROPOUT, DROPOUT * doublings), 2)
     dropout = planned if settings.dropout is None else settings.dropout
-    weight_drop = planned if settings.weight_drop is None else settings.weight_drop
-    # A small vocabulary is read from a table, which is faster, and has no room for it.
-    inputs = 0.0 if vocab_size <= SMALL else dropout
+    # A small vocabulary is read from a table, which is faster and has no room for dropout; its
+    # weights are dropped instead.
+    inputs, weight_drop = (0.0, planned) if vocab_size <= SMALL else (dropout, 0.0)
+    weight_drop = weight_drop if settings.weight_drop is None else settings.weight_drop
     inputs = inputs if settings.input_dropout is None else settings.input_dropout
     lr = plan.lr
     if plan.tied and settings.lr is None and plan.optimizer in ("adamw", "muon"):
         steps = seen / (plan.batch * plan.bptt)
         lr = round(lr * min(1.0, (BRIEF / max(1.0, steps)) ** 0.25), 6)
+    beta2 = BETA2_OFTEN if settings.beta2 is None and epochs > OFTEN else plan.beta2
     return dataclasses.replace(
         plan,
         lr=lr,
+        beta2=beta2,
         dropout=dropout,
         weight_drop=weight_drop,
         input_dropout=inputs,

@@ -87,6 +87,7 @@ def restore(checkpoint: Checkpoint, *, device: torch.device, backend: str) -> Tr
             model,
             config["optimizer"],
             weight_decay=config["weight_decay"],
+            beta2=config["beta2"],
             precision=config["precision"],
         )
         scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")

@@ -63,7 +63,7 @@ def test_what_is_given_is_kept() -> None:
     given = {
         "layers": 3, "width": 7, "embed": 5, "tied": True, "softmax": "full", "dropout": 0.25,
         "batch": 2, "bptt": 3, "lr": 0.125, "weight_decay": 0.0, "residual": False,
-        "precision": "float32", "optimizer": "sgd", "weight_drop": 0.0, "epochs": 7.0,
+        "precision": "float32", "optimizer": "sgd", "weight_drop": 0.0, "epochs": 7.0, "beta2": 0.5,
     }  # fmt: skip
     assert plan(cell="lstm", **given) == Plan(cell="lstm", **given)
     assert plan(lr=0).lr == 0
@@ -121,6 +121,17 @@ def test_embeddings_get_the_same_dropout_but_where_they_are_read_from_a_table() 
     assert plan(vocab_size=SMALL + 1, dropout=0.2).input_dropout == 0.2
     assert plan(vocab_size=SMALL + 1, dropout=0.2, input_dropout=0.0).input_dropout == 0
     assert plan(vocab_size=SMALL, input_dropout=0.4).input_dropout == 0.4
+
+
+def test_recurrent_weights_are_dropped_where_embeddings_cannot_be() -> None:
+    assert plan(vocab_size=SMALL, epochs=50).weight_drop > 0
+    assert plan(vocab_size=SMALL + 1, epochs=50).weight_drop == 0
+    assert plan(vocab_size=SMALL + 1, epochs=50).input_dropout > 0
+
+
+def test_what_is_seen_often_is_learnt_less_by_heart() -> None:
+    assert plan(epochs=1).beta2 > plan(epochs=5).beta2
+    assert plan(epochs=5, beta2=0.75).beta2 == 0.75
 
 
 def test_what_multiplies_the_decay_by_the_rate_gets_little_of_it() -> None:
