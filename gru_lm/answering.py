@@ -51,11 +51,16 @@ def answer_lines(
 
 def _lines(encoding: str, stop: Stop) -> Iterator[list[str]]:
     """The whole lines of standard input without their ends, as many at once as are there."""
-    rest, number = b"", 0
+    begun: list[bytes] = []  # of a line that has not ended yet
+    number = 0
     for block in itertools.chain(stdin_blocks(stop=stop), [b""]):
-        *whole, rest = (rest + block).split(b"\n")
-        if not block and rest:
-            whole.append(rest)
+        *whole, rest = block.split(b"\n")
+        if whole:
+            whole[0] = b"".join([*begun, whole[0]])
+            begun = []
+        begun.append(rest)
+        if not block and any(begun):
+            whole.append(b"".join(begun))
         lines: list[str] = []
         for line in whole:
             number += 1
