@@ -36,6 +36,7 @@ PLAN = Plan(
     bptt=8,
     optimizer="adamw",
     lr=1e-3,
+    beta2=0.99,
     weight_decay=0.0,
     precision="float32",
 )
