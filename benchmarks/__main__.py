@@ -2,7 +2,7 @@
 
     python -m benchmarks                         under 10 minutes
     python -m benchmarks slow TRAIN.txt VALID.txt   words with adaptive softmax; tokenising 1 GB
-    python -m benchmarks quality|regret ...         see quality.py
+    python -m benchmarks quality|regret|ablation ...  see quality.py
     python -m benchmarks coverage|alarms ...        see honesty.py
 
 benchmarks/README.md says what the numbered rows mean.
@@ -35,7 +35,7 @@ def quick(text: Path) -> Iterator[Row]:
 
 def main() -> None:
     choose_device("cpu")
-    if sys.argv[1:2] in (["quality"], ["regret"]):
+    if sys.argv[1:2] in (["quality"], ["regret"], ["ablation"]):
         from benchmarks import quality
 
         quality.main(sys.argv[1:])

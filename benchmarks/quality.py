@@ -2,11 +2,13 @@
 
     python -m benchmarks quality RESULTS.json TEXT --minutes 2.75 --seeds 5 [options of train]
     python -m benchmarks regret RESULTS.json TEXT --minutes 1 [options of train]
+    python -m benchmarks ablation RESULTS.json TEXT --minutes 1 --seeds 3 [options of train]
 
 Runs the command as users do, one run at a time, and adds each result to RESULTS.json as soon as there
 is one: a benchmark of hours may be interrupted and goes on. `quality` reports the carried stream's
 figures with Student's interval over the seeds, and beside them those of windows that start cold, as
-nanoGPT measures. `regret` compares the plan with settings made by hand.
+nanoGPT measures. `regret` compares the plan with settings made by hand, `ablation` what is done by
+default with what else could be, seed by seed; both by the runs' own validations.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -40,31 +43,44 @@ BY_HAND = (
     {"layers": 2, "width": 192, "lr": 0.005},
     {"layers": 2, "width": 256, "lr": 0.005, "dropout": 0.1},
     {"layers": 2, "width": 384, "lr": 0.004},
-    {"layers": 1, "width": 256, "lr": 0.007, "batch": 48, "bptt": 48},
 )
+# What is done by default, done otherwise.
+OTHERWISE = {
+    "AdamW for Muon": ["--optimizer", "adamw"],
+    "layers that are not residual": ["--no-residual"],
+    "float32 products": ["--precision", "float32"],
+    "a linear fall of the rate": ["--schedule", "linear"],
+    "a constant rate, weights averaged": ["--schedule", "constant", "--average", "0.999"],
+    "weights averaged too": ["--average", "0.999"],
+    "48 streams": ["--batch", "48"],
+    "96 steps": ["--bptt", "96"],
+    "weight drop 0.1": ["--weight-drop", "0.1"],
+}
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t, two-sided, for so many runs
 
 
-def train(text: str, options: Sequence[str]) -> dict[str, Any]:
-    """One run by the command line, then evaluated: its figures."""
+def train(text: str, options: Sequence[str], *, exact: bool) -> dict[str, Any]:
+    """One run by the command line: its figures, by its own validation or, if `exact`, by `eval`."""
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         began = time.monotonic()
         printed = _gru_lm("train", text, "--out", str(run), *options, "--json")
         wall = time.monotonic() - began
-        exact = _gru_lm("eval", str(run), "--json")
         opened = open_model(find(run, note))
+        valid, windows = printed["valid"], {}
+        if exact:
+            valid = _gru_lm("eval", str(run), "--json")
+            windows = {f"cold_{length}": round(cold(opened, length), 4) for length in LENGTHS}
         return {
-            "options": list(options),
             "wall_seconds": round(wall, 2),
             "tokens": printed["tokens"],
             "tokens_per_second": printed["tokens_per_second"],
             "parameters": printed["parameters"],
             "plan": {name: opened.checkpoint.meta["config"][name] for name in ("layers", "width")},
-            "nats_per_token": exact["nats_per_token"],
-            "bits_per_byte": exact["bits_per_byte"],
-            "perplexity": exact["perplexity"],
-            **{f"cold_{length}": round(cold(opened, length), 4) for length in LENGTHS},
+            "nats_per_token": valid["nats_per_token"],
+            "bits_per_byte": valid["bits_per_byte"],
+            "perplexity": valid["perplexity"],
+            **windows,
         }
 
 
@@ -95,41 +111,68 @@ def interval(values: Sequence[float]) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("kind", choices=("quality", "regret"))
+    parser.add_argument("kind", choices=("quality", "regret", "ablation"))
     parser.add_argument("results", type=Path)
     parser.add_argument("text")
     parser.add_argument("--minutes", required=True)
     parser.add_argument("--seeds", type=int, default=1)
     known, rest = parser.parse_known_args(arguments)
-    found = json.loads(known.results.read_text()) if known.results.exists() else []
     common = ["--minutes", known.minutes, *rest]
+    book = Book(known.results, known.text, exact=known.kind == "quality")
+
+    def seeded(options: Sequence[str]) -> list[dict[str, Any]]:
+        return [book.run([*options, "--seed", str(seed)]) for seed in range(known.seeds)]
+
     if known.kind == "quality":
-        wanted = [[*common, "--seed", str(seed)] for seed in range(known.seeds)]
-    else:
-        wanted = [common] + [common + _flags(by_hand) for by_hand in BY_HAND]
-    name = Path(known.text).name
-    runs = []
-    for options in wanted:
-        old = [each for each in found if (each["text"], each["options"]) == (name, options)]
-        result = old[0] if old else {"text": name} | train(known.text, options)
-        if not old:
-            found.append(result)
-            known.results.write_text(json.dumps(found, indent=1) + "\n")
-        runs.append(result)
-        sys.stdout.write(
-            f"{result['nats_per_token']:.4f} nats  {result['bits_per_byte']:.4f} bits/byte  ppl "
-            f"{result['perplexity']:.2f}  cold {result['cold_64']:.4f} {result['cold_256']:.4f}  "
-            f"{result['plan']['layers']} x {result['plan']['width']}  {result['tokens']:,} tokens  "
-            f"{result['wall_seconds']:.1f} s  {' '.join(options)}\n"
-        )
-        sys.stdout.flush()
-    if known.kind == "quality":
+        runs = seeded(common)
         for figure in ("nats_per_token", "bits_per_byte", *(f"cold_{n}" for n in LENGTHS)):
             sys.stdout.write(f"{figure}: {interval([run[figure] for run in runs])}\n")
-    else:
-        planned, *others = (run["bits_per_byte"] for run in runs)
+    elif known.kind == "regret":
+        planned, *others = (
+            book.run(common + _flags(by_hand))["bits_per_byte"] for by_hand in ({}, *BY_HAND)
+        )
         regret = planned / min(others) - 1
         sys.stdout.write(f"regret: {regret:+.2%} against the best of {len(others)}\n")
+    else:
+        plain = [run["nats_per_token"] for run in seeded(common)]
+        sys.stdout.write(f"as it is: {interval(plain)}\n")
+        for name, flags in OTHERWISE.items():
+            others = [run["nats_per_token"] for run in seeded(common + flags)]
+            differences = [other - own for other, own in zip(others, plain, strict=True)]
+            sys.stdout.write(
+                f"{name}: {statistics.mean(others):.4f}, worse by {interval(differences)}\n"
+            )
+
+
+@dataclass(frozen=True)
+class Book:
+    """The results of runs on a text, kept in a file: what is there is not run again."""
+
+    path: Path
+    text: str
+    exact: bool
+
+    def run(self, options: Sequence[str]) -> dict[str, Any]:
+        """The figures of one run, printed."""
+        found = json.loads(self.path.read_text()) if self.path.exists() else []
+        # Where a file lies is this machine's business.
+        name, named = Path(self.text).name, [Path(option).name for option in options]
+        old = [each for each in found if (each["text"], each["options"]) == (name, named)]
+        if old:
+            result: dict[str, Any] = old[0]
+        else:
+            figures = train(self.text, options, exact=self.exact)
+            result = {"text": name, "options": named, **figures}
+            self.path.write_text(json.dumps([*found, result], indent=1) + "\n")
+        cold = "".join(f"{key} {value:.4f}  " for key, value in result.items() if "cold" in key)
+        sys.stdout.write(
+            f"{result['nats_per_token']:.4f} nats  {result['bits_per_byte']:.4f} bits/byte  ppl "
+            f"{result['perplexity']:.2f}  {cold}"
+            f"{result['plan']['layers']} x {result['plan']['width']}  {result['tokens']:,} tokens  "
+            f"{result['wall_seconds']:.1f} s  {' '.join(named)}\n"
+        )
+        sys.stdout.flush()
+        return result
 
 
 def _flags(values: dict[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from gru_lm.model.language_model import LanguageModel
 
 FLOOR = 0.01  # of the highest rate: where the warm-up starts
 MOMENTUM = 0.95  # of Muon
+TURNS = 4  # of its steps, of which a matrix is moved in one; at 8 a step is too long
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
     (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
@@ -81,7 +82,8 @@ class Muon(torch.optim.Optimizer):
     The mean gradient (Nesterov's) of each gate's [H, H] block is made orthogonal, so that no direction
     of the state is changed faster than another: lr · √H / 4 each, which is as large as what AdamW
     does at `lr`. By three steps of Newton and Schulz with Polar Express' coefficients (Amsel et al.
-    2025), in bfloat16 where the run is.
+    2025), in bfloat16 where the run is. The mean hardly changes from step to step, so the matrices take
+    turns: each is moved every TURNS-th step, and TURNS times as far.
     """
 
     def __init__(
@@ -96,7 +98,8 @@ class Muon(torch.optim.Optimizer):
         self.param_groups += self._adamw.param_groups
         self._adamw.state = self.state
         self._gates = len(cells[0].gates)
-        self._dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self._steps = 0  # in all, once one was made in this process
+        self._dtype = torch.bfloat16 if precision == "bf16" else matrices[0].dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -106,23 +109,30 @@ class Muon(torch.optim.Optimizer):
         group = self.param_groups[0]
         matrices: list[Tensor] = group["params"]
         H = matrices[0].shape[1]
-        nesterov = []
-        for matrix in matrices:
+        # AdamW's count is in the checkpoint; on CUDA to read it is to wait.
+        counting = self._adamw.param_groups[0]["params"][0]
+        self._steps = self._steps + 1 if self._steps else int(self.state[counting]["step"])
+        due, nesterov = [], []
+        for number, matrix in enumerate(matrices):
             assert matrix.grad is not None
             momentum = self.state[matrix].setdefault("momentum", torch.zeros_like(matrix))
             momentum.lerp_(matrix.grad, 1 - MOMENTUM)
-            nesterov.append(matrix.grad.lerp(momentum, MOMENTUM))
-        update = orthogonal(torch.cat(nesterov).view(-1, H, H).to(self._dtype)).to(
-            matrices[0].dtype
-        )
-        lr = group["lr"] * H**0.5 / 4
-        for matrix, change in zip(matrices, torch.split(update, self._gates), strict=True):
+            if (number + self._steps) % TURNS == 0:
+                due.append(matrix)
+                nesterov.append(matrix.grad.lerp(momentum, MOMENTUM))
+        if not due:
+            return
+        update = orthogonal(torch.cat(nesterov).view(-1, H, H).to(self._dtype)).to(due[0])
+        lr = TURNS * group["lr"] * H**0.5 / 4
+        for matrix, change in zip(due, torch.split(update, self._gates), strict=True):
             matrix.mul_(1 - lr * group["weight_decay"]).sub_(change.reshape_as(matrix), alpha=lr)
 
 
 def orthogonal(x_nHH: Tensor) -> Tensor:
     """The orthogonal matrices nearest to these, roughly: most singular values between 0.4 and 1.9."""
-    x_nHH = x_nHH / x_nHH.float().norm(dim=(1, 2), keepdim=True).clamp(min=1e-7).to(x_nHH.dtype)
+    exact = torch.promote_types(x_nHH.dtype, torch.float32)
+    size_n11 = torch.linalg.vector_norm(x_nHH, dim=(1, 2), keepdim=True, dtype=exact)
+    x_nHH = x_nHH / size_n11.clamp(min=1e-7).to(x_nHH.dtype)
     for a, b, c in POLAR_EXPRESS:
         gram = x_nHH @ x_nHH.mT
         x_nHH = torch.baddbmm(

@@ -48,9 +48,9 @@ TRIALS = 3  # of a plan's speed, a second each
 # How well a text could be learnt by heart: the epochs, times the root of the model's weights for each
 # token of the text. So much needs no dropout; more at each doubling.
 FRESH = 5.0
-DROPOUT = 0.17
+DROPOUT = 0.15
 MOST_EPOCHS = 60.0  # more only learn the text by heart
-MOST_DROPOUT = 0.5
+LEAST_DROPOUT, MOST_DROPOUT = 0.05, 0.5  # less costs more time than it is worth
 TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
 BRIEF = 400  # steps that a tied matrix learns in at the full rate; then by the fourth root less
 # AdamW's memory of squared gradients. The long one moves rows of rare words far each time they are met:
@@ -294,6 +294,7 @@ def _completed(
     by_heart = min(epochs, MOST_EPOCHS) * (plan.held(vocab_size) / tokens) ** 0.5
     doublings = math.log2(max(1.0, by_heart / FRESH))
     planned = round(min(MOST_DROPOUT, DROPOUT * doublings), 2)
+    planned = planned if planned >= LEAST_DROPOUT else 0.0
     dropout = planned if settings.dropout is None else settings.dropout
     # A small vocabulary is read from a table, which is faster and has no room for dropout; its
     # weights are dropped instead.

@@ -28,7 +28,7 @@ STEPS = 12
 ADAPTIVE = {"tied": True, "cutoffs": (3, 8)}
 
 
-def losses(cell: str, backend: str, **changes: Any) -> list[float]:
+def losses(cell: str, backend: str, optimizer: str = "adamw", **changes: Any) -> list[float]:
     """The losses of a short training run on made-up tokens with two layers and dropout."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -40,7 +40,7 @@ def losses(cell: str, backend: str, **changes: Any) -> list[float]:
     model.set_unigram(torch.from_numpy(np.bincount(tokens, minlength=17)))
     state = TrainState(
         model,
-        make_optimizer(model, "adamw", weight_decay=0.1),
+        make_optimizer(model, optimizer, weight_decay=0.1),
         torch.amp.GradScaler("cpu", enabled=False),
         model.initial_state(4),
     )
@@ -69,7 +69,13 @@ def test_losses_of_an_adaptive_softmax_are_the_golden_ones() -> None:
     assert losses("gru", "fused", **ADAPTIVE) == pytest.approx(golden["adaptive"], rel=0, abs=1e-9)
 
 
+def test_losses_under_muon_are_the_golden_ones() -> None:
+    golden = json.loads(GOLDEN.read_text())
+    assert losses("gru", "fused", "muon") == pytest.approx(golden["muon"], rel=0, abs=1e-9)
+
+
 if __name__ == "__main__":
     golden = {cell: losses(cell, "reference") for cell in CELLS}
+    golden["muon"] = losses("gru", "reference", "muon")
     golden["adaptive"] = losses("gru", "reference", **ADAPTIVE)
     GOLDEN.write_text(json.dumps(golden, indent=1))

@@ -13,7 +13,7 @@ from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.batches import Batches
 from gru_lm.training.loop import LEAST_SCALE, TrainState, train_steps
-from gru_lm.training.optimizers import FLOOR, Budget, Schedule, make_optimizer, orthogonal
+from gru_lm.training.optimizers import FLOOR, TURNS, Budget, Schedule, make_optimizer, orthogonal
 
 KINDS = ("cosine", "linear", "constant")
 SHARES = st.floats(0, 1)
@@ -133,7 +133,8 @@ def test_muon_turns_square_matrices_gate_by_gate_and_adamw_does_the_rest(
             parameter.grad = torch.randn(parameter.shape, generator=generator)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        optimizer.step()
+        for _ in range(TURNS):  # in which each matrix moves once
+            optimizer.step()
     square = {"layers.0.weight_hh_l0", "layers.1.weight_hh_l0", "layers.1.weight_ih_l0"}
     square |= {"layers.0.weight_ih_l0"} if embed == H else set()
     compared = dict(other.named_parameters())
@@ -143,5 +144,25 @@ def test_muon_turns_square_matrices_gate_by_gate_and_adamw_does_the_rest(
             continue
         change = (before[name] - value).detach()
         for gate, gradient in zip(change.split(H), value.grad.split(H), strict=True):
-            turned = gate / (lr * H**0.5 / 4)
+            turned = gate / (TURNS * lr * H**0.5 / 4)
             torch.testing.assert_close(turned, orthogonal(gradient[None])[0], rtol=1e-3, atol=1e-4)
+
+
+def test_muon_moves_the_matrices_in_turns() -> None:
+    torch.manual_seed(0)
+    config = ModelConfig(cell="gru", vocab_size=5, layers=3, width=8, embed=8)
+    model = LanguageModel(config)
+    optimizer = make_optimizer(model, "muon", weight_decay=0.0)
+    matrices = optimizer.param_groups[0]["params"]
+    assert len(matrices) == 6
+    optimizer.param_groups[0]["lr"] = 0.01
+    turns: list[int] = []
+    for _ in range(2 * TURNS):
+        before = [matrix.detach().clone() for matrix in matrices]
+        for parameter in model.parameters():
+            parameter.grad = torch.randn(parameter.shape)
+        optimizer.step()
+        moved = [not torch.equal(m, b) for m, b in zip(matrices, before, strict=True)]
+        turns += [number for number, each in enumerate(moved) if each]
+    assert sorted(turns) == sorted(2 * [*range(6)]), "each once in TURNS steps"
+    assert turns[:6] == turns[6:]
