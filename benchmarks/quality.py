@@ -43,6 +43,7 @@ BY_HAND = (
     {"layers": 2, "width": 192, "lr": 0.005},
     {"layers": 2, "width": 256, "lr": 0.005, "dropout": 0.1},
     {"layers": 2, "width": 384, "lr": 0.004},
+    {"layers": 1, "width": 256, "lr": 0.007, "batch": 48, "bptt": 48},
 )
 # What is done by default, done otherwise.
 OTHERWISE = {

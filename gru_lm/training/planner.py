@@ -50,7 +50,7 @@ TRIALS = 3  # of a plan's speed, a second each
 FRESH = 5.0
 DROPOUT = 0.15
 MOST_EPOCHS = 60.0  # more only learn the text by heart
-LEAST_DROPOUT, MOST_DROPOUT = 0.05, 0.5  # less costs more time than it is worth
+LEAST_DROPOUT, MOST_DROPOUT = 0.05, 0.5  # less made no difference
 TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
 BRIEF = 400  # steps that a tied matrix learns in at the full rate; then by the fourth root less
 # AdamW's memory of squared gradients. The long one moves rows of rare words far each time they are met:

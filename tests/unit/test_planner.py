@@ -14,6 +14,7 @@ from gru_lm.errors import InputError, UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL
 from gru_lm.training.planner import (
+    LEAST_DROPOUT,
     MOST_EPOCHS,
     MOST_PIECES_FULL,
     TRIALS,
@@ -92,6 +93,8 @@ def test_a_small_text_gets_a_small_model_and_a_much_repeated_one_dropout() -> No
     assert plan(epochs=1).dropout == 0
     assert plan(epochs=10).dropout > 0
     assert plan(epochs=50).dropout > plan(epochs=10).dropout
+    planned = {plan(epochs=epochs / 4).dropout for epochs in range(4, 100)}
+    assert all(dropout == 0 or dropout >= LEAST_DROPOUT for dropout in planned)
 
 
 def test_a_larger_model_learns_a_text_by_heart_sooner() -> None:
