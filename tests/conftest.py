@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# No example has a deadline: machines are shared, and time is not what a test measures.
+hypothesis.settings.register_profile("gru-lm", deadline=None)
+hypothesis.settings.load_profile("gru-lm")
 
 # As small as a run gets: a few steps take no time.
 TINY = "--tokenizer char --width 8 --layers 1 --embed 4 --batch 2 --bptt 8 --threads 1".split()

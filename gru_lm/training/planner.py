@@ -4,7 +4,7 @@ Printed before it is used; every choice can be overridden by its flag. Knows no 
 how fast a plan trains here it asks whoever can try. What the numbers rest on is in docs/planner.md.
 
     size        the largest model that the budget can show enough tokens, TOKENS_PER_WEIGHT of them for
-                each weight it multiplies with, and that the text has enough tokens for
+                each weight it multiplies with; a token seen again counts less each time
     streams     many streams of short steps give many updates; few where there is little text
     optimizer   Muon, which needs far fewer tokens than AdamW
     lr          falls with the root of the width; where words share one matrix as inputs and outputs,
@@ -38,7 +38,7 @@ MOST_PIECES_FULL = {"cpu": 3000, "cuda": 32_768}
 # Weights that are multiplied with, times tokens, trained a second: a first guess, before it is tried.
 WEIGHTS_PER_SECOND = {"cpu": 2.5e10, "cuda": 1e12}
 TOKENS_PER_WEIGHT = 4.0  # that a model of the right size sees
-WEIGHTS_PER_TOKEN = 4.0  # of the text, at most
+REPEATS = 15.4  # what endless passes are worth beside the first (Muennighoff et al. 2023)
 # Layers and width. A second layer is worth more than a wider first one from about 256 on.
 SIZES = (
     *((1, width) for width in (64, 96, 128, 192, 256)),
@@ -228,11 +228,23 @@ def _sized(
         weights = plan.weights(vocab_size)
         per_second = weights_per_second / weights
         seen = plan.tokens(timed, tokens=tokens, per_second=per_second, elapsed=elapsed)
-        if chosen and (weights * TOKENS_PER_WEIGHT > seen or weights > WEIGHTS_PER_TOKEN * tokens):
+        if chosen and weights * TOKENS_PER_WEIGHT > worth(seen, tokens):
             break
         chosen = plan, plan.tokens(settings, tokens=tokens, per_second=per_second, elapsed=elapsed)
     assert chosen is not None
     return chosen
+
+
+def worth(seen: float, tokens: int) -> float:
+    """What `seen` tokens of a text of `tokens` are worth, in new ones: each pass less than the last.
+
+    Muennighoff et al. 2023, "Scaling data-constrained language models", equation 5.
+
+    >>> round(worth(1e6, 2_000_000)), round(worth(4e6, 1_000_000)), round(worth(1e9, 1_000_000))
+    (1000000, 3725878, 16400000)
+    """
+    again = max(0.0, seen / tokens - 1)
+    return min(seen, tokens) + tokens * REPEATS * (1 - math.exp(-again / REPEATS))
 
 
 def _shaped(

@@ -49,7 +49,7 @@ def decoded(tokenizer: Tokenizer, tokens: list[int]) -> str:
 
 @pytest.mark.parametrize("training_text", [PROSE, NO_SPACE], ids=["prose", "no-space"])
 @pytest.mark.parametrize("kind", LOSSLESS)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(text=texts)
 def test_any_text_comes_back(kind: str, training_text: str, text: str) -> None:
     tokenizer = trained(kind, training_text)
@@ -72,7 +72,7 @@ def test_every_character_there_is_comes_back(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", [*LOSSLESS, "word"])
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(pieces=st.lists(st.text(characters, max_size=12)))
 def test_tokens_do_not_depend_on_the_pieces(kind: str, pieces: list[str]) -> None:
     tokenizer = trained(kind)
@@ -118,7 +118,7 @@ def test_blocks_of_a_long_line(length: int, end: str, size: int) -> None:
 
 
 @pytest.mark.parametrize("kind", [*LOSSLESS, "word"])
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     documents=st.lists(st.lists(st.text(characters, max_size=12)), min_size=1),
     size=st.integers(1, 30),
@@ -154,7 +154,7 @@ words = st.lists(st.sampled_from([*PROSE.split(), *AWKWARD, " ", " ", "  ", "   
 
 
 @pytest.mark.parametrize("training_text", [PROSE, NO_SPACE], ids=["prose", "no-space"])
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=texts | words.map("".join) | words.map(" ".join))
 def test_word_by_word_is_what_sentencepiece_does(training_text: str, text: str) -> None:
     bpe = trained("bpe", training_text)
@@ -162,7 +162,7 @@ def test_word_by_word_is_what_sentencepiece_does(training_text: str, text: str) 
     assert bpe.encoder.encode(text).tolist() == plainly(bpe).encode(text).tolist()
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(words=st.lists(st.lists(st.sampled_from(["the", "cat", "<unk>", "unseen", "mat,"]))))
 def test_word_gives_back_single_spaced_lines(words: list[list[str]]) -> None:
     tokenizer = trained("word")
@@ -172,7 +172,7 @@ def test_word_gives_back_single_spaced_lines(words: list[list[str]]) -> None:
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_any_tokens_decode(kind: str, data: st.DataObject) -> None:
     tokenizer = trained(kind)

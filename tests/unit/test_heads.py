@@ -77,7 +77,7 @@ def gradients(loss: Tensor, wanted: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad(loss, wanted, materialize_grads=True))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     N=st.integers(1, 40),
     V=st.integers(1, 30),
@@ -107,7 +107,7 @@ def test_sliced_cross_entropy_is_cross_entropy(
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(data=st.data(), N=st.integers(1, 30), V=st.integers(3, 30), size=st.integers(1, 300))
 def test_adaptive_is_its_literal_construction(
     data: st.DataObject, N: int, V: int, size: int
@@ -270,7 +270,7 @@ def test_under_autocast_it_is_nearly_the_same(cutoffs: tuple[int, ...]) -> None:
         assert (one - other).norm() <= 0.05 * other.norm()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     counts=st.lists(st.integers(0, 10**9), min_size=1, max_size=300),
     embed=st.integers(1, 600),

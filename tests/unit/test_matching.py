@@ -123,7 +123,7 @@ def test_plans_of_every_kind_and_planned_again(text: Path) -> None:
     assert again.epochs is None
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     gates=st.lists(st.integers(1, 6), min_size=2, max_size=4),
     inputs=st.integers(0, 500),

@@ -353,7 +353,7 @@ def test_wilson_as_published(right: int, trials: int, low: float, high: float) -
     assert wilson(right, trials) == pytest.approx((low, high), abs=5e-5)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 10_000), st.data())
 def test_wilson_by_its_definition(trials: int, data: st.DataObject) -> None:
     right = data.draw(st.integers(0, trials))

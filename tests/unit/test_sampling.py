@@ -272,7 +272,7 @@ def test_stop_is_asked_before_every_token() -> None:
         next(steps)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 2**63), st.integers(1, 3), st.integers(0, 12))
 def test_any_seed_counts_its_tokens(seed: int, samples: int, length: int) -> None:
     for sample in complete(MODEL, BYTES, samples=samples, length=length, seed=seed):

@@ -58,7 +58,7 @@ def in_chunks(tokens: list[int], size: int) -> Iterator[list[int]]:
 SEQUENCES = st.lists(st.lists(st.integers(0, V - 1), max_size=40), max_size=9)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(SEQUENCES, st.integers(1, 4), st.integers(1, 30), st.integers(1, 50), st.integers(1, 60))
 def test_any_batch_and_chunk_equals_single_steps(
     sequences: list[list[int]], batch: int, chunk: int, size: int, held: int
@@ -142,7 +142,7 @@ def columns_by_definition(tokens: list[int], batch: int, warm: int) -> float:
     return total
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.integers(0, V - 1), min_size=1, max_size=150),
     st.integers(1, 5),
@@ -267,7 +267,7 @@ def nats_of(text: str, mode: str, tokenizer: Tokenizer = BYTES) -> float:
     return measure(BYTE_MODEL, tokenizer, [Text("-", text)], mode=mode)[0].nats
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.text(st.sampled_from("ab \né"), max_size=60))
 def test_line_mode_is_each_line_alone(text: str) -> None:
     alone = sum(nats_of(line, "stream") for line in text.split("\n")[-1:])

@@ -93,7 +93,7 @@ ALPHABET = st.sampled_from("the catsmon  \t\n\r\x1c\u3000éﬁ猫🐈\u2581\ufef
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.text(ALPHABET, max_size=30), max_size=4))
 def test_what_tokens_cover_adds_up_to_the_text(kind: str, pieces: list[str]) -> None:
     tokenizer, text = TOKENIZERS[kind], "".join(pieces)
