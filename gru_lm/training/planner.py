@@ -10,6 +10,7 @@ how fast a plan trains here it asks whoever can try. What the numbers rest on is
     lr          falls with the root of the width; where words share one matrix as inputs and outputs,
                 with the number of steps too
     softmax     adaptive where there are so many pieces that a full one is most of the arithmetic
+    decay       of the weights: so that they forget what they learnt some epochs ago
     dropout     none while the text is new, more the more often it will be seen and the larger the model
                 is beside it; of units, and of recurrent weights or embeddings. So often as MOST_EPOCHS,
                 a run ends before its time
@@ -48,11 +49,15 @@ TRIALS = 3  # of a plan's speed, a second each
 # How well a text could be learnt by heart: the epochs, times the root of the model's weights for each
 # token of the text. So much needs no dropout; more at each doubling.
 FRESH = 5.0
-DROPOUT = 0.15
+DROPOUT = 0.1
 MOST_EPOCHS = 60.0  # more only learn the text by heart
 LEAST_DROPOUT, MOST_DROPOUT = 0.05, 0.5  # less made no difference
 TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
-BRIEF = 400  # steps that a tied matrix learns in at the full rate; then by the fourth root less
+# AdamW's weights remember 1 / (rate · decay) of its steps, which should be so many epochs, whatever
+# the rate and the text (Wang and Aitchison 2024). More decay than MOST_DECAY was not tried.
+MEMORY = 1.6
+MOST_DECAY = 0.3
+BRIEF = 2000  # steps that a tied matrix learns in at the full rate; then by the fourth root less
 # AdamW's memory of squared gradients. The long one moves rows of rare words far each time they are met:
 # they are learnt from fewer examples, and by heart where the same ones come again.
 BETA2_NEW, BETA2_OFTEN = 0.999, 0.99
@@ -270,7 +275,6 @@ def _shaped(
     # Momentum of 0.9 makes a step ten times as long.
     optimizer = settings.optimizer or DEFAULT_OPTIMIZER
     rate = {"adamw": 5e-3, "muon": 5e-3, "sgd": 1.0, "nt-asgd": 10.0}[optimizer]
-    decay = 0.1 if optimizer in ("adamw", "muon") else 1.2e-6  # the others multiply it by the rate
     assert settings.precision is not None
     return Plan(
         precision=settings.precision,
@@ -286,7 +290,7 @@ def _shaped(
         batch=batch,
         bptt=bptt,
         lr=round(rate * (256 / width) ** 0.5, 6) if settings.lr is None else settings.lr,
-        weight_decay=decay if settings.weight_decay is None else settings.weight_decay,
+        weight_decay=settings.weight_decay or 0.0,
         beta2=BETA2_NEW if settings.beta2 is None else settings.beta2,
         output_dropout=settings.output_dropout,
         embedding_dropout=settings.embedding_dropout or 0.0,
@@ -299,7 +303,7 @@ def _shaped(
 def _completed(
     settings: Settings, plan: Plan, *, seen: float, tokens: int, vocab_size: int
 ) -> Plan:
-    """The plan with dropout and rate for a text of which so much will be seen, not more than helps."""
+    """The plan with dropout, rate and decay for a text of which so much will be seen."""
     epochs = seen / tokens
     time_alone = not (settings.epochs or settings.steps or settings.tokens)
     most = MOST_EPOCHS if time_alone and epochs > MOST_EPOCHS else settings.epochs
@@ -313,14 +317,16 @@ def _completed(
     inputs, weight_drop = (0.0, planned) if vocab_size <= SMALL else (dropout, 0.0)
     weight_drop = weight_drop if settings.weight_drop is None else settings.weight_drop
     inputs = inputs if settings.input_dropout is None else settings.input_dropout
-    lr = plan.lr
-    if plan.tied and settings.lr is None and plan.optimizer in ("adamw", "muon"):
-        steps = seen / (plan.batch * plan.bptt)
-        lr = round(lr * min(1.0, (BRIEF / max(1.0, steps)) ** 0.25), 6)
+    lr, decay, step = plan.lr, 1.2e-6, plan.batch * plan.bptt
+    if plan.optimizer in ("adamw", "muon"):
+        if plan.tied and settings.lr is None:
+            lr = round(lr * min(1.0, (BRIEF * step / max(1.0, seen)) ** 0.25), 6)
+        decay = round(min(MOST_DECAY, step / (MEMORY * tokens * lr)), 4) if lr else 0.0
     beta2 = BETA2_OFTEN if settings.beta2 is None and epochs > OFTEN else plan.beta2
     return dataclasses.replace(
         plan,
         lr=lr,
+        weight_decay=decay if settings.weight_decay is None else settings.weight_decay,
         beta2=beta2,
         dropout=dropout,
         weight_drop=weight_drop,

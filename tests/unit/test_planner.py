@@ -15,6 +15,8 @@ from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL
 from gru_lm.training.planner import (
     LEAST_DROPOUT,
+    MEMORY,
+    MOST_DECAY,
     MOST_EPOCHS,
     MOST_PIECES_FULL,
     TRIALS,
@@ -106,8 +108,8 @@ def test_the_rate_of_a_tied_matrix_falls_with_the_steps() -> None:
     def rate(steps: int, **given: Any) -> float:
         return plan(vocab_size=20_000, width=256, steps=steps, **given).lr
 
-    assert rate(100) > rate(1000) > rate(10_000)
-    assert rate(16_000) == pytest.approx(rate(1000) / 2, rel=1e-3)
+    assert rate(100) == rate(1000) > rate(4000) > rate(10_000)
+    assert rate(64_000) == pytest.approx(rate(4000) / 2, rel=1e-3)
     assert rate(100, tied=False) == rate(10_000, tied=False)
     assert rate(10_000, lr=0.25) == 0.25
 
@@ -135,6 +137,17 @@ def test_recurrent_weights_are_dropped_where_embeddings_cannot_be() -> None:
 def test_what_is_seen_often_is_learnt_less_by_heart() -> None:
     assert plan(epochs=1).beta2 > plan(epochs=5).beta2
     assert plan(epochs=5, beta2=0.75).beta2 == 0.75
+
+
+def test_weights_remember_as_many_epochs_whatever_the_rate_and_the_text() -> None:
+    for tokens in (2_000_000, 8_000_000):
+        for lr in (0.002, 0.005):
+            made = plan(tokens, minutes=5, lr=lr)
+            steps = 1 / (made.lr * made.weight_decay)
+            assert steps * made.batch * made.bptt == pytest.approx(MEMORY * tokens, rel=0.01)
+    assert plan(2000, minutes=5).weight_decay == MOST_DECAY
+    assert plan(minutes=5, weight_decay=0.25).weight_decay == 0.25
+    assert plan(minutes=5, lr=0.0).weight_decay == 0
 
 
 def test_what_multiplies_the_decay_by_the_rate_gets_little_of_it() -> None:
