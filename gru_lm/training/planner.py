@@ -9,8 +9,9 @@ how fast a plan trains here it asks whoever can try. What the numbers rest on is
     optimizer   Muon, which needs far fewer tokens than AdamW
     lr          falls with the root of the width; where words share one matrix as inputs and outputs,
                 with the number of steps too
+    decay       of weights: 0.1, or where words share one matrix, so that they forget what they learnt
+                some epochs ago
     softmax     adaptive where there are so many pieces that a full one is most of the arithmetic
-    decay       of the weights: so that they forget what they learnt some epochs ago
     dropout     none while the text is new, more the more often it will be seen and the larger the model
                 is beside it; of units, and of recurrent weights or embeddings. So often as MOST_EPOCHS,
                 a run ends before its time
@@ -49,14 +50,15 @@ TRIALS = 3  # of a plan's speed, a second each
 # How well a text could be learnt by heart: the epochs, times the root of the model's weights for each
 # token of the text. So much needs no dropout; more at each doubling.
 FRESH = 5.0
-DROPOUT = 0.1
+DROPOUT = 0.085
 MOST_EPOCHS = 60.0  # more only learn the text by heart
 LEAST_DROPOUT, MOST_DROPOUT = 0.05, 0.5  # less made no difference
 TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
-# AdamW's weights remember 1 / (rate · decay) of its steps, which should be so many epochs, whatever
-# the rate and the text (Wang and Aitchison 2024). More decay than MOST_DECAY was not tried.
+# AdamW's weights remember 1 / (rate · decay) of its steps. Those of a tied matrix should remember so
+# many epochs, whatever the rate and the text (Wang and Aitchison 2024); more than MOST_DECAY was not
+# tried. Where no matrix is tied, as for characters, DECAY was best.
 MEMORY = 1.6
-MOST_DECAY = 0.3
+DECAY, MOST_DECAY = 0.1, 0.3
 BRIEF = 2000  # steps that a tied matrix learns in at the full rate; then by the fourth root less
 # AdamW's memory of squared gradients. The long one moves rows of rare words far each time they are met:
 # they are learnt from fewer examples, and by heart where the same ones come again.
@@ -317,11 +319,12 @@ def _completed(
     inputs, weight_drop = (0.0, planned) if vocab_size <= SMALL else (dropout, 0.0)
     weight_drop = weight_drop if settings.weight_drop is None else settings.weight_drop
     inputs = inputs if settings.input_dropout is None else settings.input_dropout
-    lr, decay, step = plan.lr, 1.2e-6, plan.batch * plan.bptt
-    if plan.optimizer in ("adamw", "muon"):
-        if plan.tied and settings.lr is None:
+    lr, step, adaptive = plan.lr, plan.batch * plan.bptt, plan.optimizer in ("adamw", "muon")
+    decay = DECAY if adaptive else 1.2e-6  # the others multiply it by the rate
+    if plan.tied and adaptive:
+        if settings.lr is None:
             lr = round(lr * min(1.0, (BRIEF * step / max(1.0, seen)) ** 0.25), 6)
-        decay = round(min(MOST_DECAY, step / (MEMORY * tokens * lr)), 4) if lr else 0.0
+        decay = round(min(MOST_DECAY, step / (MEMORY * tokens * lr)), 4) if lr else DECAY
     beta2 = BETA2_OFTEN if settings.beta2 is None and epochs > OFTEN else plan.beta2
     return dataclasses.replace(
         plan,

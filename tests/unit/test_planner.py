@@ -14,6 +14,7 @@ from gru_lm.errors import InputError, UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL
 from gru_lm.training.planner import (
+    DECAY,
     LEAST_DROPOUT,
     MEMORY,
     MOST_DECAY,
@@ -139,15 +140,16 @@ def test_what_is_seen_often_is_learnt_less_by_heart() -> None:
     assert plan(epochs=5, beta2=0.75).beta2 == 0.75
 
 
-def test_weights_remember_as_many_epochs_whatever_the_rate_and_the_text() -> None:
+def test_a_tied_matrix_remembers_as_many_epochs_whatever_the_rate_and_the_text() -> None:
     for tokens in (2_000_000, 8_000_000):
         for lr in (0.002, 0.005):
-            made = plan(tokens, minutes=5, lr=lr)
+            made = plan(tokens, minutes=5, lr=lr, tied=True)
             steps = 1 / (made.lr * made.weight_decay)
             assert steps * made.batch * made.bptt == pytest.approx(MEMORY * tokens, rel=0.01)
-    assert plan(2000, minutes=5).weight_decay == MOST_DECAY
-    assert plan(minutes=5, weight_decay=0.25).weight_decay == 0.25
-    assert plan(minutes=5, lr=0.0).weight_decay == 0
+    assert plan(2000, minutes=5, tied=True).weight_decay == MOST_DECAY
+    assert plan(2000, minutes=5).weight_decay == plan(8_000_000, minutes=5).weight_decay == DECAY
+    assert plan(minutes=5, tied=True, weight_decay=0.25).weight_decay == 0.25
+    assert plan(minutes=5, tied=True, lr=0.0).weight_decay == DECAY
 
 
 def test_what_multiplies_the_decay_by_the_rate_gets_little_of_it() -> None:
