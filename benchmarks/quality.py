@@ -39,7 +39,6 @@ LENGTHS = (64, 256)
 BY_HAND = (
     {"layers": 1, "width": 128, "lr": 0.007},
     {"layers": 1, "width": 256, "lr": 0.005},
-    {"layers": 1, "width": 256, "lr": 0.0025},
     {"layers": 2, "width": 192, "lr": 0.005},
     {"layers": 2, "width": 256, "lr": 0.005, "dropout": 0.1},
     {"layers": 2, "width": 384, "lr": 0.004},
