@@ -146,7 +146,10 @@ def main(arguments: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Book:
-    """The results of runs on a text, kept in a file: what is there is not run again."""
+    """The results of runs on a text, kept in a file: what is there is not run again.
+
+    Another plan, machine or text of the same name wants another file.
+    """
 
     path: Path
     text: str
@@ -157,12 +160,13 @@ class Book:
         found = json.loads(self.path.read_text()) if self.path.exists() else []
         # Where a file lies is this machine's business.
         name, named = Path(self.text).name, [Path(option).name for option in options]
-        old = [each for each in found if (each["text"], each["options"]) == (name, named)]
+        key = {"text": name, "options": named, "exact": self.exact}
+        old = [each for each in found if key.items() <= each.items()]
         if old:
             result: dict[str, Any] = old[0]
         else:
             figures = train(self.text, options, exact=self.exact)
-            result = {"text": name, "options": named, **figures}
+            result = key | figures
             self.path.write_text(json.dumps([*found, result], indent=1) + "\n")
         cold = "".join(f"{key} {value:.4f}  " for key, value in result.items() if "cold" in key)
         sys.stdout.write(

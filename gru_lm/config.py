@@ -26,6 +26,7 @@ TEXT, MODEL, BUDGET, TRAINING, MACHINE, KEEPING = (
     "What is kept",
 )
 
+LARGEST = 2**63 - 1  # of whole numbers: more than a checkpoint takes
 BUDGETS = ("minutes", "epochs", "steps", "tokens")  # the fields that say how long to train
 
 
@@ -66,7 +67,7 @@ class Settings:
     )
     valid_characters: int | None = _option(
         TEXT,
-        "Characters of the held-out text to validate on, at most (else what --minutes can score).",
+        "Characters of the held-out text to validate on, at most (else what the budget can score).",
         low=1,
     )
 
@@ -86,19 +87,23 @@ class Settings:
         choices=("auto", "full", "adaptive"),
     )
     dropout: float | None = _option(
-        MODEL, "Share of units dropped between and after layers.", low=0, high=0.95
+        MODEL,
+        "Share of units dropped between and after layers; of embeddings or, where pieces are few, of "
+        "recurrent weights as well.",
+        low=0,
+        high=0.95,
     )
     output_dropout: float | None = _option(
         MODEL, "The same after the last layer, if it is to be another.", low=0, high=0.95
     )
     input_dropout: float | None = _option(
-        MODEL, "Share of units dropped from the embeddings.", low=0, high=0.95
+        MODEL, "The same of the embeddings, if it is to be another.", low=0, high=0.95
     )
     embedding_dropout: float | None = _option(
         MODEL, "Share of the vocabulary dropped from a batch's input.", low=0, high=0.95
     )
     weight_drop: float | None = _option(
-        MODEL, "Share of recurrent weights dropped in a batch.", low=0, high=0.95
+        MODEL, "The same of the recurrent weights, if it is to be another.", low=0, high=0.95
     )
     locked: bool | None = _option(
         MODEL, "Drop the same units at all steps of a batch (the default)."
@@ -108,8 +113,8 @@ class Settings:
         MODEL, "Penalty on the square of their change from step to step.", low=0
     )
 
-    minutes: float | None = _option(BUDGET, "Wall time of the whole command.", low=0.01)
-    epochs: float | None = _option(BUDGET, "Passes over the training text.", low=0.0001)
+    minutes: float | None = _option(BUDGET, "Wall time of the whole command.", low=0.01, high=1e6)
+    epochs: float | None = _option(BUDGET, "Passes over the training text.", low=0.0001, high=1e6)
     steps: int | None = _option(BUDGET, "Optimizer steps.", low=1)
     tokens: int | None = _option(BUDGET, "Training tokens.", low=1)
 
@@ -146,14 +151,15 @@ class Settings:
         low=0,
         high=0.999999,
     )
-    seed: int = _option(TRAINING, "Where all randomness starts.", 0, low=0, high=2**63 - 1)
+    seed: int = _option(TRAINING, "Where all randomness starts.", 0, low=0)
 
     device: str = _option(MACHINE, "auto, cpu, cuda or cuda:I.", "auto")
     threads: int | None = _option(MACHINE, "CPU threads.", low=1, high=4096)
     precision: str | None = _option(
         MACHINE,
-        "Precision of the products in training (else the fastest): bf16 needs CUDA or a processor "
-        "with AVX512_BF16, fp16 CUDA. Weights, states and evaluation are float32.",
+        "Precision of the products in training (else bf16 on a processor that has AVX512_BF16, float32 "
+        "elsewhere): bf16 goes with CUDA too, fp16 with CUDA alone. Weights, states and evaluation are "
+        "float32.",
         choices=("float32", "bf16", "fp16"),
     )
     deterministic: bool = _option(MACHINE, "Bit-identical resumes on CUDA too, if slower.", False)
@@ -219,6 +225,8 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
         return
     flag = "--" + field.name.replace("_", "-")
     low, high = field.metadata["low"], field.metadata["high"]
+    if high is None and isinstance(value, int):
+        high = LARGEST
     if low is not None and not value >= low:  # "not >=" refuses NaN too
         raise UsageError(f"{flag} must be at least {low}, not {value}")
     if high is not None and not value <= high:

@@ -12,6 +12,7 @@ import torch
 
 from gru_lm.model.cross_entropy import SLICE
 from gru_lm.model.language_model import LanguageModel
+from gru_lm.training.optimizers import slots_at_most
 
 if TYPE_CHECKING:
     from gru_lm.prepare import Prepared
@@ -49,7 +50,7 @@ def forecast(prepared: Prepared, tokens_per_second: float | None, *, elapsed: fl
     config = prepared.model_config()
     with torch.device("meta"):
         parameters = sum(p.numel() for p in LanguageModel(config).parameters())
-    slots = 2 if plan.optimizer in ("adamw", "muon") else 1  # of the optimizer, or an average, each
+    slots = slots_at_most(plan.optimizer) + (settings.average is not None)
     N = plan.batch * plan.bptt
     units = plan.layers * N * plan.width
     logits = min(N * (config.rows or config.vocab_size), SLICE)

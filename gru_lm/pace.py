@@ -46,13 +46,16 @@ class Pace:
         """Of the steps alone."""
         return self.tokens / self.step_seconds if self.step_seconds else 0.0
 
+    def test_seconds(self) -> float:
+        """What the measurement at the end takes, as a validation does."""
+        return self.validation_seconds * self.test / self.held_out
+
     def elapsed(self) -> float:
         """Seconds of the budget that are used up."""
         return self.before + time.monotonic() - self.started
 
     def clock(self) -> float:
         """The same, and those that the end will need; half a step too, for one overlaps the end."""
-        measurements = 1 + self.test / self.held_out
-        end = measurements * self.validation_seconds + self.save_seconds + EXIT_SECONDS
+        end = self.validation_seconds + self.test_seconds() + self.save_seconds + EXIT_SECONDS
         step = statistics.median(self.recent) if self.recent else 0.0
         return self.elapsed() + end + step / 2

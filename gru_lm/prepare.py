@@ -65,7 +65,24 @@ class Prepared:
 
     def model_config(self) -> ModelConfig:
         """The model that is planned."""
-        return _model_config(self.plan, self.data.tokenizer.vocab_size, self.counts_V())
+        plan, vocab_size, counts_V = self.plan, self.data.tokenizer.vocab_size, self.counts_V()
+        cutoffs: tuple[int, ...] = ()
+        rows = 0
+        if plan.softmax == "adaptive":
+            cutoffs = choose_cutoffs(counts_V, embed=plan.embed)
+        elif (seen := int((counts_V > 0).sum())) + 1 < vocab_size:
+            rows = seen + 1  # one for all that do not occur
+        return ModelConfig(
+            cell=plan.cell,
+            vocab_size=vocab_size,
+            layers=plan.layers,
+            width=plan.width,
+            embed=plan.embed,
+            tied=plan.tied,
+            residual=plan.residual,
+            rows=rows,
+            cutoffs=cutoffs,
+        )
 
     def state(self) -> TrainState:
         """A fresh training state."""
@@ -248,28 +265,6 @@ def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
     return data
 
 
-def _model_config(plan: Plan, vocab_size: int, counts_V: torch.Tensor | None = None) -> ModelConfig:
-    """The model that is planned, its softmax made for tokens that occur so often in training."""
-    cutoffs: tuple[int, ...] = ()
-    rows = 0
-    if counts_V is not None and plan.softmax == "adaptive":
-        cutoffs = choose_cutoffs(counts_V, embed=plan.embed)
-    elif counts_V is not None:
-        seen = int((counts_V > 0).sum())
-        rows = seen + 1 if seen + 1 < vocab_size else 0
-    return ModelConfig(
-        cell=plan.cell,
-        vocab_size=vocab_size,
-        layers=plan.layers,
-        width=plan.width,
-        embed=plan.embed,
-        tied=plan.tied,
-        residual=plan.residual,
-        rows=rows,
-        cutoffs=cutoffs,
-    )
-
-
 def _regularization(plan: Plan) -> Regularization:
     return Regularization(**{f.name: getattr(plan, f.name) for f in fields(Regularization)})
 
@@ -292,7 +287,8 @@ def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) ->
     if len(chosen.text) > 3:
         names += f" and {len(chosen.text) - 3:,} more"
     budget = ", ".join(
-        f"{amount:g} {name if amount != 1 else name.removesuffix('s')}"
+        f"{amount:{',' if isinstance(amount, int) else 'g'}} "
+        f"{name if amount != 1 else name.removesuffix('s')}"
         for name in BUDGETS
         if (amount := getattr(chosen, name))
     )
@@ -309,6 +305,7 @@ def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) ->
     console.note(
         f"model: {chosen.cell}, {chosen.layers} x {chosen.width}, embedding {chosen.embed}"
         f"{' (tied)' if chosen.tied else ''}, {chosen.softmax} softmax"
+        f"{', residual' if chosen.residual else ''}"
     )
     against = [
         field.name.replace("_", " ") + (f" {value:g}" if value is not True else "")
@@ -320,6 +317,7 @@ def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) ->
     console.note(f"regularization: {', '.join(against) or 'none'}")
     console.note(
         f"training: {budget}; {chosen.batch} streams x {chosen.bptt} steps, {chosen.optimizer}, "
-        f"lr {chosen.lr:g}, {chosen.schedule}, {chosen.precision}"
+        f"lr {chosen.lr:g}, {chosen.schedule}, decay {chosen.weight_decay:g}, β₂ {chosen.beta2:g}, "
+        f"{chosen.precision}"
         f"{'' if chosen.average is None else f', average {chosen.average:g}'}"
     )

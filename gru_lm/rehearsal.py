@@ -5,7 +5,6 @@ Knows what is prepared, and neither run nor budget.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
 SECONDS = 0.6  # of steps that are timed
 WARM_UP = 3  # steps before: they compile, and take memory
 FEWEST = 3
+LONG = 5.0  # seconds of steps after which the last one alone says enough
 
 
 def tokens_per_second(prepared: Prepared, *, stop: Callable[[], None]) -> float:
@@ -39,12 +39,12 @@ def tokens_per_second(prepared: Prepared, *, stop: Callable[[], None]) -> float:
         precision=plan.precision,
         clock=lambda: 0.0,
     )
-    for _ in range(WARM_UP):
-        next(steps)
     taken: list[float] = []
-    until = time.monotonic() + SECONDS
-    while time.monotonic() < until or len(taken) < FEWEST:
+    while sum(taken[WARM_UP:]) < SECONDS or len(taken) < WARM_UP + FEWEST:
         stop()
         taken.append(next(steps).seconds)
+        if len(taken) > 1 and sum(taken) > LONG:
+            return plan.batch * plan.bptt / taken[-1]
+    taken = taken[WARM_UP:]
     # What else the machine does only ever slows a step down, and will not go on for ever.
     return plan.batch * plan.bptt / sorted(taken)[len(taken) // 4]

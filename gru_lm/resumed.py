@@ -20,7 +20,7 @@ from gru_lm.model.recurrent import choose_backend, choose_device
 from gru_lm.prepare import Prepared, read_data, read_texts, used_texts
 from gru_lm.reporting import console
 from gru_lm.training.loop import TrainState
-from gru_lm.training.planner import Plan
+from gru_lm.training.planner import MOST_EPOCHS, Plan
 from gru_lm.training.runs import Run, newest_whole, read_settings
 from gru_lm.training.state import environment, restore, restore_tokenizer
 
@@ -44,10 +44,11 @@ def reopen(
     run.keep = noted.keep
     chosen = _settings(run, noted, meta["config"], budget)
     where = choose_device(device or chosen.device)
+    here = chosen  # but for what this machine cannot do, of which the run keeps no trace
     if where.type == "cpu" and chosen.precision == "bf16" and not bf16_available():
         console.warn("resumed in float32: this processor has no bf16")
-        chosen = dataclasses.replace(chosen, precision="float32")
-    set_up(chosen, threads=threads, device=device)
+        here = dataclasses.replace(chosen, precision="float32")
+    set_up(here, threads=threads, device=device)
     tokenizer = restore_tokenizer(checkpoint, checkpoint.tensors())
     texts = read_texts(
         chosen, stdin=run.text, at_line_ends=lambda _: tokenizer.kind == "word", stop=stop
@@ -70,16 +71,21 @@ def reopen(
                 f"resumed with {name} {now.get(name)} instead of {before}: "
                 "not bit-identical to an uninterrupted run"
             )
-    state = restore(checkpoint, device=where, backend=backend)
+    state = restore(checkpoint, device=where, backend=backend, precision=here.precision)
     run.rewind(state, console.warn)
     if budget:
         state.start_leg()
     if chosen != noted:
         run.write_settings(chosen.given())
     console.note(f"resuming {directory} after step {state.step:,}")
+    if budget and chosen.characters:
+        console.note(
+            f"it goes on with the {chosen.characters:,} characters that it began with; for more of the "
+            f"text: gru-lm train --from {directory} TEXT"
+        )
     prepared = Prepared(
         settings=chosen,
-        plan=Plan.of(chosen),
+        plan=Plan.of(here),
         data=data,
         device=where,
         backend=backend,
@@ -109,4 +115,8 @@ def _settings(
             f"own; for another: gru-lm train --resume {run.directory} --minutes M"
         )
     kept = {name: value for name, value in noted.given().items() if name not in BUDGETS}
-    return settings(kept, budget or {name: begun[name] for name in BUDGETS if name in begun})
+    if not budget:
+        budget = {name: begun[name] for name in BUDGETS if name in begun}
+    elif [*budget] == ["minutes"]:  # as in a plan: more passes only learn the text by heart
+        budget = {**budget, "epochs": MOST_EPOCHS}
+    return settings(kept, budget)

@@ -6,6 +6,7 @@ plain types: the command, a comparison and notebooks call them alike. Prints no 
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import sys
@@ -126,7 +127,10 @@ def dry_run(
         stdin = Path(folder) / "text.txt"
         prepared = prepare(chosen, stdin=stdin, source=source, started=started, stop=stop)
     assert prepared.forecast is not None
-    return prepared.settings, prepared.forecast
+    planned = prepared.settings
+    if source or (chosen.tokenizer or "").endswith(".model"):  # which has its tokenizer ready
+        planned = dataclasses.replace(planned, tokenizer=chosen.tokenizer, vocab_size=None)
+    return planned, prepared.forecast
 
 
 def _fit(

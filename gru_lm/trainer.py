@@ -33,13 +33,14 @@ from gru_lm.text.dataset import Data, Part
 from gru_lm.text.store import TokenStore
 from gru_lm.training.checkpoint import read
 from gru_lm.training.loop import StepReport, TrainState, train_steps
-from gru_lm.training.optimizers import Budget, Schedule
+from gru_lm.training.optimizers import Budget, Schedule, slots_at_most
 from gru_lm.training.planner import Plan
 from gru_lm.training.runs import BEST, Run
 from gru_lm.training.state import capture, restore_model
 
 VALIDATIONS = 10  # a run, where --eval-every does not say
 VALIDATION_SHARE = 0.03  # of a budget in minutes that they may take
+TEST_SHARE = 0.2  # of a budget in minutes that the test text may take
 SAVE_SECONDS = 60.0  # between checkpoints, where --save-every does not say
 REPORT_SECONDS = 0.5  # between lines of metrics.jsonl
 SAMPLE_TOKENS = 200
@@ -100,7 +101,7 @@ class Trainer:
                 if self.state.step == self.state.leg_step:
                     self._save()  # so that a resume finds the leg, and how much space it takes
                 if self.settings.minutes:
-                    self._try_validation()
+                    self._try_validation(self.settings.minutes * 60)
                 steps = self._steps()
                 while True:
                     if self._validation_due():
@@ -152,7 +153,7 @@ class Trainer:
     def measure_test(self) -> None:
         """Measure the best model on the test text, by columns: once, when nothing can follow."""
         store = self.data.test
-        if store is None:
+        if store is None or not self.pace.test:
             return
         started = time.monotonic()
         best = read(self.run.directory / BEST)
@@ -203,8 +204,8 @@ class Trainer:
         done = self.state.step - self.state.leg_step
         return int(VALIDATIONS * self.budget.progress(done, self.pace.clock()))
 
-    def _try_validation(self) -> None:
-        """Measure one pass of a validation, so that time is held back for the first whole one."""
+    def _try_validation(self, budget: float) -> None:
+        """Time a part of a validation, to hold time back; leave out a test of a large share."""
         model, tokens = self.state.model.eval(), self.data.valid.tokens
         some = tokens[: COLUMN_BATCH * COLUMN_CHUNK]
         for _ in range(2):  # the first one is slow
@@ -213,6 +214,12 @@ class Trainer:
             taken = time.monotonic() - started
         self.pace.validation_seconds = taken * columns_read(len(tokens)) / len(some)
         model.train()
+        if self.pace.test_seconds() > TEST_SHARE * budget:
+            console.warn(
+                f"the test text will not be measured, which takes {self.pace.test_seconds():.0f} s of "
+                f"the budget; afterwards: gru-lm eval {self.run.directory} FILE"
+            )
+            self.pace.test = 0
 
     def _validate(self) -> None:
         """Measure the model, averaged if it is, on all held-out text; keep it if best, sample it."""
@@ -286,9 +293,8 @@ class Trainer:
     def _check_space(self) -> None:
         """Raise EnvironmentProblem where there is no room for what the run will save."""
         weights = sum(p.numel() * p.element_size() for p in self.state.model.parameters())
-        # Which the first step will add; or NT-ASGD's average, which comes later.
-        slots = 2 if self.plan.optimizer in ("adamw", "muon") else 1
-        self.run.check_space(len(self._capture()) + slots * weights)
+        # What the first steps will add. An average that `--average` begins is there already.
+        self.run.check_space(len(self._capture()) + slots_at_most(self.plan.optimizer) * weights)
 
     def _save(self, *, best: bool = False) -> None:
         """Write the state, unless the newest checkpoint holds it already."""

@@ -86,12 +86,15 @@ def train_cli(
     with watch_signals() as flag:
         try:
             if resume_run:
+                others: dict[str, Any] = {"out": out, "from": from_run, "config": config}
+                others |= {"set": set_values, "print_config": print_config, "dry_run": only_plan}
                 refused = [name for name in given if name not in RESUMABLE]
-                others = (out, from_run, config, set_values, print_config, only_plan)
-                if refused or any(others):
-                    name = f"--{refused[0]}" if refused else "others"
+                refused += [name for name, value in others.items() if value]
+                if refused:
+                    name = refused[0].replace("_", "-")
                     raise UsageError(
-                        f"--resume goes on with the run's own settings, not with {name}",
+                        "--resume goes on with the run's own settings, not with "
+                        f"{'TEXT' if name == 'text' else f'--{name}'}",
                         why="only --threads, --device and a budget (--minutes M) go with it",
                         hint=f"gru-lm train --resume {resume_run}",
                     )

@@ -117,7 +117,6 @@ class StepReport:
     loss: float
     lr: float
     grad_norm: float
-    tokens: int
     seconds: float  # that the step took
 
 
@@ -182,6 +181,5 @@ def train_steps(
             loss=loss_value,
             lr=lr,
             grad_norm=norm_value,
-            tokens=targets_BT.numel(),
             seconds=time.perf_counter() - started,
         )

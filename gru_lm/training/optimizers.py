@@ -163,6 +163,11 @@ def make_optimizer(
     return torch.optim.SGD(groups, lr=0.0, momentum=0.9 if name == "sgd" else 0.0)
 
 
+def slots_at_most(name: str) -> int:
+    """Numbers that a run keeps beside each weight: the optimizer's, or NT-ASGD's average."""
+    return 2 if name in ("adamw", "muon") else 1
+
+
 def slots(name: str, group: Mapping[str, Any]) -> tuple[str, ...]:
     """What an optimizer keeps for each parameter of one of its groups, once it has made a step."""
     if name == "nt-asgd":

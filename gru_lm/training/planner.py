@@ -48,7 +48,7 @@ REPEATS = 15.4  # what endless passes are worth beside the first (Muennighoff et
 # Layers and width. A second layer is worth more than a wider first one from about 256 on.
 SIZES = (
     *((1, width) for width in (64, 96, 128, 192, 256)),
-    *((2, width) for width in (256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)),
+    *((2, width) for width in (256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 3072, 4096)),
 )
 TRIALS = 3  # of a plan's speed, a second each
 # How well a text could be learnt by heart: the epochs, times the root of the model's weights for each
@@ -225,7 +225,9 @@ def _sized(
 ) -> tuple[Plan, float]:
     """The largest model that the budget has time for, and the tokens it sees then."""
     # Where time does not count, still no larger a model than the usual time carries.
-    timed = dataclasses.replace(settings, minutes=settings.minutes or DEFAULT_MINUTES)
+    timed = settings
+    if not settings.minutes:
+        timed, elapsed = dataclasses.replace(settings, minutes=DEFAULT_MINUTES), 0.0
     chosen = None
     for layers, width in SIZES:
         plan = _shaped(
@@ -270,7 +272,7 @@ def _shaped(
     # An untied embedding of a small vocabulary needs few dimensions; a large one is worth sharing.
     tied = softmax == "adaptive" or vocab_size > MOST_PIECES_UNTIED
     tied = tied if settings.tied is None else settings.tied
-    bptt = settings.bptt or max(1, min(BPTT, tokens // 16))
+    bptt = settings.bptt or max(1, min(BPTT, tokens // max(16, settings.batch or 0)))
     batch = settings.batch or max(1, min(STREAMS[device], tokens // (4 * bptt)))
     if batch * bptt > tokens:
         raise InputError(
@@ -281,7 +283,7 @@ def _shaped(
     # Momentum of 0.9 makes a step ten times as long.
     optimizer = settings.optimizer or DEFAULT_OPTIMIZER
     rate = {"adamw": 5e-3, "muon": 5e-3, "sgd": 1.0, "nt-asgd": 10.0}[optimizer]
-    decay = DECAY if optimizer in ADAPTIVE else 1.2e-6  # the others multiply it by the rate
+    decay = DECAY if optimizer in ADAPTIVE else 1.2e-6  # beside rates of 1 and 10
     assert settings.precision is not None
     return Plan(
         precision=settings.precision,
@@ -311,9 +313,9 @@ def _completed(
     settings: Settings, plan: Plan, *, seen: float, tokens: int, vocab_size: int
 ) -> Plan:
     """The plan with dropout, rate and decay for a text of which so much will be seen."""
-    epochs = seen / tokens
-    time_alone = not (settings.epochs or settings.steps or settings.tokens)
-    most = MOST_EPOCHS if time_alone and epochs > MOST_EPOCHS else settings.epochs
+    epochs, most = seen / tokens, settings.epochs
+    if epochs > MOST_EPOCHS and not (settings.epochs or settings.steps or settings.tokens):
+        seen, most = MOST_EPOCHS * tokens, MOST_EPOCHS
     by_heart = min(epochs, MOST_EPOCHS) * (plan.held(vocab_size) / tokens) ** 0.5
     doublings = math.log2(max(1.0, by_heart / FRESH))
     planned = round(min(MOST_DROPOUT, DROPOUT * doublings), 2)
@@ -321,7 +323,7 @@ def _completed(
     dropout = planned if settings.dropout is None else settings.dropout
     # A small vocabulary is read from a table, which is faster and has no room for dropout; its
     # weights are dropped instead.
-    inputs, weight_drop = (0.0, planned) if vocab_size <= SMALL else (dropout, 0.0)
+    inputs, weight_drop = (0.0, dropout) if vocab_size <= SMALL else (dropout, 0.0)
     weight_drop = weight_drop if settings.weight_drop is None else settings.weight_drop
     inputs = inputs if settings.input_dropout is None else settings.input_dropout
     lr, decay, step = plan.lr, plan.weight_decay, plan.batch * plan.bptt

@@ -77,8 +77,13 @@ def environment(device: torch.device, backend: str) -> dict[str, Any]:
     }
 
 
-def restore(checkpoint: Checkpoint, *, device: torch.device, backend: str) -> TrainState:
-    """The state that `checkpoint` captured. Raises InputError where the file is not what it claims."""
+def restore(
+    checkpoint: Checkpoint, *, device: torch.device, backend: str, precision: str | None = None
+) -> TrainState:
+    """The state that `checkpoint` captured, to go on in `precision` if not in its own.
+
+    Raises InputError where the file is not what it claims.
+    """
     tensors, meta = checkpoint.tensors(), checkpoint.meta
     model = restore_model(checkpoint, tensors, device=device, backend=backend, averaged=False)
     try:
@@ -88,7 +93,7 @@ def restore(checkpoint: Checkpoint, *, device: torch.device, backend: str) -> Tr
             config["optimizer"],
             weight_decay=config["weight_decay"],
             beta2=config["beta2"],
-            precision=config["precision"],
+            precision=precision or config["precision"],
         )
         scaler = torch.amp.GradScaler(device.type, enabled=config["precision"] == "fp16")
         if scaler.is_enabled():

@@ -2,7 +2,7 @@
 
     tokenizer   char up to 5 M characters, bpe beyond: a subword sees further per step
     characters  what the budget can use of a large text, with a margin
-    held out    what can be scored in a small part of the time
+    held out    what can be scored in a small part of the time that training takes
 
 Knows no files and no models; what a budget buys is the planner's to say.
 """
@@ -27,8 +27,8 @@ CHARACTERS_PER_TOKEN = {
 MARGIN = 1.2  # of text over what the budget needs
 # A budget never leaves less of the text: vocabulary and size follow what is used, which takes a second.
 LEAST_USED = 5_000_000
-LEAST_VALIDATED = 1_500_000
-VALIDATION_SHARE = 0.02  # of a budget in minutes, for one validation
+LEAST_VALIDATED = 300_000  # tokens
+VALIDATION_SHARE = 0.02  # of the training's time, for one validation
 
 
 def plan_tokenizer(settings: Settings, *, characters: int) -> str:
@@ -51,19 +51,11 @@ def plan_characters(
 ) -> int | None:
     """How much of `characters` of training text the budget can use, at most; None: all of it.
 
-    A budget in epochs means the whole text.
+    A budget in epochs alone means the whole text.
     """
-    if settings.characters or settings.epochs:
+    if settings.characters:
         return settings.characters
-    tokens: list[float] = [characters]  # no text has more tokens that are worth counting
-    if settings.minutes:
-        tokens.append(_tokens_in(settings.minutes, device))
-    if settings.steps:
-        streams = settings.batch or STREAMS[device]
-        tokens.append(settings.steps * streams * (settings.bptt or BPTT))
-    if settings.tokens:
-        tokens.append(settings.tokens)
-    most = max(LEAST_USED, MARGIN * min(tokens) * characters_per_token)
+    most = max(LEAST_USED, MARGIN * _tokens(settings, device) * characters_per_token)
     return int(most) if most < characters else None
 
 
@@ -76,19 +68,29 @@ def plan_valid_characters(
 ) -> int | None:
     """How much of `characters` of held-out text to validate on, at most; None: all of it.
 
-    A budget in minutes must not go by in validations; other budgets do not count them.
+    The time must not go by in validations. A budget in epochs alone means all of it here too.
     """
-    if settings.valid_characters or not settings.minutes:
+    if settings.valid_characters:
         return settings.valid_characters
     # Scoring a token takes a third of the time of training on it.
-    tokens = 3 * VALIDATION_SHARE * _tokens_in(settings.minutes, device)
-    most = max(LEAST_VALIDATED, tokens * characters_per_token)
+    tokens = max(LEAST_VALIDATED, 3 * VALIDATION_SHARE * _tokens(settings, device))
+    most = tokens * characters_per_token
     return int(most) if most < characters else None
 
 
-def _tokens_in(minutes: float, device: str) -> float:
-    """Tokens that a model of the size for so many minutes sees, roughly.
+def _tokens(settings: Settings, device: str) -> float:
+    """Training tokens that the budget will see, roughly; no limit where it is in epochs alone.
 
-    weights x tokens = speed x time, and tokens = TOKENS_PER_WEIGHT x weights.
+    Of minutes, those that a model of the size for them sees: weights x tokens = speed x time, and
+    tokens = TOKENS_PER_WEIGHT x weights.
     """
-    return math.sqrt(minutes * 60 * WEIGHTS_PER_SECOND[device] * TOKENS_PER_WEIGHT)
+    limits = [math.inf]
+    if settings.minutes:
+        products = settings.minutes * 60 * WEIGHTS_PER_SECOND[device]
+        limits.append(math.sqrt(products * TOKENS_PER_WEIGHT))
+    if settings.steps:
+        streams = settings.batch or STREAMS[device]
+        limits.append(settings.steps * streams * (settings.bptt or BPTT))
+    if settings.tokens:
+        limits.append(settings.tokens)
+    return min(limits)

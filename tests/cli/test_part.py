@@ -70,11 +70,14 @@ def test_a_budget_uses_what_it_can(
 ) -> None:
     monkeypatch.setattr("gru_lm.training.text_plan.LEAST_USED", 15_000)
     done = inside(tmp_path, "train", long, "--tokens", 16_000, "--dry-run", *TINY)
-    assert "(what 16000 tokens can use)" in done.err
+    assert "(what 16,000 tokens can use)" in done.err
     planned = tomllib.loads(done.out)
     assert planned["characters"] == MARGIN * 16_000
     assert "valid_characters" not in planned
     assert numbers(done.err)[0] <= MARGIN * 16_000
+    monkeypatch.setattr("gru_lm.training.text_plan.LEAST_VALIDATED", 2_000)
+    done = inside(tmp_path, "train", long, "--tokens", 16_000, "--dry-run", *TINY)
+    assert tomllib.loads(done.out)["valid_characters"] == 2_000
     done = inside(tmp_path, "train", long, "--epochs", 1, "--dry-run", *TINY)
     assert len(numbers(done.err)) == 2, "all of both parts"
     assert "characters" not in tomllib.loads(done.out)
@@ -98,6 +101,17 @@ def test_all_parts_come_from_the_text_of_their_own(long: Path, tmp_path: Path) -
     assert numbers(done.err)[1::2] == [len(long.read_text(encoding="utf-8")), n]
     assert result["valid"]["characters"] <= 5_000
     assert result["test"]["characters"] == n, "what is measured once is measured whole"
+
+
+def test_a_test_text_that_would_take_much_of_the_minutes_is_left_out(
+    long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ["--split", "0.8,0.1,0.1", "--minutes", 0.05, *TINY, "--json"]
+    assert inside(tmp_path, "train", long, *options, "--out", "a").json()["test"]["tokens"]
+    monkeypatch.setattr("gru_lm.trainer.TEST_SHARE", 0.0)
+    done = inside(tmp_path, "train", long, *options, "--out", "b")
+    assert "test" not in done.json()
+    assert "the test text will not be measured" in done.err
 
 
 def test_a_text_without_end_of_line(tmp_path: Path) -> None:

@@ -169,6 +169,30 @@ def test_a_budget_in_minutes_is_wall_time_of_the_whole_command(text: Path, tmp_p
     assert last.meta["seconds"] == pytest.approx(result["seconds"], abs=2)
 
 
+@pytest.mark.slow
+def test_a_budget_in_minutes_is_kept_to_within_two_seconds(program: Program) -> None:
+    train = ["train", "--minutes", 0.3, "--split", "0.8,0.1,0.1"]
+    for command in ([*train, "--out", "run"], ["train", "--resume", "run", "--minutes", 0.3]):
+        started = time.monotonic()
+        program(*command)
+        assert abs(time.monotonic() - started - 18) < 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--optimizer", "muon"], ["--optimizer", "sgd"], ["--optimizer", "adamw", "--average", 0.9]],
+)
+def test_what_a_plan_will_come_to(options: list[object], text: Path, tmp_path: Path) -> None:
+    command = ["train", text, *TINY, "--width", 128, "--steps", 3, *options, "--json"]
+    expected = inside(tmp_path, *command, "--dry-run").json()["forecast"]
+    assert expected["tokens_per_second"] is None
+    result = inside(tmp_path, *command, "--out", "run", "--save-every", 1).json()
+    assert expected["tokens"] == result["tokens"]
+    files = {path.stat().st_ino: path.stat().st_size for path in (tmp_path / "run").iterdir()}
+    assert 0.5 * expected["disk"] < sum(files.values()) < 1.2 * expected["disk"]
+    assert expected["memory"] > expected["disk"]
+
+
 def test_no_budget_is_five_minutes_and_it_says_so(text: Path, tmp_path: Path) -> None:
     done = inside(tmp_path, "train", text, "--dry-run")
     assert tomllib.loads(done.out)["minutes"] == 5

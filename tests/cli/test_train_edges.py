@@ -46,13 +46,30 @@ def test_a_word_model_of_ones_own_cuts_at_line_ends_and_resumes(tmp_path: Path, 
     inside(tmp_path, "eval", "run")
     said = error(tmp_path, "train", text, *own, "--vocab-size", 9, code=2)
     assert "--vocab-size does not go with own.model" in said
+    plan = inside(tmp_path, "train", text, *own, "--dry-run").out
+    assert 'tokenizer = "own.model"' in plan
+    (tmp_path / "plan.toml").write_text(plan, encoding="utf-8")
+    inside(tmp_path, "train", "--config", "plan.toml", "--out", "planned")
+    assert (tmp_path / "planned/best.safetensors").read_bytes() == (
+        tmp_path / "run/best.safetensors"
+    ).read_bytes()
     gone = [part if part != "own.model" else "gone.model" for part in own]
     assert "gone.model" in error(tmp_path, "train", text, *gone, code=3)
 
 
 def test_resume_takes_no_other_option(trained: Path, tmp_path: Path) -> None:
-    for other in ("--dry-run", "--print-config"):
-        assert "--resume goes on" in error(tmp_path, "train", "--resume", trained, other, code=2)
+    for other in (["--dry-run"], ["--print-config"], ["--weight-decay", 0], ["--from", trained]):
+        said = error(tmp_path, "train", "--resume", trained, *other, code=2)
+        assert f"--resume goes on with the run's own settings, not with {other[0]}" in said
+
+
+def test_the_plan_of_a_run_that_starts_from_another_can_be_used(
+    trained: Path, tmp_path: Path, text: Path
+) -> None:
+    options = ["train", text, "--from", trained, "--steps", 1, "--batch", 2, "--bptt", 8]
+    plan = inside(tmp_path, *options, "--dry-run").out
+    (tmp_path / "plan.toml").write_text(plan, encoding="utf-8")
+    inside(tmp_path, "train", "--from", trained, "--config", "plan.toml", "--out", "run")
 
 
 def test_three_shares_and_a_held_out_file_contradict_each_other(tmp_path: Path, text: Path) -> None:

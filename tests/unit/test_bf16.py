@@ -189,3 +189,18 @@ def test_a_run_trains_and_resumes_in_bfloat16(tmp_path: Path, text: Path) -> Non
     found = inside(tmp_path, "train", text, "--out", "run", "--json", *options).json()
     assert found["steps"] == 3
     inside(tmp_path, "train", "--resume", "run")
+
+
+def test_a_run_in_bfloat16_goes_elsewhere_and_comes_back(
+    tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = ("--steps", 3, "--width", 8, "--tokenizer", "byte", "--precision", "bf16")
+    inside(tmp_path, "train", text, "--out", "run", *options)
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr("gru_lm.resumed.bf16_available", lambda: False)
+        for more in ((), ("--steps", 2)):
+            said = inside(tmp_path, "train", "--resume", "run", *more).err
+            assert "resumed in float32: this processor has no bf16" in said
+    found = inside(tmp_path, "train", "--resume", "run", "--steps", 1, "--json")
+    assert found.json()["steps"] == 6
+    assert "float32" not in found.err

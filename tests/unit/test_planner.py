@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gru_lm.config import settings
+from gru_lm.config import LARGEST, settings
 from gru_lm.errors import InputError, UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL
@@ -39,9 +39,11 @@ from gru_lm.training.text_plan import (
 )
 
 
-def plan(tokens: int = 1_000_000, device: str = "cpu", vocab_size: int = 300, **given: Any) -> Plan:
+def plan(
+    text: int = 1_000_000, /, device: str = "cpu", vocab_size: int = 300, **given: Any
+) -> Plan:
     return plan_model(
-        plan_budget(settings(given)), tokens=tokens, vocab_size=vocab_size, device=device
+        plan_budget(settings(given)), tokens=text, vocab_size=vocab_size, device=device
     )
 
 
@@ -120,6 +122,9 @@ def test_a_text_is_not_seen_more_often_than_helps() -> None:
     assert plan(10**8, minutes=1).epochs is None
     assert plan(1_000, minutes=60, epochs=500).epochs == 500
     assert plan(1_000, minutes=60, steps=10**9).epochs is None
+    words = {"vocab_size": 20_000, "width": 64, "layers": 1}
+    long, same = plan(10_000, minutes=60, **words), plan(10_000, epochs=MOST_EPOCHS, **words)
+    assert (long.lr, long.weight_decay) == (same.lr, same.weight_decay), "planned for what it sees"
 
 
 def test_embeddings_get_the_same_dropout_but_where_they_are_read_from_a_table() -> None:
@@ -133,6 +138,8 @@ def test_recurrent_weights_are_dropped_where_embeddings_cannot_be() -> None:
     assert plan(vocab_size=SMALL, epochs=50).weight_drop > 0
     assert plan(vocab_size=SMALL + 1, epochs=50).weight_drop == 0
     assert plan(vocab_size=SMALL + 1, epochs=50).input_dropout > 0
+    assert plan(vocab_size=SMALL, epochs=50, dropout=0).weight_drop == 0
+    assert plan(vocab_size=SMALL, epochs=50, dropout=0, weight_drop=0.5).weight_drop == 0.5
 
 
 def test_what_is_seen_often_is_learnt_less_by_heart() -> None:
@@ -257,35 +264,46 @@ def test_no_more_text_is_used_than_the_budget_can_use() -> None:
     assert part(LEAST_USED, tokens=1) is None
 
 
-def test_epochs_mean_the_whole_text_and_what_is_asked_for_is_kept() -> None:
-    assert part(epochs=1) is None
-    assert part(epochs=1, minutes=1) is None
+def test_epochs_alone_mean_the_whole_text_and_what_is_asked_for_is_kept() -> None:
+    assert part(epochs=1) is valid_part(epochs=1) is None
+    assert part(epochs=1, minutes=1) == part(minutes=1)
     assert part(epochs=1, characters=7) == 7
     assert part(minutes=1, characters=2 * HUGE) == 2 * HUGE
     assert valid_part(minutes=1, valid_characters=7) == 7
 
 
-def test_validations_take_little_of_a_budget_in_minutes() -> None:
-    most = part(minutes=10)
-    assert most
-    assert valid_part(minutes=10) == pytest.approx(most / MARGIN * 3 * VALIDATION_SHARE)
-    assert valid_part(minutes=0.01) == LEAST_VALIDATED
-    assert valid_part(LEAST_VALIDATED, minutes=0.01) is None
-    for budget in ("epochs", "steps", "tokens"):
-        assert valid_part(**{budget: 1}) is None
+def test_validations_take_little_beside_the_training() -> None:
+    for budget in ({"minutes": 40}, {"tokens": 10**8}):
+        most = part(**budget)
+        assert most
+        assert valid_part(**budget) == pytest.approx(most / MARGIN * 3 * VALIDATION_SHARE, abs=2)
+    for small in ({"minutes": 0.01}, {"steps": 1}, {"tokens": 1}):
+        assert valid_part(**small) == LEAST_VALIDATED * 4
+        assert valid_part(LEAST_VALIDATED * 4, **small) is None
 
 
 @pytest.mark.parametrize("name", ["minutes", "epochs", "steps", "tokens"])
-def test_no_budget_is_too_large_for_a_part(name: str) -> None:
-    most = 1e308 if name in ("minutes", "epochs") else 10**400
-    assert part(**{name: most}) is None
-    assert valid_part(**{name: most}) is None
+def test_the_largest_budget_has_a_plan_and_a_larger_one_is_refused(name: str) -> None:
+    most: float = 1e6 if name in ("minutes", "epochs") else LARGEST
+    assert plan(**{name: most}).lr > 0
+    assert (part(10**8, **{name: most}), valid_part(10**8, **{name: most})) == (None, None)
+    with pytest.raises(UsageError, match=f"--{name} must be at most"):
+        plan(**{name: most * 2})
+
+
+def test_without_minutes_the_plan_does_not_depend_on_the_time_that_is_gone() -> None:
+    for budget in ({"epochs": 1}, {"steps": 1000}, {"tokens": 10**6}):
+        late = plan_model(
+            settings(budget), tokens=10**6, vocab_size=300, device="cpu", elapsed=1000.0
+        )
+        assert late == plan(**budget)
 
 
 def test_batches_larger_than_the_text_are_refused() -> None:
     with pytest.raises(InputError, match="too short: 100 tokens"):
         plan(100, batch=10, bptt=11)
     assert plan(110, batch=10, bptt=11).batch == 10
+    assert plan(100, batch=50).bptt == 2
 
 
 def test_budgets_in_steps_tokens_and_epochs_are_counted_in_steps() -> None:
