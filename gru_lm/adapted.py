@@ -39,6 +39,15 @@ Stop = Callable[[], None]
 Row = dict[str, Any]
 
 
+def check_settings(
+    *, cache: Mapping[str, Any] | None, method: str | None, dynamic: Mapping[str, Any]
+) -> None:
+    """Raise UsageError for what neither the cache nor dynamic evaluation could be given."""
+    CacheSettings(**cache or {})
+    if method is not None:
+        _dynamic_settings(method, dynamic)
+
+
 def with_cache(
     opened: Opened,
     documents: Sequence[Document],
@@ -57,6 +66,7 @@ def with_cache(
                 model,
                 _own_sequences(opened, stop=stop),
                 newline_id=newline_id,
+                given=given,
                 stop=stop,
                 progress=advance,
             )
@@ -77,10 +87,8 @@ def dynamically(
     stop: Stop,
 ) -> Row:
     """The figures of dynamic evaluation by `method`, as `with_cache`."""
-    if method not in METHODS:
-        raise unknown_name("method of dynamic evaluation", method, METHODS)
     model, newline_id = opened.model, opened.tokenizer.newline_id
-    settings, tuned, rms = dataclasses.replace(DEFAULTS[method], **given), None, None
+    settings, tuned, rms = _dynamic_settings(method, given), None, None
     if method == "rms":
         whole = STREAMS * BATCHES * settings.segment
         with console.progress("measuring gradients of the training text", whole) as advance:
@@ -97,6 +105,7 @@ def dynamically(
                 _own_sequences(opened, stop=stop),
                 newline_id=newline_id,
                 start=settings,
+                given=given,
                 rms=rms,
                 stop=stop,
                 progress=advance,
@@ -105,6 +114,12 @@ def dynamically(
     score = partial(score_dynamically, settings=settings, rms=rms)
     counts = _counts(opened, documents, "dynamic evaluation", score, size=size, stop=stop)
     return _row(f"dynamic {method}", settings, tuned, counts)
+
+
+def _dynamic_settings(method: str, given: Mapping[str, Any]) -> DynamicSettings:
+    if method not in METHODS:
+        raise unknown_name("method of dynamic evaluation", method, METHODS)
+    return dataclasses.replace(DEFAULTS[method], **given)
 
 
 def _counts(

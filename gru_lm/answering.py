@@ -13,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gru_lm.errors import InputError
+from gru_lm.errors import InputError, UsageError
 from gru_lm.evaluation.scoring import score
 from gru_lm.evaluation.texts import FASTEST
 from gru_lm.opened import Opened, open_model
 from gru_lm.reporting import console
+from gru_lm.text.files import known_encoding, newline_is_a_byte
 from gru_lm.text.sources import stdin_blocks
 from gru_lm.training import runs
 
@@ -40,6 +41,12 @@ def answer_lines(
     As soon as lines come, those that are there are scored together. A last line without its newline
     counts as one with it. Raises InputError, naming the line, where one is not in `encoding`.
     """
+    encoding = known_encoding(encoding)
+    if not newline_is_a_byte(encoding):
+        raise UsageError(
+            f"lines in {encoding} cannot be told apart as they come",
+            hint=f"iconv -f {encoding} -t utf-8 | gru-lm eval {run} - --per-line -",
+        )
     opened = open_model(runs.find(run, console.warn), device=device, threads=threads)
     answer("line\ttokens\tnats")
     number = 0

@@ -2,11 +2,13 @@
 
 How a run is trained is train.py's to say, how cells are made comparable matching.py's, what may be
 said of figures evaluation/statistics.py's. Prints no result. Invariant: a comparison that was
-interrupted anywhere and goes on ends with the runs and the figures of one that was not.
+interrupted anywhere and goes on ends with the runs and the figures of one that was not; where the budget
+is in minutes, but for the seconds that the interrupted run takes to come back, which are of its own.
 """
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +33,15 @@ from gru_lm.text.documents import Document, survey
 from gru_lm.text.sources import open_documents, spool_stdin
 from gru_lm.train import resume, train
 from gru_lm.training import runs
-from gru_lm.training.comparisons import MINUTES, PIPED, RESULT, Comparison, Question, Record
+from gru_lm.training.comparisons import (
+    MINUTES,
+    PIPED,
+    RECORD,
+    RESULT,
+    Comparison,
+    Question,
+    Record,
+)
 
 PAGE, CURVES = "report.html", "curves.png"
 HELD_OUT = {"test": "the test text", "valid": "the validation text"}
@@ -102,8 +112,10 @@ def compare_models(
 ) -> dict[str, Any]:
     """Measure two finished models, of any tokenizers, on the same texts; returns what is printed.
 
-    Each reads every document as a stream. With `out`, a directory, the page is written there.
+    Each reads every document as a stream. With `out`, a directory, page and result are written there.
     """
+    if out and (out / RECORD).exists():
+        raise UsageError(f"--out {out} holds a comparison of cells", hint="name another directory")
     checkpoints = [runs.find(path, console.warn) for path in models]
     with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
         stdin = Path(folder) / "stdin"
@@ -143,6 +155,7 @@ def compare_models(
         except FileExistsError as error:
             raise UsageError(f"--out {out} is a file", hint="name a directory") from error
         atomic.write_bytes(out / PAGE, compare_page(result, None).encode())
+        atomic.write_bytes(out / RESULT, json.dumps(result, indent=1).encode())
     return result
 
 
@@ -229,9 +242,9 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
         plan = replace(record.plan(cell), seed=seed)
         try:
             if runs.holds_run(directory):
-                trained = resume(directory, stop=stop)
+                trained = resume(directory, with_test=False, stop=stop)
             else:
-                trained = train(plan, out=directory, stop=stop)
+                trained = train(plan, out=directory, with_test=False, stop=stop)
         except DivergedError as error:
             error.message = f"{cell}, seed {seed}: {error.message}"
             error.hint = "another comparison, of a smaller --lr for all cells"
@@ -295,7 +308,6 @@ def _result(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
     asked = record.question
     sums = {cell: [row["blocks"] for row in rows if row["cell"] == cell] for cell in asked.cells}
     differences = cells_differences(sums, at=f"at equal {asked.match}")
-    first = differences[0]
     return {
         "cells": list(asked.cells),
         "match": asked.match,
@@ -303,9 +315,9 @@ def _result(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
         "minutes": asked.settings.minutes,
         "budget": {n: v for n, v in asked.settings.given().items() if n in BUDGETS},
         "on": HELD_OUT[record.part],
-        "difference": first,
+        "difference": differences[0],
         "differences": differences,
-        "verdict": first["verdict"],
+        "verdict": ". ".join(each["verdict"] for each in differences),
         "runs": [
             {name: value for name, value in row.items() if name != "blocks"}
             | {"checkpoint": str(directory / f"{row['cell']}-{row['seed']}" / runs.BEST)}

@@ -81,6 +81,11 @@ def evaluate(
         raise unknown_name("mode", mode, MODES)
     if wanted.convention not in (None, *CONVENTIONS):
         raise unknown_name("convention", wanted.convention or "", CONVENTIONS)
+    if wanted.pairs and not files and wanted != Wanted(pairs=wanted.pairs):
+        raise UsageError(
+            "--pairs alone judges pairs, and nothing else",
+            hint=f"name a text too: gru-lm eval {run} FILE --pairs {wanted.pairs}",
+        )
     for out in wanted.files():
         if out.exists() and not out.is_file():
             raise UsageError(f"{out} is not a regular file", hint="name a file to be written")
@@ -148,6 +153,7 @@ def _on_texts(
 ) -> dict[str, Any]:
     """`result` with the figures of the documents; files are in place when it returns."""
     from gru_lm import atomic
+    from gru_lm.adapted import check_settings
     from gru_lm.evaluation.baselines import baselines
     from gru_lm.evaluation.beside import ByBlock, Conventions, Shown, TokenCounts, split_words
     from gru_lm.evaluation.metrics import Counts
@@ -161,23 +167,22 @@ def _on_texts(
     with console.progress("reading", None) as advance:
         size = survey(documents, stop=stop, progress=advance).bytes
     tokenizer, names = opened.tokenizer, [document.name for document in documents]
+    check_settings(cache=wanted.cache, method=wanted.dynamic, dynamic=wanted.dynamic_settings)
     ngrams = (
         Interpolation(opened, wanted.interpolate, weight=wanted.weight, stop=stop)
         if wanted.interpolate
         else None
     )
     with ExitStack() as stack:
-
-        def replacing(path: Path) -> BinaryIO:
-            return stack.enter_context(atomic.replacing(path))
-
+        # All at once: one that cannot be written is refused before the long work.
+        out = {path: stack.enter_context(atomic.replacing(path)) for path in wanted.files()}
         by_block, conventions = ByBlock(), Conventions(tokenizer)
         used = TokenCounts(tokenizer.vocab_size)
         tables: list[Table] = [by_block, conventions, used]
         if wanted.per_token:
-            tables.append(PerToken(replacing(wanted.per_token), tokenizer, names))
-        by_word = PerWord(replacing(wanted.per_word), tokenizer, names) if wanted.per_word else None
-        by_line = PerLine(replacing(wanted.per_line), tokenizer) if wanted.per_line else None
+            tables.append(PerToken(out[wanted.per_token], tokenizer, names))
+        by_word = PerWord(out[wanted.per_word], tokenizer, names) if wanted.per_word else None
+        by_line = PerLine(out[wanted.per_line], tokenizer) if wanted.per_line else None
         shown = Shown(tokenizer) if wanted.html else None
         mixture = ngrams.mixture() if ngrams else None
         tables += [table for table in (by_word, by_line, shown, mixture) if table]
@@ -222,13 +227,15 @@ def _on_texts(
             )
         if wanted.baselines:
             pieces = (piece for pieces in readings(documents) for piece in pieces)
-            result["baselines"] = baselines(used.counts_V, pieces, stop=stop)
+            result["baselines"] = baselines(
+                used.counts_V, pieces, spelling_nats=total.spelling_nats, stop=stop
+            )
         if ngrams and mixture:
             result |= ngrams.rows(mixture, documents, total)
         result |= _adapted(opened, documents, wanted, size=size, stop=stop)
         if wanted.context_curve:
             result["context_curve"] = _context_curve(
-                opened, documents, replacing(wanted.context_curve), stop=stop
+                opened, documents, out[wanted.context_curve], stop=stop
             )
         if wanted.html and shown:
             from gru_lm.reporting.report import eval_page
@@ -240,7 +247,7 @@ def _on_texts(
                 tokens=shown.tokens,
                 shown_of=(len(shown.tokens), total.tokens),
             )
-            replacing(wanted.html).write(page.encode())
+            out[wanted.html].write(page.encode())
     return result
 
 

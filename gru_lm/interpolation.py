@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from gru_lm.evaluation.arpa import open_arpa
 from gru_lm.evaluation.metrics import Counts
 from gru_lm.evaluation.ngram import (
     Mixture,
@@ -17,7 +18,6 @@ from gru_lm.evaluation.ngram import (
     TokenScores,
     baseline,
     lines_of,
-    open_arpa,
     tune_weight,
 )
 from gru_lm.evaluation.texts import measure
@@ -70,10 +70,15 @@ class Interpolation:
     ) -> dict[str, Any]:
         """What `mixture` has found in `documents`, and what the n-grams alone make of them."""
         self._scores.check_overlap()
+        if lacking := self._scores.lacking():
+            console.warn(
+                f"{self._ngram.name} lacks {lacking:,} words of the model's: in the mixture they share "
+                "the probability of <unk>"
+            )
         lines = (line for pieces in readings(documents) for line in lines_of(pieces))
         text = dataclasses.replace(total, tokens=0, nats=0.0, unknown_tokens=0, unknown_nats=0.0)
         return {
-            "ngram": baseline(self._ngram, lines, size=total.bytes),
+            "ngram": baseline(self._ngram, lines, text=total),
             "interpolated": {
                 "name": f"interpolated with {self._ngram.name}",
                 "weight": self._weight,

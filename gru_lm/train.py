@@ -45,9 +45,10 @@ def train(
     out: Path | None = None,
     start_from: Path | None = None,
     started: float | None = None,
+    with_test: bool = True,
     stop: Stop = _never,
 ) -> dict[str, Any]:
-    """Train a new run; returns what `train --json` prints.
+    """Train a new run; returns what `train --json` prints, of the test text only `with_test`.
 
     `out` is the run directory (None: runs/<cell>-<n>), `start_from` a run whose weights and tokenizer
     to begin with, `started` the start of a budget in minutes on the monotonic clock. `stop` is polled
@@ -63,7 +64,8 @@ def train(
         run.keep = chosen.keep
         run.write_settings(recorded(prepared.settings))
         console.note(f"run: {run.directory} (Ctrl-C saves)")
-        return _fit(run, prepared, prepared.state(), started=started, stop=stop)
+        state = prepared.state()
+        return _fit(run, prepared, state, started=started, with_test=with_test, stop=stop)
     finally:
         run.discard()
         run.close()
@@ -85,6 +87,7 @@ def resume(
     threads: int | None = None,
     device: str | None = None,
     started: float | None = None,
+    with_test: bool = True,
     stop: Stop = _never,
     **budget: float,
 ) -> dict[str, Any]:
@@ -100,7 +103,7 @@ def resume(
     try:
         prepared, state = reopen(run, budget=budget, threads=threads, device=device, stop=stop)
         begun = state.step
-        result = _fit(run, prepared, state, started=started, stop=stop)
+        result = _fit(run, prepared, state, started=started, with_test=with_test, stop=stop)
         if state.step == begun and not budget:
             more = f"gru-lm train --resume {directory} --minutes 5"
             console.note(f"the run had ended; to train it for longer: {more}")
@@ -134,15 +137,22 @@ def dry_run(
 
 
 def _fit(
-    run: Run, prepared: Prepared, state: TrainState, *, started: float, stop: Stop
+    run: Run,
+    prepared: Prepared,
+    state: TrainState,
+    *,
+    started: float,
+    with_test: bool,
+    stop: Stop,
 ) -> dict[str, Any]:
     """Train, and leave the run complete: measured, plotted, summed up."""
+    data = prepared.data if with_test else dataclasses.replace(prepared.data, test=None)
 
     trainer = Trainer(
         run=run,
         settings=prepared.settings,
         plan=prepared.plan,
-        data=prepared.data,
+        data=data,
         state=state,
         environment=environment(prepared.device, prepared.backend),
         started=started,

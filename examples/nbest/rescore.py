@@ -16,6 +16,7 @@ import csv
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 COLUMNS = ("utt", "acoustic_ln", "lm_ln", "hyp")
 
@@ -27,18 +28,27 @@ parser.add_argument("--weight", type=float, default=0.5, help="of the run's amon
 parser.add_argument("--lower", action="store_true", help="give the run lower case")
 given = parser.parse_args()
 
-rows = []
-with Path(given.table).open(encoding="utf-8", newline="") as file:
-    table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-    for row in table:
-        try:
+
+def fail(what: str) -> NoReturn:
+    """Say what is wrong with the table, and leave."""
+    sys.stderr.write(f"error: {given.table}{what}\n")
+    sys.exit(3)
+
+
+rows, number = [], 1
+try:
+    with Path(given.table).open(encoding="utf-8", newline="") as file:
+        table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        for row in table:
+            number = table.line_num
             utterance, acoustic, own, text = (row[name] for name in COLUMNS)
             rows.append((utterance, float(acoustic), float(own), text.strip()))
-        except (AttributeError, KeyError, TypeError, ValueError):
-            sys.stderr.write(
-                f"error: {given.table}, line {table.line_num}: not all of {', '.join(COLUMNS)}\n"
-            )
-            sys.exit(3)
+except OSError as error:
+    fail(f": {error.strerror}")
+except UnicodeDecodeError:
+    fail(f", after line {number}: not UTF-8")
+except (AttributeError, KeyError, TypeError, ValueError):
+    fail(f", line {number}: not all of {', '.join(COLUMNS)}")
 
 lines = "".join((text.lower() if given.lower else text) + "\n" for *_, text in rows)
 answer = subprocess.run(

@@ -164,13 +164,38 @@ def eval_cli(
     """
     from gru_lm.reporting import console, figures
 
-    for_cache = {"window": cache_window, "theta": cache_theta, "weight": cache_weight}
-    for_dynamic = {"lr": dynamic_lr, "decay": dynamic_decay}
+    for_cache = _given({"window": cache_window, "theta": cache_theta, "weight": cache_weight})
+    for_dynamic = _given({"lr": dynamic_lr, "decay": dynamic_decay})
+    wanted = Wanted(
+        per_token=per_token,
+        per_word=per_word,
+        per_line=per_line,
+        html=html,
+        context_curve=context_curve,
+        convention=convention,
+        baselines=baselines,
+        pairs=pairs,
+        interpolate=interpolate,
+        weight=_weight(weight),
+        cache=for_cache if cache else None,
+        dynamic=dynamic,
+        dynamic_settings=for_dynamic,
+        tune=tune,
+    )
+    for names, without, what in (
+        (for_cache, not cache, "--cache"),
+        (for_dynamic, not dynamic, "--dynamic sgd or --dynamic rms"),
+        (["tune"] * tune, not (cache or dynamic), "--cache or --dynamic"),
+        (["weight"] * (weight != "auto"), not interpolate, "--interpolate FILE.arpa"),
+    ):
+        if names and without:
+            raise UsageError(f"{', '.join(names)}: nothing to set without {what}")
     with watch_signals() as flag:
         if per_line == Path("-"):
-            if files != ["-"]:
+            if files != ["-"] or as_json or mode != "stream" or wanted != Wanted(per_line=per_line):
                 raise UsageError(
-                    "--per-line - answers standard input", hint=f"gru-lm eval {run} - --per-line -"
+                    "--per-line - answers standard input, and nothing else",
+                    hint=f"gru-lm eval {run} - --per-line -",
                 )
             from gru_lm.answering import answer_lines
 
@@ -192,22 +217,7 @@ def eval_cli(
             threads=threads,
             device=device,
             encoding=encoding,
-            wanted=Wanted(
-                per_token=per_token,
-                per_word=per_word,
-                per_line=per_line,
-                html=html,
-                context_curve=context_curve,
-                convention=convention,
-                baselines=baselines,
-                pairs=pairs,
-                interpolate=interpolate,
-                weight=_weight(weight),
-                cache=_given(for_cache) if cache else None,
-                dynamic=dynamic,
-                dynamic_settings=_given(for_dynamic),
-                tune=tune,
-            ),
+            wanted=wanted,
             stop=flag.check,
         )
     if as_json:

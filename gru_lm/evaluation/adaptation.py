@@ -73,7 +73,7 @@ def beginning(sequences: Sequences, most: int) -> tuple[list[tuple[int, list[Tok
             if not left:
                 return kept, most
     if left == most:
-        raise InputError("the text to tune on is empty")
+        raise InputError("the text is empty", why="there is nothing to tune on or to measure")
     return kept, most - left
 
 

@@ -24,13 +24,18 @@ _LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME}]
 
 
 def baselines(
-    counts_V: Counts, pieces: Iterable[str], *, stop: Callable[[], None] = lambda: None
+    counts_V: Counts,
+    pieces: Iterable[str],
+    *,
+    spelling_nats: float = 0.0,
+    stop: Callable[[], None] = lambda: None,
 ) -> list[Row]:
     """A row each for uniform, unigram, bz2 and lzma: its name, its bits_per_byte and its own size.
 
     counts_V: how often each token of the vocabulary was scored in the text. pieces: the text; several
     documents follow each other as one stream. Bytes are those of the text in UTF-8; bits_per_byte is
-    None where there are none. `stop` is called before every piece.
+    None where there are none. spelling_nats: of unknown words' letters, which bits_per_byte of the
+    model have, and so those of the first two rows. `stop` is called before every piece.
     """
     tokens, V = int(counts_V.sum()), len(counts_V)
     uniform, unigram = tokens * math.log(V), unigram_nats(counts_V)
@@ -40,7 +45,7 @@ def baselines(
         rows.append(
             {
                 "name": name,
-                "bits_per_byte": _ratio(nats / math.log(2), size),
+                "bits_per_byte": _ratio((nats + spelling_nats) / math.log(2), size),
                 "nats": nats,
                 "nats_per_token": _ratio(nats, tokens),
             }

@@ -15,8 +15,9 @@ W weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -86,32 +87,37 @@ def tune_cache(
     sequences: Sequences,
     *,
     newline_id: int,
+    given: Mapping[str, float] = MappingProxyType({}),
     stop: Callable[[], None] = lambda: None,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Tuned[CacheSettings]:
     """The best of WINDOWS x THETAS x WEIGHTS on the first TUNE_TOKENS of (validation) sequences.
 
-    A pass over them for each window, which serves every theta and weight. `progress` hears of the
-    share of the work done since it last did. Raises InputError where there are no tokens.
+    What is `given` stays as it is. A pass over them for each window, which serves every theta and
+    weight. `progress` hears of the share of the work done since it last did. Raises InputError where
+    there are no tokens.
     """
     text, tokens = beginning(sequences, TUNE_TOKENS)
+    windows = (int(given["window"]),) if "window" in given else WINDOWS
+    thetas = (given["theta"],) if "theta" in given else THETAS
+    weights = (given["weight"],) if "weight" in given else WEIGHTS
     tried: list[tuple[CacheSettings, float]] = []
-    for window in WINDOWS:
-        nats_GW = np.zeros((len(THETAS), len(WEIGHTS)))
+    for window in windows:
+        nats_GW = np.zeros((len(thetas), len(weights)))
         for _, tokens_T, log_probs_TGW in _mixtures(
             model,
             text,
             newline_id=newline_id,
             window=window,
-            thetas=THETAS,
-            weights=WEIGHTS,
+            thetas=thetas,
+            weights=weights,
             chunk=CHUNK,
             stop=stop,
         ):
             nats_GW -= log_probs_TGW.sum(0)
-            progress(len(tokens_T) / (tokens * len(WINDOWS)))
-        for theta, nats_W in zip(THETAS, nats_GW.tolist(), strict=True):
-            for weight, nats in zip(WEIGHTS, nats_W, strict=True):
+            progress(len(tokens_T) / (tokens * len(windows)))
+        for theta, nats_W in zip(thetas, nats_GW.tolist(), strict=True):
+            for weight, nats in zip(weights, nats_W, strict=True):
                 settings = CacheSettings(window=window, theta=theta, weight=weight)
                 tried.append((settings, nats / tokens))
     return Tuned.of(tried, tokens)

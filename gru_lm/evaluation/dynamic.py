@@ -17,7 +17,7 @@ Shapes: B batch, T time, N tokens, H hidden, L layers, S states of a cell.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -100,7 +100,7 @@ def gradient_rms(
             count += 1
             progress(targets_BT.size)
     if not count:
-        raise InputError("there is no training text to take gradients of")
+        raise InputError("the training text is too short to take gradients of")
     return [(square / count).sqrt_() for square in squares]
 
 
@@ -155,6 +155,7 @@ def tune_dynamic(
     *,
     newline_id: int,
     start: DynamicSettings,
+    given: Collection[str] = (),
     rms: Sequence[Tensor] | None = None,
     stop: Callable[[], None] = lambda: None,
     progress: Callable[[float], None] = lambda _: None,
@@ -162,12 +163,14 @@ def tune_dynamic(
     """`start` with the best learning rate and decay on the first TUNE_TOKENS of (validation) sequences.
 
     First RATES with the decay of `start`, until one is worse than the one before it; then DECAYS with
-    the best of these. A trial that leaves the finite numbers counts as infinite nats. `progress` hears
-    of the share of the work done since it last did. Raises InputError where there are no tokens.
+    the best of these. "lr" and "decay" stay as in `start` where they are `given`. A trial that leaves
+    the finite numbers counts as infinite nats. `progress` hears of the share of the work done since
+    it last did. Raises InputError where there are no tokens.
     """
     text, tokens = beginning(sequences, TUNE_TOKENS)
-    rates = RATES[start.method]
-    decays = [decay for decay in DECAYS[start.method] if decay != start.decay]
+    rates = (start.lr,) if "lr" in given else RATES[start.method]
+    usual = () if "decay" in given else DECAYS[start.method]
+    decays = [decay for decay in usual if decay != start.decay]
     trials = len(rates) + len(decays)
     whole = tokens * trials
 

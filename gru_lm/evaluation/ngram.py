@@ -1,9 +1,7 @@
-"""An n-gram model in an ARPA file: a baseline row, and a partner for word models.
+"""An n-gram model beside a model of words: a baseline row, and a partner. Estimates nothing.
 
-Read through the `kenlm` package, an optional extra that is imported here alone. Estimates nothing.
-Knows words and a word model's tokens; no text files and no neural model. Invariants: a line starts
-at <s> and ends with </s>, so its total is what KenLM's `query` gives; kenlm is native code that trusts
-a file's header, so nothing reaches it whose header was not checked.
+Knows words and a word model's tokens; no text files and no neural model. Invariant: a line starts at <s>
+and ends, where it has its newline, with </s>, so its total is what KenLM's `query` gives.
 
 Shapes: N tokens, V vocabulary of the word model.
 """
@@ -12,21 +10,16 @@ from __future__ import annotations
 
 import itertools
 import math
-import os
-import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gru_lm.errors import EnvironmentProblem, InputError, UsageError
+from gru_lm.errors import InputError, UsageError
+from gru_lm.evaluation.arpa import Ngram
 from gru_lm.evaluation.conventions import LN10, WordSums, kenlm_query
 from gru_lm.evaluation.metrics import Counts
-from gru_lm.text import files
 
 if TYPE_CHECKING:
     from gru_lm.evaluation.scoring import Portion
@@ -36,135 +29,41 @@ Floats = npt.NDArray[np.float64]
 
 UNKNOWN, END = "<unk>", "</s>"
 LEAST_OVERLAP = 0.5  # of the model's words that occur in a text
-_BINARY = b"mmap lm http://kheafield.com/code"
-_COUNT = re.compile(rb"ngram +\d+=\s*(\d+)\s*")
-_LEAST_ENTRY = 4  # bytes: a probability, a tab, a word, a newline
-_MOST_PACKED = 1000  # times smaller than its text a compressed file may be
-_MAKE = "make it again, for example with KenLM's lmplz, or fetch it again"
-
-
-@dataclass(frozen=True)
-class Ngram:
-    """A model in memory; `name` is its file's, as shown to a user."""
-
-    name: str
-    model: Any  # kenlm.Model
-    state: type[Any]  # kenlm.State
-
-
-def open_arpa(path: Path) -> Ngram:
-    """The model in an ARPA file, which may be packed (.gz, .bz2, .xz).
-
-    Raises EnvironmentProblem without kenlm or the memory, InputError for all that is wrong with the
-    file. Where the file has no <unk>, kenlm says so on standard error and takes 1e-100.
-    """
-    try:
-        import kenlm
-    except ImportError as error:
-        raise EnvironmentProblem(
-            "n-grams need the package kenlm", why=str(error), hint="pip install 'gru-lm[ngram]'"
-        ) from error
-    name = files.shown(path)
-    _check_head(name, path)
-    config = kenlm.Config()
-    config.show_progress = False
-    config.arpa_complain = kenlm.ARPALoadComplain.NONE
-    try:
-        return Ngram(name, kenlm.Model(os.fsencode(path), config), kenlm.State)
-    except Exception as error:  # what C++ throws comes as one or another
-        raise _refused(name, path, error) from error
-
-
-def _check_head(name: str, path: Path) -> None:
-    r"""Refuse what is no ARPA file, and a header that would make kenlm leave its memory."""
-    with files.reading(name, path) as (raw, stream):
-        head = stream.read(4096)
-        if head.startswith(_BINARY):
-            raise InputError(
-                f"{name} is a KenLM binary", hint="name the ARPA file that it was built from"
-            )
-        files.judge(name, path, head, "utf-8")
-        stream.seek(0)
-        lines = enumerate(iter(partial(stream.readline, 1 << 16), b""), 1)
-        passed = itertools.dropwhile(lambda line: not line[1].strip() or line[1][:1] == b"#", lines)
-        number, line = next(passed, (1, b""))
-        if line.rstrip(b"\r\n") != b"\\data\\":
-            raise InputError(
-                f"{name} is not an ARPA file",
-                why=rf'line {number} is "{_shown(line)}" instead of "\data\"',
-                hint="name an n-gram model in ARPA format, as lmplz and ngram-count write it",
-            )
-        room = os.fstat(raw.fileno()).st_size // _LEAST_ENTRY
-        if path.suffix.lower() in files.PACKED:
-            room *= _MOST_PACKED
-        for number, line in passed:
-            if not line.strip():
-                return
-            counted = _COUNT.fullmatch(line)
-            if not counted or len(counted[1]) > 18 or int(counted[1]) > room:
-                raise InputError(
-                    f"{name}, line {number}: no count of n-grams that can be true",
-                    why=_shown(line),
-                    hint=_MAKE,
-                )
-
-
-def _shown(line: bytes) -> str:
-    text = line.strip()[:120].decode(errors="backslashreplace")
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
-def _refused(name: str, path: Path, error: Exception) -> InputError | EnvironmentProblem:
-    """What of "Cannot read model 'F' (where threw What because `X'. Why Byte: N)" helps a user."""
-    said = str(error)
-    if isinstance(error, MemoryError) or "ailed to allocate" in said:
-        return EnvironmentProblem(
-            f"{name}: there is not the memory to load it", hint="name a smaller, pruned model"
-        )
-    said = re.sub(r"^Cannot read model .*? \((?=\w+/\w+\.\w+:\d|End of file)", "", said)
-    said = re.sub(r"^.*? threw [\w:]+(?: because `.*?')?\.\s+", "", said).removesuffix(")")
-    if at := re.search(r"(?: at byte \d+)? Byte: (\d+)$", said):
-        # A number is refused where it begins, anything else once it was read.
-        offset = int(at[1]) - (not said.startswith("Could not parse"))
-        with files.reading(name, path) as (_, stream):
-            ends = itertools.accumulate(map(len, stream))
-            line = 1 + sum(1 for _ in itertools.takewhile(lambda end: end <= offset, ends))
-        said, name = said[: at.start()], f"{name}, line {line}"
-    if said.startswith("End of file"):
-        said = "the file ends too early"
-    why = _shown(said.partition(".  ")[0].encode())
-    return InputError(f"{name}: damaged, or not usable", why=why, hint=_MAKE)
 
 
 def lines_of(pieces: Iterable[str]) -> Iterator[str]:
-    r"""The lines of a document that comes in pieces, without their ends; the last may lack its own.
+    r"""The lines of a document that comes in pieces, with their ends, which the last may lack.
 
     >>> list(lines_of(["a b", " c\n\nd"]))
-    ['a b c', '', 'd']
+    ['a b c\n', '\n', 'd']
     """
     waiting: list[str] = []
     for piece in pieces:
         first, *others = piece.split("\n")
         waiting.append(first)
         for part in others:
-            yield "".join(waiting)
+            yield "".join([*waiting, "\n"])
             waiting = [part]
     if any(waiting):
         yield "".join(waiting)
 
 
 class LineScores(NamedTuple):
-    """ln p of every word of a line and then of </s>, and which are out of vocabulary."""
+    """ln p of every word of a line and then, if it ends, of </s>; which are out of vocabulary."""
 
     log_probs_N: Floats
     unknown_N: npt.NDArray[np.bool_]
 
 
 def scores(ngram: Ngram, lines: Iterable[str]) -> Iterator[LineScores]:
-    """Score each line from <s> to </s>; words are what stands between white space of ASCII."""
+    """Score each line from <s> on, to </s> where it has its newline.
+
+    Words are what stands between white space of ASCII.
+    """
     for line in lines:
         # A C string ends at a NUL; with it in place the word would be another one.
-        found = list(ngram.model.full_scores(line.replace("\0", "\ufffd")))
+        words, ends = line.removesuffix("\n").replace("\0", "\ufffd"), line.endswith("\n")
+        found = list(ngram.model.full_scores(words, eos=ends))
         yield LineScores(
             np.array([log10 for log10, _, _ in found]) * LN10,
             np.array([unknown for _, _, unknown in found]),
@@ -172,29 +71,34 @@ def scores(ngram: Ngram, lines: Iterable[str]) -> Iterator[LineScores]:
 
 
 def word_sums(ngram: Ngram, lines: Iterable[str]) -> WordSums:
-    """The sums of a text, for conventions.kenlm_query and the like.
-
-    The last line ends with </s> too; `query` leaves that out where the newline is missing.
-    """
+    """The sums of a text's lines, with their ends, for conventions.kenlm_query and the like."""
     sums = WordSums()
-    for log_probs_N, unknown_N in scores(ngram, lines):
+    kept, lines = itertools.tee(lines)
+    for line, (log_probs_N, unknown_N) in zip(kept, scores(ngram, lines), strict=True):
+        ends = line.endswith("\n")
         sums += WordSums(
             logprob=float(log_probs_N.sum()) / LN10,
             oov_logprob=float(log_probs_N[unknown_N].sum()) / LN10,
-            words=len(log_probs_N) - 1,
-            sentences=1,
+            words=len(log_probs_N) - ends,
+            sentences=int(ends),
             oovs=int(unknown_N.sum()),
         )
     return sums
 
 
-def baseline(ngram: Ngram, lines: Iterable[str], *, size: int) -> dict[str, Any]:
-    """The n-gram model's own row on a text of `size` UTF-8 bytes, by KenLM's conventions."""
+def baseline(ngram: Ngram, lines: Iterable[str], *, text: Counts) -> dict[str, Any]:
+    """The n-gram model's own row on a text, by KenLM's conventions.
+
+    `text` are the counts of the word model it stands beside. Bits per byte have unknown words spelled
+    as that model's have, so there are none where other words are unknown.
+    """
     sums = word_sums(ngram, lines)
     figures = kenlm_query(sums)
+    alike = text.bytes and sums.oovs == text.unknown_tokens
+    nats = text.spelling_nats - sums.logprob * LN10
     return {
         "name": f"{ngram.name} ({ngram.model.order}-gram)",
-        "bits_per_byte": -sums.logprob * math.log2(10) / size if size else None,
+        "bits_per_byte": nats / math.log(2) / text.bytes if alike else None,
         "perplexity": figures.including_oovs,
         "perplexity_excluding_oovs": figures.excluding_oovs,
         "oovs": figures.oovs,
@@ -261,6 +165,20 @@ class TokenScores:
         self._state, self._next = state, following
         return tokens_N, portion.log_probs_N[kept_N], np.array(log10, np.float64) * LN10
 
+    def shared(self, tokens_N: npt.NDArray[np.int32], ngram_N: Floats) -> Floats:
+        """ln p by the n-grams with that of <unk> shared by all words that they lack.
+
+        KenLM gives each of them the whole of it, so that more than 1 is given out: in a mixture that
+        would be gain for nothing.
+        """
+        lacking = int((self._is_event_V & ~self._known_V).sum())
+        return ngram_N - ~self._known_V[tokens_N] * math.log(max(1, lacking))
+
+    def lacking(self) -> int:
+        """How many words of the model the n-grams lack."""
+        lacking_V = self._is_event_V & ~self._known_V
+        return int(lacking_V.sum()) - (self.unknown_id is not None and lacking_V[self.unknown_id])
+
     def unknown_tokens(self) -> int:
         """How many tokens so far were out of the n-grams' vocabulary, <unk> among them."""
         return int(self.counts_V[~self._known_V].sum())
@@ -288,7 +206,8 @@ class Pairs:
         self._found: list[tuple[Floats, Floats]] = []
 
     def __call__(self, portion: Portion, _: npt.NDArray[Any]) -> None:
-        self._found.append(self._scores(portion)[1:])
+        tokens_N, model_N, ngram_N = self._scores(portion)
+        self._found.append((model_N, self._scores.shared(tokens_N, ngram_N)))
 
     def arrays(self) -> tuple[Floats, Floats]:
         """ln p of all tokens so far [N], by the neural model and by the n-grams."""
@@ -307,6 +226,8 @@ class Mixture:
 
     def __call__(self, portion: Portion, _: npt.NDArray[Any]) -> None:
         tokens_N, model_N, ngram_N = self._scores(portion)
+        if self._weight < 1:  # at 1 it is KenLM's own figure
+            ngram_N = self._scores.shared(tokens_N, ngram_N)
         nats_N = -interpolate(model_N, ngram_N, weight=self._weight)
         unknown_N = nats_N[tokens_N == self._scores.unknown_id]
         self.counts += Counts(

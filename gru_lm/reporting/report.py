@@ -105,19 +105,20 @@ def eval_page(
 def compare_page(result: Result, curves_png: bytes | None) -> str:
     """What `compare --json` prints, of cells trained side by side, or of two finished models.
 
-    Of finished models there are no `cells` and `runs`; `a` and `b` are names, or figures with a
-    `name`. `curves_png`: the picture of the losses over training, if there is one.
+    Of finished models there are no `cells` and `runs`; `a` and `b` are figures with a `name`.
+    `curves_png`: the picture of the losses over training, if there is one.
     """
-    sides = [result[side] for side in ("a", "b") if side in result]
-    models = [side if isinstance(side, Mapping) else {"name": side} for side in sides]
+    models = [result[side] for side in ("a", "b") if side in result]
     by_cell: dict[str, list[Result]] = {cell: [] for cell in result.get("cells") or ()}
     for run in result.get("runs") or ():
         by_cell.setdefault(run["cell"], []).append(run)
     names = list(by_cell) or [model["name"] for model in models]
     cells = [{"cell": cell, **_moments(_bits(runs))} for cell, runs in by_cell.items()]
-    parts = [f'<p class="verdict">{_name(result["verdict"])}</p>', _dots(by_cell)]
+    differences = result["differences"]
+    parts = [f'<p class="verdict">{_name(each["verdict"])}</p>' for each in differences]
+    parts.append(_dots(by_cell))
     parts.append(_table("Cells", "cell", "mean bits per byte, standard deviation, runs", cells))
-    parts += [_table("Models", "name", _RUN, models), _differences(result)]
+    parts += [_table("Models", "name", _RUN, models), _differences(differences)]
     parts.append(_table("All runs", "cell", _RUN, result.get("runs") or ()))
     if curves_png:
         data = base64.b64encode(curves_png).decode("ascii")
@@ -198,7 +199,7 @@ def _compared(row: Result, plain: float | None) -> Result:
 
 def _pairs(pairs: Result) -> str:
     rows = []
-    for each in (*(pairs.get("phenomena") or ()), {**pairs, "name": "all pairs"}):
+    for each in (*(pairs["phenomena"] or pairs["paradigms"]), {**pairs, "name": "all pairs"}):
         low, high = each.get("ci95") or (None, None)
         rows.append({**each, "95 % interval": f"{_shown(low, '.1%')} to {_shown(high, '.1%')}"})
     return _table("Minimal pairs", "name", "accuracy, 95 % interval, pairs", rows)
@@ -278,11 +279,10 @@ def _dots(by_cell: Mapping[str, Sequence[Result]]) -> str:
     return svg(lines + marks, x, 50 * len(by_cell) + TOP, "bits per byte", label)
 
 
-def _differences(result: Result) -> str:
-    """Each difference with its interval; verdicts where there are more than the one above."""
-    one = result.get("difference")
-    differences = result.get("differences") or ([one] if one else [])
+def _differences(differences: Sequence[Result]) -> str:
+    """Each difference with its interval, all of one level."""
     rows = []
+    interval = f"{100 * differences[0]['level']:.4g} % interval"
     for each in differences:
         value, span = _shown(each["bits_per_byte"]), "–"
         if ends := each.get("ci95"):
@@ -293,16 +293,15 @@ def _differences(result: Result) -> str:
             outer = (math.floor(low) / 10**decimals, math.ceil(high) / 10**decimals)
             span = " to ".join(f"{end + 0.0:.{decimals}f}" for end in outer)
         pair = f"{each['a']} less {each['b']}"
-        rows.append({"difference": pair, "bits per byte": value, "interval": span})
-    verdicts = "".join(f"<p>{_name(each.get('verdict') or '')}</p>" for each in differences)
-    table = _table("Differences", "difference", "bits per byte, interval", rows)
-    return table + (verdicts if len(rows) > 1 else "")
+        rows.append({"difference": pair, "bits per byte": value, interval: span})
+    return _table("Differences", "difference", f"bits per byte, {interval}", rows)
 
 
 def _done(result: Result, names: Sequence[str]) -> str:
-    where = "the same held-out text" + (f", {result['on']}" if result.get("on") else "")
     if not result.get("cells"):
-        return f"{' and '.join(names)} were measured on {where}: fewer bits per byte are better."
+        both = " and ".join(names)
+        return f"{both} were measured on {result['on']}: fewer bits per byte are better."
+    where = f"the same held-out text, {result['on']}"
     seeds = len({run["seed"] for run in result["runs"]})
     return (
         f"{', '.join(names)} are compared at equal {result['match']}. Each was trained with {seeds} "

@@ -110,8 +110,14 @@ class FileDocument:
 
     def _undecodable(self, at: int, error: UnicodeDecodeError) -> InputError:
         other = "latin-1" if self.encoding == "utf-8" else "utf-8"
+        place = files.spoken(self.name)
+        if files.newline_is_a_byte(self.encoding):
+            with files.reading(self.name, self.path) as (_, stream):
+                before = iter(lambda: stream.read(min(CHUNK, at - stream.tell())), b"")
+                line = 1 + sum(chunk.count(b"\n") for chunk in before)
+            place += f", line {line:,}"
         return InputError(
-            f"{files.spoken(self.name)}: not {self.encoding} at byte {at:,}",
+            f"{place}: not {self.encoding} at byte {at:,}",
             why=f"0x{error.object[error.start]:02x}: {error.reason}",
             hint=f"name its encoding, for example --encoding {other}",
         )

@@ -183,6 +183,11 @@ def _sixteen_bits(head: bytes) -> str | None:
     return None
 
 
+def newline_is_a_byte(encoding: str) -> bool:
+    """Whether a byte 10 ends a line, and is nothing else, as in all but UTF-16 and UTF-32."""
+    return "a\n".encode(encoding).endswith(b"a\n")
+
+
 def known_encoding(encoding: str) -> str:
     """The codec's own name. Raises UsageError for what is not an encoding of text files."""
     try:

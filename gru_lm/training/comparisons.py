@@ -138,7 +138,8 @@ class Comparison:
             )
         lock = runs.lock(directory)
         try:
-            atomic.sweep(directory)
+            for folder in (directory, directory / RESULTS):
+                atomic.sweep(folder)
             yield cls(directory)
         finally:
             if not (directory / RECORD).exists():

@@ -221,11 +221,15 @@ def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> No
     assert [result[side]["bits_per_byte"] for side in "ab"] == pytest.approx(bits)
     assert result["report"] == "page/report.html"
     assert (tmp_path / "page" / "report.html").read_text(encoding="utf-8").startswith("<!doctype")
+    written = (tmp_path / "page" / "result.json").read_text(encoding="utf-8")
+    assert json.loads(written) == result
     # The better one is named, and the exit code says whether the first is the worse.
     better, worse = (trained, other) if bits[0] < bits[1] else (other, trained)
     assert difference["better"] == str(better)
     assert f"{better} predicts this text better than {worse}" in result["verdict"]
     inside(tmp_path, "compare", better, worse, "--on", on, "--fail-if-worse")
+    (tmp_path / "page" / "compare.json").touch()
+    assert "holds a comparison of cells" in error(tmp_path, *command, "--out", "page", code=2)
     inside(tmp_path, "compare", worse, better, "--on", on, "--fail-if-worse", code=1)
     # One model and itself, two documents, one of them without an end of line.
     (tmp_path / "short.txt").write_text("the cat", encoding="utf-8")

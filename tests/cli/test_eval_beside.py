@@ -16,7 +16,7 @@ from gru_lm.evaluate import Wanted, evaluate
 from gru_lm.opened import open_model
 from gru_lm.training.runs import find
 from tests.conftest import TINY, Program, words
-from tests.inside import inside
+from tests.inside import error, inside
 
 WORD = [option if option != "char" else "word" for option in TINY]
 TEXT = "the cat sat\n\non the zebra mat\nwho knows? the\n"
@@ -118,7 +118,7 @@ def test_adapted_rows_stand_beside_the_plain_figures(trained: Path, tmp_path: Pa
     for row in (cache, dynamic):
         assert row["tokens"] == plain["tokens"]
         assert row["bits_per_byte"] < plain["bits_per_byte"]
-    with pytest.raises(InputError, match="no training text to take gradients of"):
+    with pytest.raises(InputError, match="training text is too short to take gradients of"):
         evaluate(trained, [str(tmp_path / "text.txt")], wanted=Wanted(dynamic="rms"))
 
 
@@ -171,6 +171,18 @@ def test_wrong_use(trained: Path, of_words: Path, tmp_path: Path) -> None:
         evaluate(trained, wanted=Wanted(convention="srlm"))
     inside(Path.cwd(), "eval", trained, "x", "--per-line", "-", code=2)
     inside(Path.cwd(), "eval", trained, "--weight", "2", code=2)
+    for options in (["--cache-theta", 1], ["--dynamic-lr", 1], ["--tune"], ["--weight", 0.5]):
+        assert "nothing to set without" in error(tmp_path, "eval", trained, *options, code=2)
+    for options in (["--mode", "line"], ["--json"], ["--baselines"]):
+        alone = ["eval", trained, "-", "--per-line", "-", *options]
+        assert "and nothing else" in error(tmp_path, *alone, code=2)
+    alone = ["eval", trained, "--pairs", "x", "--html", "x.html"]
+    assert "--pairs alone judges pairs" in error(tmp_path, *alone, code=2)
+    for encoding, said in (("utf-16", "cannot be told apart"), ("utf-88", "unknown encoding")):
+        alone = ["eval", trained, "-", "--per-line", "-", "--encoding", encoding]
+        assert said in error(tmp_path, *alone, code=2)
+    with pytest.raises(UsageError, match="method"):
+        evaluate(trained, wanted=Wanted(dynamic="smg"))
     with pytest.raises(UsageError, match="weight"):
         evaluate(trained, wanted=Wanted(cache={"weight": 2.0}))
 

@@ -140,9 +140,9 @@ def test_batch_chunk_and_threads_change_the_speed_alone(
     for number in range(3):
         (tmp_path / f"{number}.txt").write_text(words(30 + 50 * number, seed=number))
     speeds: list[dict[str, Any]] = [{}, {"batch": 1, "chunk": 1}, {"batch": 2, "chunk": 7}]
-    speeds += [{"batch": 50}]
+    speeds += [{"batch": 50}, {"threads": 2, "batch": 3}]
     found = [
-        evaluate(trained, [str(tmp_path / "[0-2].txt")], mode=mode, threads=1, **options)
+        evaluate(trained, [str(tmp_path / "[0-2].txt")], mode=mode, **{"threads": 1} | options)
         for options in speeds
     ]
     for other in found[1:]:

@@ -51,3 +51,14 @@ def test_a_missing_field_is_named_by_file_and_line(row: str, trained: Path, tmp_
     assert done.returncode == 3
     assert f"{table}, line 3" in done.stderr
     assert done.stdout == ""
+
+
+def test_what_cannot_be_read_is_named(trained: Path, tmp_path: Path) -> None:
+    table = tmp_path / "nbest.tsv"
+    done = rescored(trained, table)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == f"error: {table}: No such file or directory\n"
+    table.write_bytes(HEADER.encode() + "a\t1\t-10.0\t-5.0\tété\n".encode("latin-1"))
+    done = rescored(trained, table)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == f"error: {table}, after line 1: not UTF-8\n"

@@ -223,6 +223,12 @@ def test_the_cache_is_tuned_over_its_grid(monkeypatch: pytest.MonkeyPatch) -> No
         found = cached(model, documents[0], documents[1][:15], **dataclasses.asdict(settings))
         assert nats == pytest.approx(-np.concatenate(found).mean(), rel=1e-10)
     assert (tuned.best, min(nats for _, nats in tuned.tried)) in tuned.tried
+    part = tune_cache(
+        model, sequences(*documents), newline_id=NEWLINE, given={"window": 5, "weight": 0.2}
+    )
+    assert [settings for settings, _ in part.tried] == [
+        CacheSettings(window=5, theta=theta, weight=0.2) for theta in (0.0, 0.5)
+    ]
 
 
 # Dynamic evaluation.
@@ -393,6 +399,11 @@ def test_a_model_that_leaves_the_finite_numbers_is_an_error() -> None:
     assert not model.training
     tuned = tune_dynamic(model, sequences(text(9)), newline_id=NEWLINE, start=SGD)
     assert {nats for _, nats in tuned.tried} == {math.inf}
+    for given in ("lr", "decay"):
+        tuned = tune_dynamic(
+            model, sequences(text(9)), newline_id=NEWLINE, start=SGD, given={given}
+        )
+        assert {getattr(settings, given) for settings, _ in tuned.tried} == {getattr(SGD, given)}
 
 
 def test_a_repetitive_text_gains() -> None:

@@ -32,7 +32,7 @@ OWNERS = {
     "sentencepiece": {"text/tokenizer"},
     "safetensors": {"training/checkpoint.py"},
     "matplotlib": {"reporting/plots.py"},
-    "kenlm": {"evaluation/ngram.py"},
+    "kenlm": {"evaluation/arpa.py"},
     "scipy": {"evaluation/statistics.py"},
     "lm_eval": {"harness.py"},
     "fcntl": {"training/runs.py", "text/"},

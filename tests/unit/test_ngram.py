@@ -6,6 +6,7 @@ import gzip
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,17 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gru_lm.errors import EnvironmentProblem, InputError, UsageError
+from gru_lm.evaluation.arpa import Ngram, open_arpa
 from gru_lm.evaluation.conventions import kenlm_query
+from gru_lm.evaluation.metrics import Counts
 from gru_lm.evaluation.ngram import (
     Mixture,
-    Ngram,
     Pairs,
     TokenScores,
     baseline,
     em_step,
     interpolate,
     lines_of,
-    open_arpa,
     scores,
     tune_weight,
     word_sums,
@@ -69,7 +70,7 @@ def ngram(tmp_path: Path) -> Ngram:
     return open_arpa(path)
 
 
-LINES = ["a b", "", " b  a a\tc ", "d", "<unk> a </s>", "a\u00a0b a\0 \u2028"]
+LINES = ["a b\n", "\n", " b  a a\tc \n", "d\n", "<unk> a </s>\n", "a\u00a0b a\0 \u2028\n"]
 
 
 def test_lines_score_as_backing_off_does(ngram: Ngram) -> None:
@@ -77,11 +78,13 @@ def test_lines_score_as_backing_off_does(ngram: Ngram) -> None:
         words = line.split()
         assert log_probs_N / math.log(10) == pytest.approx(by_hand(words), abs=1e-6)
         assert unknown_N.tolist() == [word not in UNIGRAMS for word in words] + [False]
+    ((log_probs_N, _),) = scores(ngram, ["a b"])
+    assert log_probs_N / math.log(10) == pytest.approx(by_hand(["a", "b"])[:-1], abs=1e-6)
 
 
 def test_sums_are_kenlms(ngram: Ngram) -> None:
     """Of every line, odd spaces too; a NUL ends a C string, so kenlm gets the line without."""
-    full = [ngram.model.full_scores(line.replace("\0", "x")) for line in LINES]
+    full = [ngram.model.full_scores(line[:-1].replace("\0", "x")) for line in LINES]
     tokens = [token for line in full for token in line]
     total, oov_total = sum(p for p, _, _ in tokens), sum(p for p, _, oov in tokens if oov)
     oovs = sum(oov for _, _, oov in tokens)
@@ -90,12 +93,16 @@ def test_sums_are_kenlms(ngram: Ngram) -> None:
     assert oovs == 6
     assert sums.logprob == pytest.approx(total, rel=1e-12)
     assert sums.oov_logprob == pytest.approx(oov_total, rel=1e-12)
-    row = baseline(ngram, LINES, size=40)
+    text = Counts(bytes=40, unknown_tokens=oovs, spelling_nats=2.5)
+    row = baseline(ngram, LINES, text=text)
     assert row["perplexity"] == pytest.approx(10 ** (-total / len(tokens)))
     assert row["perplexity_excluding_oovs"] == pytest.approx(
         10 ** (-(total - oov_total) / (len(tokens) - oovs))
     )
-    assert row["bits_per_byte"] == pytest.approx(-total * math.log2(10) / 40)
+    bits = -total * math.log2(10) + 2.5 / math.log(2)
+    assert row["bits_per_byte"] == pytest.approx(bits / 40), "spelled as the model's"
+    other = baseline(ngram, LINES, text=replace(text, unknown_tokens=1))
+    assert other["bits_per_byte"] is None, "other words are unknown"
     assert row["name"].endswith("tiny.arpa (2-gram)")
 
 
@@ -103,15 +110,14 @@ def test_sums_are_kenlms(ngram: Ngram) -> None:
 @given(st.text("a \n"), st.integers(1, 9))
 def test_lines_of_a_text_in_pieces(text: str, size: int) -> None:
     pieces = [text[start : start + size] for start in range(0, len(text), size)]
-    expected = text.split("\n")
-    assert list(lines_of(pieces)) == (expected if expected[-1] else expected[:-1])
+    assert list(lines_of(pieces)) == text.splitlines(keepends=True)
 
 
 def test_packed_files_are_read(tmp_path: Path) -> None:
     pytest.importorskip("kenlm")
     path = tmp_path / "tiny.arpa.gz"
     path.write_bytes(gzip.compress(ARPA.encode()))
-    assert word_sums(open_arpa(path), ["a"]).logprob == pytest.approx(sum(by_hand("a")))
+    assert word_sums(open_arpa(path), ["a\n"]).logprob == pytest.approx(sum(by_hand("a")))
 
 
 BAD = {
@@ -194,17 +200,40 @@ def test_with_weight_1_it_is_kenlm_whatever_the_portions(size: int, ngram: Ngram
     mixture = Mixture(found, weight=1)
     for portion in portions(tokens, np.full(len(tokens), -1.0), size=size):
         mixture(portion, SIZES)
-    lines = ["a b", "", "b a e c", "a a b zz <unk>"]
-    sums = word_sums(ngram, lines)
-    last = by_hand("a")[0]  # without a newline nothing ends it
-    assert mixture.counts.tokens == sums.words + sums.sentences + 1
-    nats = -math.log(10) * (sums.logprob + last)
-    assert mixture.counts.nats == pytest.approx(nats, rel=1e-6)
+    # Without a newline nothing ends the last line.
+    sums = word_sums(ngram, ["a b\n", "\n", "b a e c\n", "a a b zz <unk>\n", "a"])
+    assert mixture.counts.tokens == sums.words + sums.sentences
+    assert mixture.counts.nats == pytest.approx(-math.log(10) * sums.logprob, rel=1e-6)
     perplexity = mixture.counts.figures()["perplexity"]
-    assert perplexity == pytest.approx(10 ** (-(sums.logprob + last) / mixture.counts.tokens))
+    assert perplexity == pytest.approx(10 ** (-sums.logprob / mixture.counts.tokens))
     assert mixture.counts.unknown_tokens == 2
     assert found.unknown_tokens() == sums.oovs == 4
     assert kenlm_query(sums).oovs == 4
+
+
+def test_words_that_the_ngrams_lack_share_what_is_unknown_to_them(ngram: Ngram) -> None:
+    tokenizer = word_tokenizer("<unk> a b e c\n")
+    every = [token for token in range(tokenizer.vocab_size) if token != tokenizer.end_id]
+    found = TokenScores(ngram, tokenizer)
+    assert found.lacking() == 2
+    whole = 0.0
+    for token in every:  # each as a line's first
+        start = TokenScores(ngram, tokenizer)
+        (portion,) = portions([token], np.zeros(1), size=1)
+        tokens_N, _, ngram_N = start(portion)
+        whole += float(np.exp(start.shared(tokens_N, ngram_N)).sum())
+    start = ["a", "b", "</s>", "<unk>"]  # of which the n-grams give p after <s>
+    assert whole == pytest.approx(sum(10 ** by_hand([word])[0] for word in start), rel=1e-6)
+    nats = {}
+    for weight in (0.5, 1):
+        mixture = Mixture(TokenScores(ngram, tokenizer), weight=weight)
+        for portion in portions(tokenizer.encode_text("e\n"), np.full(2, -1.0), size=9):
+            mixture(portion, SIZES)
+        nats[weight] = mixture.counts.nats
+    e, end = by_hand(["e"])
+    halves = [(math.exp(-1) + 10**e / 3) / 2, (math.exp(-1) + 10**end) / 2]
+    assert nats[0.5] == pytest.approx(-sum(map(math.log, halves)), rel=1e-6)
+    assert nats[1] == pytest.approx(-(e + end) * math.log(10), rel=1e-6)
 
 
 def test_documents_start_lines_and_their_end_is_no_event(ngram: Ngram) -> None:
