@@ -52,9 +52,10 @@ SIZES = (
 )
 TRIALS = 3  # of a plan's speed, a second each
 # How well a text could be learnt by heart: the epochs, times the root of the model's weights for each
-# token of the text. So much needs no dropout; more at each doubling.
-FRESH = 5.0
-DROPOUT = 0.085
+# token of the text. So much needs no dropout; so much more is dropped at each doubling. Where words
+# share one matrix it is needed sooner.
+FRESH, DROPOUT = 12.0, 0.115
+FRESH_TIED, DROPOUT_TIED = 5.0, 0.085
 MOST_EPOCHS = 60.0  # more only learn the text by heart
 LEAST_DROPOUT, MOST_DROPOUT = 0.05, 0.5  # less made no difference
 TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
@@ -317,8 +318,8 @@ def _completed(
     if epochs > MOST_EPOCHS and not (settings.epochs or settings.steps or settings.tokens):
         seen, most = MOST_EPOCHS * tokens, MOST_EPOCHS
     by_heart = min(epochs, MOST_EPOCHS) * (plan.held(vocab_size) / tokens) ** 0.5
-    doublings = math.log2(max(1.0, by_heart / FRESH))
-    planned = round(min(MOST_DROPOUT, DROPOUT * doublings), 2)
+    fresh, more = (FRESH_TIED, DROPOUT_TIED) if plan.tied else (FRESH, DROPOUT)
+    planned = round(min(MOST_DROPOUT, more * math.log2(max(1.0, by_heart / fresh))), 2)
     planned = planned if planned >= LEAST_DROPOUT else 0.0
     dropout = planned if settings.dropout is None else settings.dropout
     # A small vocabulary is read from a table, which is faster and has no room for dropout; its
