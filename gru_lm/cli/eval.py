@@ -183,10 +183,10 @@ def eval_cli(
         tune=tune,
     )
     for names, without, what in (
-        (for_cache, not cache, "--cache"),
-        (for_dynamic, not dynamic, "--dynamic sgd or --dynamic rms"),
-        (["tune"] * tune, not (cache or dynamic), "--cache or --dynamic"),
-        (["weight"] * (weight != "auto"), not interpolate, "--interpolate FILE.arpa"),
+        ([f"--cache-{name}" for name in for_cache], not cache, "--cache"),
+        ([f"--dynamic-{name}" for name in for_dynamic], not dynamic, "--dynamic sgd|rms"),
+        (["--tune"] * tune, not (cache or dynamic), "--cache or --dynamic sgd|rms"),
+        (["--weight"] * (weight != "auto"), not interpolate, "--interpolate FILE.arpa"),
     ):
         if names and without:
             raise UsageError(f"{', '.join(names)}: nothing to set without {what}")

@@ -171,8 +171,8 @@ class TokenScores:
         KenLM gives each of them the whole of it, so that more than 1 is given out: in a mixture that
         would be gain for nothing.
         """
-        lacking = int((self._is_event_V & ~self._known_V).sum())
-        return ngram_N - ~self._known_V[tokens_N] * math.log(max(1, lacking))
+        sharing = self.lacking() + (self.unknown_id is not None)
+        return ngram_N - ~self._known_V[tokens_N] * math.log(max(1, sharing))
 
     def lacking(self) -> int:
         """How many words of the model the n-grams lack."""

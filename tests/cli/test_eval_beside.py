@@ -172,7 +172,8 @@ def test_wrong_use(trained: Path, of_words: Path, tmp_path: Path) -> None:
     inside(Path.cwd(), "eval", trained, "x", "--per-line", "-", code=2)
     inside(Path.cwd(), "eval", trained, "--weight", "2", code=2)
     for options in (["--cache-theta", 1], ["--dynamic-lr", 1], ["--tune"], ["--weight", 0.5]):
-        assert "nothing to set without" in error(tmp_path, "eval", trained, *options, code=2)
+        said = error(tmp_path, "eval", trained, *options, code=2)
+        assert f"{options[0]}: nothing to set without --" in said
     for options in (["--mode", "line"], ["--json"], ["--baselines"]):
         alone = ["eval", trained, "-", "--per-line", "-", *options]
         assert "and nothing else" in error(tmp_path, *alone, code=2)
