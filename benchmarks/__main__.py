@@ -4,6 +4,7 @@
     python -m benchmarks slow TRAIN.txt VALID.txt   words with adaptive softmax; tokenising 1 GB
     python -m benchmarks quality|regret|ablation ...  see quality.py
     python -m benchmarks coverage|alarms ...        see honesty.py
+    python -m benchmarks drift ...                  see drift.py
 
 benchmarks/README.md says what the numbered rows mean.
 """
@@ -44,6 +45,11 @@ def main() -> None:
         from benchmarks import honesty
 
         honesty.main(sys.argv[1:])
+        return
+    if sys.argv[1:2] == ["drift"]:
+        from benchmarks import drift
+
+        drift.main(sys.argv[2:])
         return
     if sys.argv[1:2] == ["slow"]:
         from benchmarks import tokenising, vocabulary

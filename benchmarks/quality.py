@@ -64,12 +64,12 @@ def train(text: str, options: Sequence[str], *, exact: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         began = time.monotonic()
-        printed = _gru_lm("train", text, "--out", str(run), *options, "--json")
+        printed = gru_lm("train", text, "--out", str(run), *options, "--json")
         wall = time.monotonic() - began
         opened = open_model(find(run, note))
         valid, windows = printed["valid"], {}
         if exact:
-            valid = _gru_lm("eval", str(run), "--json")
+            valid = gru_lm("eval", str(run), "--json")
             windows = {f"cold_{length}": round(cold(opened, length), 4) for length in LENGTHS}
         return {
             "wall_seconds": round(wall, 2),
@@ -183,7 +183,7 @@ def _flags(values: dict[str, Any]) -> list[str]:
     return [part for name, value in values.items() for part in (f"--{name}", str(value))]
 
 
-def _gru_lm(*arguments: str) -> dict[str, Any]:
+def gru_lm(*arguments: str) -> dict[str, Any]:
     done = subprocess.run(
         [sys.executable, "-m", "gru_lm", *arguments], stdout=subprocess.PIPE, check=True
     )

@@ -32,10 +32,10 @@ from gru_lm.evaluation.scoring import Portion
 from gru_lm.evaluation.texts import Reading
 from gru_lm.opened import Opened, own_text
 from gru_lm.reporting import console
+from gru_lm.signals import Stop
 from gru_lm.text.batches import Batches
 from gru_lm.text.documents import Document
 
-Stop = Callable[[], None]
 Row = dict[str, Any]
 
 

@@ -18,11 +18,10 @@ from gru_lm.evaluation.scoring import score
 from gru_lm.evaluation.texts import FASTEST
 from gru_lm.opened import Opened, open_model
 from gru_lm.reporting import console
+from gru_lm.signals import Stop
 from gru_lm.text.files import known_encoding, newline_is_a_byte
 from gru_lm.text.sources import stdin_blocks
 from gru_lm.training import runs
-
-Stop = Callable[[], None]
 
 BOM = codecs.BOM_UTF8
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,16 @@ from gru_lm import atomic
 from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import DivergedError, InputError, Stopped, UsageError
 from gru_lm.evaluation.beside import ByBlock
-from gru_lm.evaluation.metrics import Counts
+from gru_lm.evaluation.metrics import Counts, caveats
 from gru_lm.evaluation.paired import Ends, cells_differences, models_difference
 from gru_lm.evaluation.texts import Table, measure
 from gru_lm.matching import fixed, parameters, plan_cells
 from gru_lm.opened import Opened, open_model
-from gru_lm.prepare import read_texts, used_texts
+from gru_lm.prepare import read_again
 from gru_lm.reporting import console
 from gru_lm.reporting.plots import curves_png
 from gru_lm.reporting.report import compare_page
+from gru_lm.signals import Stop, never
 from gru_lm.text.documents import Document, survey
 from gru_lm.text.sources import open_documents, spool_stdin
 from gru_lm.train import resume, train
@@ -46,18 +47,12 @@ from gru_lm.training.comparisons import (
 PAGE, CURVES = "report.html", "curves.png"
 HELD_OUT = {"test": "the test text", "valid": "the validation text"}
 
-Stop = Callable[[], None]
-
-
-def _never() -> None:
-    """The default of `stop`: nobody asks us to."""
-
 
 def compare_cells(
     asked: Mapping[str, Any],
     *,
     out: Path | None = None,
-    stop: Stop = _never,
+    stop: Stop = never,
 ) -> dict[str, Any]:
     """Train every cell with every seed and measure all; returns what `compare --json` prints.
 
@@ -108,14 +103,18 @@ def compare_models(
     encoding: str = "utf-8",
     device: str = "auto",
     threads: int | None = None,
-    stop: Stop = _never,
+    stop: Stop = never,
 ) -> dict[str, Any]:
     """Measure two finished models, of any tokenizers, on the same texts; returns what is printed.
 
     Each reads every document as a stream. With `out`, a directory, page and result are written there.
     """
-    if out and (out / RECORD).exists():
-        raise UsageError(f"--out {out} holds a comparison of cells", hint="name another directory")
+    if out:
+        if (out / RECORD).exists():
+            raise UsageError(
+                f"--out {out} holds a comparison of cells", hint="name another directory"
+            )
+        runs.make_directory(out)
     checkpoints = [runs.find(path, console.warn) for path in models]
     with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
         stdin = Path(folder) / "stdin"
@@ -131,7 +130,7 @@ def compare_models(
             sides.append(
                 {
                     "name": str(path),
-                    **_scored(opened, documents, ends[-1], size=size, stop=stop),
+                    **_scored(opened, documents, ends[-1], of=str(path), size=size, stop=stop),
                     "parameters": opened.model.parameter_count(),
                     "width": opened.model.config.width,
                     "tokenizer": opened.tokenizer.kind,
@@ -147,22 +146,25 @@ def compare_models(
         "difference": difference,
         "differences": [difference],
         "verdict": difference["verdict"],
+        "caveats": [caveat for side in sides for caveat in side.pop("caveats")],
         "report": str(out / PAGE) if out else None,
     }
     if out:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise UsageError(f"--out {out} is a file", hint="name a directory") from error
         atomic.write_bytes(out / PAGE, compare_page(result, None).encode())
         atomic.write_bytes(out / RESULT, json.dumps(result, indent=1).encode())
     return result
 
 
 def _scored(
-    opened: Opened, documents: Sequence[Document], table: Table, *, size: int | None, stop: Stop
+    opened: Opened,
+    documents: Sequence[Document],
+    table: Table,
+    *,
+    of: str,
+    size: int | None,
+    stop: Stop,
 ) -> dict[str, Any]:
-    """The figures of a model on a text, `table` hearing of its tokens."""
+    """The figures of a model on a text, `table` hearing of its tokens; `of` names it in caveats."""
     started = time.monotonic()
     with console.progress("scoring", size) as advance:
         counts = measure(
@@ -173,12 +175,15 @@ def _scored(
             stop=stop,
             progress=advance,
         )
-    figures = sum(counts, Counts()).figures()
-    seconds = time.monotonic() - started
+    total = sum(counts, Counts())
+    figures, seconds = total.figures(), time.monotonic() - started
     bits = figures["bits_per_byte"]
     shown = "no finite number of" if bits is None else f"{bits:.4f}"
     console.note(f"measured: {shown} bits per byte ({seconds:.0f} s)")
-    return {name: figures[name] for name in ("bits_per_byte", "nats_per_token", "perplexity")}
+    return {
+        **{name: figures[name] for name in ("bits_per_byte", "nats_per_token", "perplexity")},
+        "caveats": caveats(opened.tokenizer, total.unknown_rate(), of=of),
+    }
 
 
 def _planned(comparison: Comparison, question: Question, *, stop: Stop) -> Record:
@@ -258,10 +263,9 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
 def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Document, ...]:
     """The text that all are measured on. Raises InputError where any of the text has changed."""
     chosen = record.plan(record.question.cells[0])
-    texts = read_texts(
-        chosen, stdin=Path(), at_line_ends=lambda _: record.kind == "word", stop=stop
-    )
-    if used_texts(texts, chosen, stop=stop).fingerprints() != record.data:
+    is_word = record.kind == "word"
+    texts, used = read_again(chosen, stdin=Path(), is_word=is_word, stop=stop)
+    if used.fingerprints() != record.data:
         raise InputError(
             f"the text of {comparison.directory} has changed since it was planned",
             why=f"it was read from: {', '.join(chosen.text)}",
@@ -291,7 +295,7 @@ def _measured(
             hint="restore the text, remove that run, and start again",
         )
     by_block = ByBlock()
-    figures = _scored(opened, documents, by_block, size=None, stop=stop)
+    figures = _scored(opened, documents, by_block, of="the text", size=None, stop=stop)
     nats_K, bytes_K, _ = by_block.sums().T
     return figures | {"blocks": {"nats": nats_K.tolist(), "bytes": bytes_K.tolist()}}
 
@@ -317,9 +321,10 @@ def _result(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
         "on": HELD_OUT[record.part],
         "difference": differences[0],
         "differences": differences,
-        "verdict": ". ".join(each["verdict"] for each in differences),
+        "verdict": ". ".join(dict.fromkeys(each["verdict"] for each in differences)),
+        "caveats": list(dict.fromkeys(caveat for row in rows for caveat in row["caveats"])),
         "runs": [
-            {name: value for name, value in row.items() if name != "blocks"}
+            {name: value for name, value in row.items() if name not in ("blocks", "caveats")}
             | {"checkpoint": str(directory / f"{row['cell']}-{row['seed']}" / runs.BEST)}
             for row in rows
         ],

@@ -26,7 +26,7 @@ TEXT, MODEL, BUDGET, TRAINING, MACHINE, KEEPING = (
     "What is kept",
 )
 
-LARGEST = 2**63 - 1  # of whole numbers: more than a checkpoint takes
+LARGEST = 2**63 - 1  # of whole numbers, in a checkpoint too: a seed may be as large
 BUDGETS = ("minutes", "epochs", "steps", "tokens")  # the fields that say how long to train
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from gru_lm.errors import UsageError, unknown_name
 from gru_lm.evaluation import CONVENTIONS, MODES
+from gru_lm.evaluation.metrics import caveats
+from gru_lm.signals import Stop, never
 
 if TYPE_CHECKING:
     from gru_lm.evaluation.beside import ByBlock
@@ -24,13 +26,7 @@ if TYPE_CHECKING:
     from gru_lm.opened import Opened
     from gru_lm.text.documents import Document
 
-Stop = Callable[[], None]
-
 MOST_OF_CONTEXT = 1 << 23  # tokens of the text that a context curve is drawn from
-
-
-def _never() -> None:
-    """The default of `stop`: nobody asks us to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +65,7 @@ def evaluate(
     device: str = "auto",
     encoding: str = "utf-8",
     wanted: Wanted | None = None,
-    stop: Stop = _never,
+    stop: Stop = never,
 ) -> dict[str, Any]:
     """Score texts, or the run's own held-out text; returns what `eval --json` prints.
 
@@ -86,11 +82,13 @@ def evaluate(
             "--pairs alone judges pairs, and nothing else",
             hint=f"name a text too: gru-lm eval {run} FILE --pairs {wanted.pairs}",
         )
-    for out in wanted.files():
-        if out.exists() and not out.is_file():
-            raise UsageError(f"{out} is not a regular file", hint="name a file to be written")
+    if mode != "stream" and (wanted.cache is not None or wanted.dynamic):
+        raise UsageError(
+            f"what adapts carries on through the text, not --mode {mode}", hint="leave --mode out"
+        )
 
     from gru_lm.reporting import console
+    from gru_lm.text.documents import survey
     from gru_lm.text.sources import open_documents, spool_stdin
     from gru_lm.training import runs
 
@@ -105,21 +103,34 @@ def evaluate(
                 files, encoding=encoding, stdin=stdin, stop=stop, note=console.note
             )
         # Torch comes only now: what is refused is refused without it.
+        from gru_lm.adapted import check_settings
         from gru_lm.opened import open_model, own_text
 
+        check_settings(cache=wanted.cache, method=wanted.dynamic, dynamic=wanted.dynamic_settings)
         opened = open_model(checkpoint, device=device, threads=threads)
+        if not files and not wanted.pairs:
+            documents = list(own_text(opened, "valid", stop=stop).documents)
+        _check_outputs(wanted, documents)
+        # A first pass finds whatever cannot be read before the long work, and how long that will be.
+        with console.progress("reading", None) as advance:
+            text = survey(documents, stop=stop, progress=advance)
+        if wanted.tune or (wanted.interpolate and wanted.weight is None):
+            own = own_text(opened, "valid", stop=stop)
+            if text.fingerprint == survey(own.documents, stop=stop).fingerprint:
+                console.warn("what is tuned here is tuned on the very text that is measured")
+        if wanted.dynamic == "rms":
+            own_text(opened, "train", stop=stop)
         result: dict[str, Any] = {"checkpoint": str(checkpoint.path), "device": str(opened.device)}
         if wanted.pairs:
-            result["pairs"] = _pairs(opened, wanted.pairs, stop=stop)
-        if files or not wanted.pairs:
-            if not files:
-                documents = list(own_text(opened, "valid", stop=stop).documents)
-                if wanted.tune or (wanted.interpolate and wanted.weight is None):
-                    console.warn("what is tuned here is tuned on the very text that is measured")
+            found = _pairs(opened, wanted.pairs, stop=stop)
+            result["pairs"] = found
+            result["caveats"] = caveats(opened.tokenizer, found["unknown_rate"], of="the pairs")
+        if documents:
             result = _on_texts(
                 opened,
                 documents,
                 result,
+                size=text.bytes,
                 mode=mode,
                 batch=batch,
                 chunk=chunk,
@@ -127,6 +138,24 @@ def evaluate(
                 stop=stop,
             )
     return result
+
+
+def _check_outputs(wanted: Wanted, documents: Sequence[Document]) -> None:
+    """Raise UsageError where what is to be written would replace what is read, or something else."""
+    wholes = (getattr(document, "document", document) for document in documents)
+    inputs = [wanted.pairs, wanted.interpolate, *(getattr(d, "path", None) for d in wholes)]
+    outs = wanted.files()
+    for number, out in enumerate(outs):
+        if str(out) == "-":
+            raise UsageError("tables and pages are written to files, not to -", hint="name a file")
+        if out.exists() and not out.is_file():
+            raise UsageError(f"{out} is not a regular file", hint="name a file to be written")
+        if any(path and out.exists() and out.samefile(path) for path in inputs if path):
+            raise UsageError(f"{out} is read here, and not to be replaced", hint="another name")
+        if out.suffix == ".safetensors":
+            raise UsageError(f"{out} has the name of a model", hint="another name")
+        if out.absolute() in [other.absolute() for other in outs[:number]]:
+            raise UsageError(f"{out} cannot hold two things at once", hint="a name for each")
 
 
 def _pairs(opened: Opened, path: Path, *, stop: Stop) -> dict[str, Any]:
@@ -145,6 +174,7 @@ def _on_texts(
     documents: Sequence[Document],
     result: dict[str, Any],
     *,
+    size: int,
     mode: str,
     batch: int | None,
     chunk: int | None,
@@ -153,7 +183,6 @@ def _on_texts(
 ) -> dict[str, Any]:
     """`result` with the figures of the documents; files are in place when it returns."""
     from gru_lm import atomic
-    from gru_lm.adapted import check_settings
     from gru_lm.evaluation.baselines import baselines
     from gru_lm.evaluation.beside import ByBlock, Conventions, Shown, TokenCounts, split_words
     from gru_lm.evaluation.metrics import Counts
@@ -161,27 +190,23 @@ def _on_texts(
     from gru_lm.evaluation.texts import measure
     from gru_lm.interpolation import Interpolation
     from gru_lm.reporting import console
-    from gru_lm.text.documents import readings, survey
+    from gru_lm.text.documents import readings
 
-    # A first pass finds whatever cannot be read before the long work, and how long that will be.
-    with console.progress("reading", None) as advance:
-        size = survey(documents, stop=stop, progress=advance).bytes
     tokenizer, names = opened.tokenizer, [document.name for document in documents]
-    check_settings(cache=wanted.cache, method=wanted.dynamic, dynamic=wanted.dynamic_settings)
-    ngrams = (
-        Interpolation(opened, wanted.interpolate, weight=wanted.weight, stop=stop)
-        if wanted.interpolate
-        else None
-    )
     with ExitStack() as stack:
         # All at once: one that cannot be written is refused before the long work.
         out = {path: stack.enter_context(atomic.replacing(path)) for path in wanted.files()}
+        ngrams = (
+            Interpolation(opened, wanted.interpolate, weight=wanted.weight, stop=stop)
+            if wanted.interpolate
+            else None
+        )
         by_block, conventions = ByBlock(), Conventions(tokenizer)
         used = TokenCounts(tokenizer.vocab_size)
         tables: list[Table] = [by_block, conventions, used]
         if wanted.per_token:
-            tables.append(PerToken(out[wanted.per_token], tokenizer, names))
-        by_word = PerWord(out[wanted.per_word], tokenizer, names) if wanted.per_word else None
+            tables.append(PerToken(out[wanted.per_token], tokenizer, documents))
+        by_word = PerWord(out[wanted.per_word], tokenizer, documents) if wanted.per_word else None
         by_line = PerLine(out[wanted.per_line], tokenizer) if wanted.per_line else None
         shown = Shown(tokenizer) if wanted.html else None
         mixture = ngrams.mixture() if ngrams else None
@@ -214,6 +239,7 @@ def _on_texts(
             "seconds": round(seconds, 3),
             "tokens_per_second": round(total.tokens / seconds, 1) if seconds else None,
             **result,
+            "caveats": result.get("caveats", []) + caveats(tokenizer, total.unknown_rate()),
         }
         if len(documents) > 1:
             result["files"] = [
@@ -222,6 +248,8 @@ def _on_texts(
         if wanted.convention:
             name = names[0] if len(names) == 1 else f"{len(names)} files"
             words = split_words(documents) if wanted.convention == "lm-eval" else []
+            if not words and tokenizer.kind != "word":
+                result["caveats"].append(f"a word of --as {wanted.convention} is a piece here")
             result["as"] = conventions.figures(
                 wanted.convention, name=name, words=words, size=total.bytes
             )

@@ -6,7 +6,7 @@ Brings together a run's own texts and evaluation/ngram.py. Prints progress, and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,24 @@ from gru_lm.evaluation.ngram import (
 from gru_lm.evaluation.texts import measure
 from gru_lm.opened import Opened, own_text
 from gru_lm.reporting import console
+from gru_lm.signals import Stop
 from gru_lm.text.documents import Document, readings
 
 
 class Interpolation:
     """An ARPA file beside a model of words: its own row, and that of both together."""
 
-    def __init__(
-        self, opened: Opened, arpa: Path, *, weight: float | None, stop: Callable[[], None]
-    ) -> None:
+    def __init__(self, opened: Opened, arpa: Path, *, weight: float | None, stop: Stop) -> None:
         """`weight` is that of the n-grams; None: tuned on the run's own held-out text."""
         self._opened = opened
         self._ngram = open_arpa(arpa)
-        self._scores = TokenScores(self._ngram, opened.tokenizer)  # refuses other tokenizers
+        self._scores = TokenScores(self._ngram, opened.tokenizer)
         self._tuned_on: int | None = None
         if weight is None:
             weight, self._tuned_on = self._tuned(stop)
         self._weight = weight
 
-    def _tuned(self, stop: Callable[[], None]) -> tuple[float, int]:
+    def _tuned(self, stop: Stop) -> tuple[float, int]:
         """The weight that suits the run's own held-out text, and how many tokens that has."""
         opened = self._opened
         valid = own_text(opened, "valid", stop=stop)
@@ -61,8 +60,7 @@ class Interpolation:
         return tune_weight(of_model_N, of_ngrams_N), len(of_model_N)
 
     def mixture(self) -> Mixture:
-        """A table for the pass over the text that is measured."""
-        self._scores = TokenScores(self._ngram, self._opened.tokenizer)
+        """A table for the one pass over the text that is measured."""
         return Mixture(self._scores, weight=self._weight)
 
     def rows(

@@ -23,6 +23,7 @@ import torch
 from gru_lm.config import Settings
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.prepare import Prepared, prepare
+from gru_lm.signals import Stop
 from gru_lm.training.planner import MOST_EPOCHS
 
 AGREEMENT = 0.005  # of the smaller one
@@ -33,7 +34,7 @@ Size = Callable[[int], float]  # of a model, by its width
 
 
 def plan_cells(
-    chosen: Settings, cells: Sequence[str], *, match: str, stop: Callable[[], None]
+    chosen: Settings, cells: Sequence[str], *, match: str, stop: Stop
 ) -> dict[str, Prepared]:
     """What each cell is trained on and how, the first one as `train` would plan it, or very near.
 

@@ -5,7 +5,6 @@ Everything a checkpoint holds is checked before torch takes any memory for it. W
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from gru_lm.errors import InputError
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.model.recurrent import choose_backend, choose_device
+from gru_lm.signals import Stop
 from gru_lm.text.dataset import Part
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training import runs
@@ -44,12 +44,12 @@ def open_model(
     return Opened(model, tokenizer, checkpoint, where)
 
 
-def own_text(opened: Opened, part: str, *, stop: Callable[[], None]) -> Part:
+def own_text(opened: Opened, part: str, *, stop: Stop) -> Part:
     """The "train" or "valid" text of the run of a checkpoint, of which it may have used a part.
 
     Raises InputError where it is gone or has changed.
     """
-    from gru_lm.prepare import read_texts, used_texts
+    from gru_lm.prepare import read_again
 
     directory = opened.checkpoint.path.parent
     hint = f"gru-lm eval {opened.checkpoint.path} FILE"
@@ -57,12 +57,11 @@ def own_text(opened: Opened, part: str, *, stop: Callable[[], None]) -> Part:
         chosen = runs.read_settings(directory)
         is_word = opened.tokenizer.kind == "word"
         stdin = directory / "text.txt"
-        texts = read_texts(chosen, stdin=stdin, at_line_ends=lambda _: is_word, stop=stop)
+        texts, used = read_again(chosen, stdin=stdin, is_word=is_word, stop=stop)
     except InputError as error:
         error.hint = hint
         raise
-    used = used_texts(texts, chosen, stop=stop).fingerprints()
-    if used[part] != opened.checkpoint.meta["data"][part]:
+    if used.fingerprints()[part] != opened.checkpoint.meta["data"][part]:
         what = {"valid": "held-out", "train": "training"}[part]
         raise InputError(
             f"the {what} text of {directory} has changed since its training", hint=hint

@@ -31,6 +31,7 @@ class Pace:
     step_tokens: int
 
     validation_seconds: float = 0.0  # of the newest one, as the next
+    measure_seconds: float = 0.0  # of it, without the sample that is drawn too
     save_seconds: float = 0.0
     tokens: int = 0  # of all steps made
     step_seconds: float = 0.0
@@ -47,8 +48,8 @@ class Pace:
         return self.tokens / self.step_seconds if self.step_seconds else 0.0
 
     def test_seconds(self) -> float:
-        """What the measurement at the end takes, as a validation does."""
-        return self.validation_seconds * self.test / self.held_out
+        """What the measurement at the end takes, as a validation's does."""
+        return self.measure_seconds * self.test / self.held_out
 
     def elapsed(self) -> float:
         """Seconds of the budget that are used up."""

@@ -18,7 +18,7 @@ import torch
 
 from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import InputError, UsageError, unknown_name
-from gru_lm.evaluation.metrics import UNKNOWN_WARNING
+from gru_lm.evaluation.metrics import caveats
 from gru_lm.forecast import Forecast, forecast
 from gru_lm.machine import fastest_precision, set_up
 from gru_lm.model.heads import choose_cutoffs
@@ -28,9 +28,9 @@ from gru_lm.model.recurrent import choose_backend
 from gru_lm.model.regularize import Regularization
 from gru_lm.rehearsal import tokens_per_second
 from gru_lm.reporting import console
+from gru_lm.signals import Stop
 from gru_lm.text.dataset import Data, Part, Texts, excerpt, make_tokenizer, split_texts, tokenize
 from gru_lm.text.sources import spool_stdin
-from gru_lm.text.store import unigram_counts
 from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import TrainState
@@ -43,8 +43,6 @@ from gru_lm.training.text_plan import (
     plan_tokenizer,
     plan_valid_characters,
 )
-
-Stop = Callable[[], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,7 @@ class Prepared:
 
     def counts_V(self) -> torch.Tensor:  # noqa: N802
         """How often each piece occurs in the training text."""
-        return torch.from_numpy(unigram_counts(self.data.train, self.data.tokenizer.vocab_size))
+        return torch.from_numpy(self.data.counts_V)
 
     def model_config(self) -> ModelConfig:
         """The model that is planned."""
@@ -90,7 +88,9 @@ class Prepared:
         torch.manual_seed(self.settings.seed)
         source = None
         if self.source:
-            source = restore_model(self.source, self.source.tensors(), device=self.device)
+            source = restore_model(
+                self.source, self.source.tensors(), device=self.device, backend=self.backend
+            )
             source.make_room_for(counts_V)
         model = LanguageModel(
             source.config if source else self.model_config(),
@@ -139,10 +139,10 @@ def prepare(
             raise unknown_name("tokenizer", kind, KINDS)
         return kind == "word"
 
-    whole = read_texts(chosen, stdin=stdin, at_line_ends=at_line_ends, stop=stop)
+    whole = _read_texts(chosen, stdin=stdin, at_line_ends=at_line_ends, stop=stop)
     asked = chosen
     chosen = plan_part(chosen, whole, kind=kind, device=device)
-    texts = used_texts(whole, chosen, stop=stop)
+    texts = _used_texts(whole, chosen, stop=stop)
     if tokenizer is None:
         with console.progress("training the tokenizer", None):
             tokenizer = make_tokenizer(kind, texts.train, vocab_size=chosen.vocab_size, stop=stop)
@@ -173,7 +173,7 @@ def prepare(
         plan = plan_model(
             chosen,
             tokens=len(data.train.tokens),
-            vocab_size=int((unigram_counts(data.train, tokenizer.vocab_size) > 0).sum()),
+            vocab_size=int((data.counts_V > 0).sum()),
             device=device.type,
             precision=fastest_precision(device),
             speed=speed,
@@ -201,7 +201,7 @@ def _given_tokenizer(chosen: Settings, source: Checkpoint | None) -> Tokenizer |
     return read_tokenizer(Path(chosen.tokenizer or ""))
 
 
-def read_texts(
+def _read_texts(
     chosen: Settings, *, stdin: Path, at_line_ends: Callable[[int], bool], stop: Stop
 ) -> Texts:
     """The texts that the settings name, cut into training and held-out parts."""
@@ -225,6 +225,12 @@ def read_texts(
     return texts
 
 
+def read_again(chosen: Settings, *, stdin: Path, is_word: bool, stop: Stop) -> tuple[Texts, Texts]:
+    """The texts of a run with complete settings: all of them, and what of them it used."""
+    whole = _read_texts(chosen, stdin=stdin, at_line_ends=lambda _: is_word, stop=stop)
+    return whole, _used_texts(whole, chosen, stop=stop)
+
+
 def plan_part(chosen: Settings, whole: Texts, *, kind: str, device: torch.device) -> Settings:
     """Settings that say how much of the text is used, where that is not all."""
     speed: dict[str, Any] = {
@@ -238,7 +244,7 @@ def plan_part(chosen: Settings, whole: Texts, *, kind: str, device: torch.device
     )
 
 
-def used_texts(whole: Texts, chosen: Settings, *, stop: Stop) -> Texts:
+def _used_texts(whole: Texts, chosen: Settings, *, stop: Stop) -> Texts:
     """The part of the texts that the settings say is used; all of the test text."""
     return dataclasses.replace(
         whole,
@@ -276,13 +282,9 @@ def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) ->
         less = part.characters < of.characters
         return f"{part.characters:,} of {of.characters:,}" if less else f"{part.characters:,}"
 
-    if not data.tokenizer.lossless and data.tokenizer.kind != "word":
-        console.warn("this tokenizer does not give every text back; bits per byte are flattered")
-    if (rate := data.valid.unknown / len(data.valid.tokens)) > UNKNOWN_WARNING:
-        console.warn(
-            f"{rate:.1%} of the held-out tokens are unknown words: perplexity is flattered; "
-            "bits per byte has them spelled out"
-        )
+    unknown_rate = data.valid.unknown / len(data.valid.tokens)
+    for caveat in caveats(data.tokenizer, unknown_rate, of="the held-out text"):
+        console.warn(caveat)
     names = ", ".join(chosen.text[:3])
     if len(chosen.text) > 3:
         names += f" and {len(chosen.text) - 3:,} more"

@@ -5,9 +5,9 @@ Knows what is prepared, and neither run nor budget.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from gru_lm.signals import Stop
 from gru_lm.text.batches import Batches
 from gru_lm.training.loop import train_steps
 from gru_lm.training.optimizers import Budget, Schedule
@@ -21,7 +21,7 @@ FEWEST = 3
 LONG = 5.0  # seconds of steps after which the last one alone says enough
 
 
-def tokens_per_second(prepared: Prepared, *, stop: Callable[[], None]) -> float:
+def tokens_per_second(prepared: Prepared, *, stop: Stop) -> float:
     """Training tokens a second of a fresh model. Raises what `stop` raises."""
     plan, settings = prepared.plan, prepared.settings
     steps = train_steps(

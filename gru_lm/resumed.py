@@ -9,7 +9,7 @@ at any later moment a run that goes on with its leg.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from gru_lm.config import BUDGETS, Settings, settings
@@ -17,8 +17,9 @@ from gru_lm.errors import InputError, UsageError
 from gru_lm.machine import set_up
 from gru_lm.model.native.kernels import bf16_available
 from gru_lm.model.recurrent import choose_backend, choose_device
-from gru_lm.prepare import Prepared, read_data, read_texts, used_texts
+from gru_lm.prepare import Prepared, read_again, read_data
 from gru_lm.reporting import console
+from gru_lm.signals import Stop
 from gru_lm.training.loop import TrainState
 from gru_lm.training.planner import MOST_EPOCHS, Plan
 from gru_lm.training.runs import Run, newest_whole, read_settings
@@ -31,7 +32,7 @@ def reopen(
     budget: Mapping[str, Any],
     threads: int | None,
     device: str | None,
-    stop: Callable[[], None],
+    stop: Stop,
 ) -> tuple[Prepared, TrainState]:
     """The newest whole checkpoint of `run`, ready to be trained on; with a `budget`, as another leg.
 
@@ -50,10 +51,8 @@ def reopen(
         here = dataclasses.replace(chosen, precision="float32")
     set_up(here, threads=threads, device=device)
     tokenizer = restore_tokenizer(checkpoint, checkpoint.tensors())
-    texts = read_texts(
-        chosen, stdin=run.text, at_line_ends=lambda _: tokenizer.kind == "word", stop=stop
-    )
-    texts = used_texts(texts, chosen, stop=stop)
+    is_word = tokenizer.kind == "word"
+    _, texts = read_again(chosen, stdin=run.text, is_word=is_word, stop=stop)
     if texts.fingerprints() != meta["data"]:
         raise InputError(
             f"the text of {directory} has changed since the run began",

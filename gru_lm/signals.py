@@ -8,13 +8,18 @@ second Ctrl-C leaves at once. Knows nothing of training or of terminals.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from gru_lm.errors import Stopped
 
 WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+Stop = Callable[[], None]  # what is polled: it raises Stopped once we are to leave
+
+
+def never() -> None:
+    """The default of a `stop`: nobody asks us to."""
 
 
 class StopFlag:

@@ -1,6 +1,6 @@
 """Tokens a second of cells on this machine: training steps, and the forward pass of validation.
 
-What is timed is what a run does (`train_steps`, `columns`), on the model that the planner would make for
+What is timed is what a run does (`train_steps`, `columns`), on the model that it would make for
 characters; the characters are random, which changes no speed. The works take turns in rounds, so that
 what else the machine does falls on all alike. Knows nothing of terminals and writes nothing. No clock is
 read before the device has finished.
@@ -25,12 +25,14 @@ from gru_lm.config import Settings
 from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, columns
 from gru_lm.machine import fastest_precision
 from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.signals import Stop, never
 from gru_lm.text.batches import Batches
 from gru_lm.training.loop import TrainState, train_steps
 from gru_lm.training.optimizers import Budget, Schedule, make_optimizer
 from gru_lm.training.planner import DEFAULT_MINUTES, Plan, plan_model
 
-VOCABULARY = 323  # characters of an English text, and the 256 bytes that spell all others
+SEEN = 65  # characters of an English text
+VOCABULARY = 323  # pieces: those, the 256 bytes that spell all others, <unk> and </s>
 TOKENS = 122 * COLUMN_BATCH * COLUMN_CHUNK  # about a million, in whole passes of validation
 WIDTHS = {
     "cpu": (128, 256, 512),
@@ -39,10 +41,6 @@ WIDTHS = {
 LR = 1e-4  # moves the weights, and never far: the speed of any other
 ROUNDS = 9
 FEWEST = 3  # rounds, however slow the machine
-
-
-def _never() -> None:
-    """The default of `stop`: nobody asks us to."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Work:
     device: torch.device
     seconds: float = 0.0
 
-    def turn(self, seconds: float, stop: Callable[[], None]) -> float:
+    def turn(self, seconds: float, stop: Stop) -> float:
         """Do it for about `seconds`, once at least; returns what it took. Notes what a run took."""
         repeats = max(1, int(seconds / self.seconds)) if self.seconds else 1
         self._wait()
@@ -127,7 +125,7 @@ def subjects(cells: Sequence[str], widths: Sequence[int], device: torch.device) 
         plan = plan_model(
             Settings(cell=cell, width=width, layers=1, dropout=0.0, minutes=DEFAULT_MINUTES),
             tokens=TOKENS,
-            vocab_size=VOCABULARY,
+            vocab_size=SEEN,
             device=device.type,
             precision=fastest_precision(device),
         )
@@ -138,6 +136,7 @@ def subjects(cells: Sequence[str], widths: Sequence[int], device: torch.device) 
             width=width,
             embed=plan.embed,
             tied=plan.tied,
+            rows=SEEN + 1,  # one for all that do not occur
         )
         found.append(Subject(plan, config))
     return found
@@ -148,14 +147,19 @@ def warm_up(
     *,
     device: torch.device,
     backend: str,
-    stop: Callable[[], None] = _never,
+    stop: Stop = never,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Work]:
-    """The works of all subjects, each done twice; `progress` hears of subjects done."""
-    tokens_N = np.random.default_rng(0).integers(VOCABULARY, size=TOKENS, dtype=np.uint16)
+    """The works of each subject, training and then evaluation, each done twice.
+
+    `progress` hears of subjects done.
+    """
+    tokens_N = np.random.default_rng(0).integers(SEEN, size=TOKENS, dtype=np.uint16)
+    counts_V = torch.from_numpy(np.bincount(tokens_N, minlength=VOCABULARY))
     works = []
     for subject in chosen:
         model = LanguageModel(subject.config, backend=backend).to(device)
+        model.set_unigram(counts_V)
         plan = subject.plan
         for kind, steps, tokens in (
             ("train", _training(model, plan, tokens_N), plan.batch * plan.bptt),
@@ -173,10 +177,10 @@ def measure(
     works: Sequence[Work],
     *,
     until: float,
-    stop: Callable[[], None] = _never,
+    stop: Stop = never,
     progress: Callable[[float], None] = lambda _: None,
 ) -> list[Speed]:
-    """Let the works take turns `until` a time on the monotonic clock; FEWEST rounds at least.
+    """Let works from `warm_up` take turns `until` a time on the monotonic clock; FEWEST rounds at least.
 
     `progress` hears of shares of the whole. Raises what `stop` raises.
     """
@@ -196,14 +200,9 @@ def measure(
             rates[i].append(works[i].tokens / works[i].seconds)
             progress(elapsed / whole)
         last = time.monotonic() - began
-    found = {
-        (id(work.subject), work.kind): Rate(tuple(rate))
-        for work, rate in zip(works, rates, strict=True)
-    }
     return [
-        Speed(work.subject, found[id(work.subject), "train"], found[id(work.subject), "eval"])
-        for work in works
-        if work.kind == "train"
+        Speed(work.subject, Rate(tuple(train)), Rate(tuple(evaluation)))
+        for work, train, evaluation in zip(works[::2], rates[::2], rates[1::2], strict=True)
     ]
 
 

@@ -12,7 +12,6 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from gru_lm.prepare import Prepared, prepare
 from gru_lm.reporting import console
 from gru_lm.reporting.plots import loss_png
 from gru_lm.resumed import reopen
+from gru_lm.signals import Stop, never
 from gru_lm.trainer import Trainer
 from gru_lm.training import runs
 from gru_lm.training.checkpoint import Checkpoint
@@ -31,12 +31,6 @@ from gru_lm.training.loop import TrainState
 from gru_lm.training.planner import DEFAULT_CELL, plan_budget, plan_like
 from gru_lm.training.runs import Run
 from gru_lm.training.state import environment
-
-Stop = Callable[[], None]
-
-
-def _never() -> None:
-    """The default of `stop`: nobody asks us to."""
 
 
 def train(
@@ -46,7 +40,7 @@ def train(
     start_from: Path | None = None,
     started: float | None = None,
     with_test: bool = True,
-    stop: Stop = _never,
+    stop: Stop = never,
 ) -> dict[str, Any]:
     """Train a new run; returns what `train --json` prints, of the test text only `with_test`.
 
@@ -88,7 +82,7 @@ def resume(
     device: str | None = None,
     started: float | None = None,
     with_test: bool = True,
-    stop: Stop = _never,
+    stop: Stop = never,
     **budget: float,
 ) -> dict[str, Any]:
     """Go on with a run from its newest whole checkpoint; returns what `train --json` prints.
@@ -117,7 +111,7 @@ def dry_run(
     *,
     start_from: Path | None = None,
     started: float | None = None,
-    stop: Stop = _never,
+    stop: Stop = never,
 ) -> tuple[Settings, Forecast]:
     """The complete settings that `train` would use, and what it would come to.
 
@@ -169,7 +163,7 @@ def _fit(
     finally:
         # A plot would hide a full disk, and hold up a second Ctrl-C.
         expected = isinstance(sys.exception(), Stopped | DivergedError | None)
-        if expected and (metrics := run.metrics()):
+        if expected and (metrics := runs.metrics(run.directory)):
             title = f"{prepared.plan.cell}, {state.model.parameter_count():,} parameters"
             atomic.write_bytes(run.directory / "loss.png", loss_png(metrics, title))
     return trainer.result(ended)

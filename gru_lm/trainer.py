@@ -9,27 +9,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from gru_lm.config import Settings
 from gru_lm.errors import DivergedError, Stopped
 from gru_lm.evaluation.metrics import Counts
-from gru_lm.evaluation.scoring import (
-    COLUMN_BATCH,
-    COLUMN_CHUNK,
-    Totals,
-    columns_read,
-    validate,
-)
-from gru_lm.evaluation.texts import spelling_counts, text_counts
+from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, Totals, columns_read, validate
+from gru_lm.evaluation.texts import text_counts
 from gru_lm.generation.sampling import complete
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.pace import Pace
 from gru_lm.reporting import console
+from gru_lm.signals import Stop
 from gru_lm.text.batches import Batches
-from gru_lm.text.dataset import Data, Part
+from gru_lm.text.dataset import Data
 from gru_lm.text.store import TokenStore
 from gru_lm.training.checkpoint import read
 from gru_lm.training.loop import StepReport, TrainState, train_steps
@@ -61,7 +55,7 @@ class Trainer:
     state: TrainState
     environment: dict[str, Any]
     started: float
-    stop: Callable[[], None]
+    stop: Stop
 
     saved: tuple[int, int] = (-1, -1)  # step and validated step of the newest checkpoint
     test: dict[str, Any] | None = None
@@ -91,8 +85,11 @@ class Trainer:
 
         Raises Stopped after saving where a signal came, and DivergedError without saving.
         """
-        for part in (self.data.texts.valid, self.data.texts.test):
-            self._text_counts(part)  # which later would cost time that was promised otherwise
+        # At once, for later it would cost time that is promised otherwise.
+        parts = {"valid": self.data.texts.valid, "test": self.data.texts.test}
+        self.counts = {
+            name: text_counts(part.documents, self.data.tokenizer) for name, part in parts.items()
+        }
         with console.progress("training", 1.0) as advance:
             shown = 0.0
             try:
@@ -157,9 +154,10 @@ class Trainer:
             return
         started = time.monotonic()
         best = read(self.run.directory / BEST)
-        model = restore_model(best, best.tensors(), device=self.device).eval()
-        totals = self._measure(model, store)
-        self.test = self._described(self.data.texts.test, totals, time.monotonic() - started)
+        backend = self.state.model.recurrent.backend
+        model = restore_model(best, best.tensors(), device=self.device, backend=backend)
+        totals = self._measure(model.eval(), store)
+        self.test = self._described("test", totals, time.monotonic() - started)
 
     def _steps(self) -> Any:
         if self.state.step == self.state.leg_step:
@@ -212,7 +210,8 @@ class Trainer:
             started = time.monotonic()
             validate(model, some, newline_id=self.data.tokenizer.newline_id, warm=0, stop=self.stop)
             taken = time.monotonic() - started
-        self.pace.validation_seconds = taken * columns_read(len(tokens)) / len(some)
+        whole = taken * columns_read(len(tokens)) / len(some)
+        self.pace.measure_seconds = self.pace.validation_seconds = whole
         model.train()
         if self.pace.test_seconds() > TEST_SHARE * budget:
             console.warn(
@@ -228,6 +227,7 @@ class Trainer:
         state.model.eval()
         with state.averaged():
             totals = self._measure(state.model, self.data.valid)
+            self.pace.measure_seconds = time.monotonic() - started
             if not math.isfinite(totals.nats):
                 raise DivergedError(f"step {state.step}: held-out loss {totals.nats:g}")
             (sample,) = complete(
@@ -242,7 +242,7 @@ class Trainer:
         best = state.validated(totals.nats, totals.unknown_nats)
         if self.plan.optimizer == "nt-asgd" and state.begins_to_average(totals.nats):
             console.note(f"step {state.step:,}: from here on the weights are averaged")
-        figures = self._figures_of(self.data.texts.valid, totals)
+        figures = self._figures_of("valid", totals)
         self._append(
             valid_nats_per_token=figures["nats_per_token"],
             valid_bits_per_byte=figures["bits_per_byte"],
@@ -330,9 +330,9 @@ class Trainer:
         if state.best_step < 0:
             return None
         totals = Totals(len(store.tokens), state.best_nats, store.unknown, state.best_unknown_nats)
-        return self._described(self.data.texts.valid, totals, self.pace.validation_seconds)
+        return self._described("valid", totals, self.pace.measure_seconds)
 
-    def _described(self, part: Part, totals: Totals, seconds: float) -> dict[str, Any]:
+    def _described(self, part: str, totals: Totals, seconds: float) -> dict[str, Any]:
         """The figures as `eval` reports them."""
         return self._figures_of(part, totals) | {
             "mode": "columns",
@@ -342,9 +342,5 @@ class Trainer:
             "device": str(self.device),
         }
 
-    def _figures_of(self, part: Part, totals: Totals) -> dict[str, Any]:
-        return (self._text_counts(part) + Counts(**totals._asdict())).figures()
-
-    def _text_counts(self, part: Part) -> Counts:
-        spelling = spelling_counts(part.documents, self.data.tokenizer)
-        return text_counts(part.documents) + spelling
+    def _figures_of(self, part: str, totals: Totals) -> dict[str, Any]:
+        return (self.counts[part] + Counts(**totals._asdict())).figures()

@@ -37,16 +37,16 @@ def fail(what: str) -> NoReturn:
 
 rows, number = [], 1
 try:
-    with Path(given.table).open(encoding="utf-8", newline="") as file:
-        table = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    with Path(given.table).open("rb") as file:
+        table = csv.DictReader(map(bytes.decode, file), delimiter="\t", quoting=csv.QUOTE_NONE)
         for row in table:
-            number = table.line_num
+            number = table.reader.line_num
             utterance, acoustic, own, text = (row[name] for name in COLUMNS)
             rows.append((utterance, float(acoustic), float(own), text.strip()))
 except OSError as error:
     fail(f": {error.strerror}")
-except UnicodeDecodeError:
-    fail(f", after line {number}: not UTF-8")
+except (UnicodeDecodeError, csv.Error) as error:
+    fail(f", line {table.reader.line_num + isinstance(error, UnicodeDecodeError)}: {error}")
 except (AttributeError, KeyError, TypeError, ValueError):
     fail(f", line {number}: not all of {', '.join(COLUMNS)}")
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gru_lm.errors import UsageError
-from gru_lm.signals import watch_signals
+from gru_lm.signals import Stop, never, watch_signals
 
 if TYPE_CHECKING:
     from gru_lm.speed import Rate, Speed
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
 SECONDS = 30
 YARDSTICK = "lstm"
 BUSY = 0.2  # a spread beyond which the machine is likely to do something else too
-Stop = Callable[[], None]
-
-
-def _never() -> None:
-    """The default of `stop`: nobody asks us to."""
 
 
 def bench(
@@ -37,7 +32,7 @@ def bench(
     started: float | None = None,
     threads: int | None = None,
     device: str = "auto",
-    stop: Stop = _never,
+    stop: Stop = never,
 ) -> dict[str, Any]:
     """Measure tokens a second; returns what `bench --json` prints.
 
@@ -77,7 +72,7 @@ def bench(
     return {
         **machine,
         "vocab_size": speed.VOCABULARY,
-        "precision": "float32",
+        "precision": plan.precision,
         "rounds": len(speeds[0].train.rounds),
         "seconds": round(time.monotonic() - started, 3),
         "results": [_described(each, _yardstick(each, speeds)) for each in speeds],

@@ -28,6 +28,13 @@ RUN_COLUMNS = (
     ("tokens_per_second", "tokens/s", ",.0f"),
     ("seconds", "seconds", ",.1f"),
 )
+MODEL_COLUMNS = (
+    ("bits_per_byte", "bits per byte", ".4f"),
+    ("perplexity", "perplexity", ",.2f"),
+    ("tokenizer", "tokenizer", ""),
+    ("parameters", "parameters", ","),
+    ("width", "width", ","),
+)
 
 
 @with_settings
@@ -142,17 +149,22 @@ def _settings(layers: list[dict[str, Any]], text: list[str] | None) -> dict[str,
 
 def _print_result(result: dict[str, Any]) -> None:
     from gru_lm.reporting import console
+    from gru_lm.reporting.figures import differences
 
     if "runs" in result:
         rows = [_cell(cell, result["runs"]) for cell in result["cells"]]
         headers = ["cell", "runs", "parameters", "width", "tokens/s", "bits per byte"]
         console.table([*headers, "perplexity"], rows)
-        rows = [_row(run["cell"], run) for run in result["runs"]]
+        rows = [_row(run["cell"], run, RUN_COLUMNS) for run in result["runs"]]
         console.table(["cell", *(label for _, label, _ in RUN_COLUMNS)], rows)
     else:
-        columns = [each for each in RUN_COLUMNS if each[0] in result["a"]]
-        rows = [_row(result[side]["name"], result[side], columns) for side in ("a", "b")]
-        console.table(["run", *(label for _, label, _ in columns)], rows)
+        rows = [_row(result[side]["name"], result[side], MODEL_COLUMNS) for side in ("a", "b")]
+        console.table(["run", *(label for _, label, _ in MODEL_COLUMNS)], rows)
+    interval, found = differences(result["differences"])
+    rows = [[cell or "-" for cell in row] for row in found]
+    console.table(["difference", "bits per byte", interval], rows)
+    for caveat in result["caveats"]:
+        console.warn(caveat)
     for said in dict.fromkeys(each["verdict"] for each in result["differences"]):
         console.result(said)
     if result["report"]:
@@ -191,7 +203,7 @@ def _cell(cell: str, runs: list[dict[str, Any]]) -> list[str]:
     ]
 
 
-def _row(name: str, values: dict[str, Any], columns: Any = RUN_COLUMNS) -> list[str]:
+def _row(name: str, values: dict[str, Any], columns: Any) -> list[str]:
     shown = (
         "-" if values[key] is None else format(values[key], style) for key, _, style in columns
     )

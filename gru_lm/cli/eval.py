@@ -14,7 +14,6 @@ import typer
 from gru_lm.errors import UsageError
 from gru_lm.evaluate import Wanted, evaluate
 from gru_lm.evaluation import CONVENTIONS, MODES
-from gru_lm.evaluation.metrics import UNKNOWN_WARNING
 from gru_lm.signals import watch_signals
 
 TABLES, BESIDE, ADAPTING = "Tables and pages", "Beside the figures", "Adapting to the text"
@@ -192,7 +191,8 @@ def eval_cli(
             raise UsageError(f"{', '.join(names)}: nothing to set without {what}")
     with watch_signals() as flag:
         if per_line == Path("-"):
-            if files != ["-"] or as_json or mode != "stream" or wanted != Wanted(per_line=per_line):
+            plain = not (as_json or batch or chunk) and mode == "stream"
+            if files != ["-"] or not plain or wanted != Wanted(per_line=per_line):
                 raise UsageError(
                     "--per-line - answers standard input, and nothing else",
                     hint=f"gru-lm eval {run} - --per-line -",
@@ -224,11 +224,8 @@ def eval_cli(
         console.result_json(result)
     else:
         figures.show(result)
-    if (result.get("unknown_rate") or 0) > UNKNOWN_WARNING:
-        console.warn(
-            f"{result['unknown_rate']:.2%} of the tokens are unknown words: perplexity is flattered; "
-            "bits per byte has them spelled out"
-        )
+    for caveat in result["caveats"]:
+        console.warn(caveat)
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any]:

@@ -6,16 +6,15 @@ import math
 import secrets
 import select
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gru_lm.errors import InputError, UsageError
-from gru_lm.signals import watch_signals
+from gru_lm.signals import Stop, never, watch_signals
 
 if TYPE_CHECKING:
     from gru_lm.generation.choice import Choice
@@ -24,11 +23,6 @@ if TYPE_CHECKING:
 
 LENGTH = 500
 PATIENCE = 2.0  # seconds without a prompt, after which we say that we wait for one
-Stop = Callable[[], None]
-
-
-def _never() -> None:
-    """The default of `stop`: nobody asks us to."""
 
 
 def sample(
@@ -42,7 +36,7 @@ def sample(
     seed: int = 0,
     device: str = "auto",
     threads: int | None = None,
-    stop: Stop = _never,
+    stop: Stop = never,
 ) -> Iterator[Step]:
     """Sample texts that go on after `prompt`; yields text as it is made (sampling.Step).
 
@@ -172,7 +166,7 @@ def sample_cli(
 def _piped(stop: Stop) -> str:
     """What is piped into standard input; nothing from a terminal, or where it is closed."""
     from gru_lm.reporting import console
-    from gru_lm.text.sources import spool_stdin
+    from gru_lm.text.sources import stdin_blocks
 
     if sys.stdin is None or sys.stdin.isatty():
         return ""
@@ -182,16 +176,13 @@ def _piped(stop: Stop) -> str:
         if time.monotonic() >= due:
             console.note('reading the prompt from standard input (--prompt "" for none)')
             break
-    with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
-        path = Path(folder) / "prompt"
-        spool_stdin(path, stop=stop)
-        try:
-            return path.read_bytes().decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise InputError(
-                f"the prompt on standard input is not utf-8 at byte {error.start:,}",
-                hint="iconv -t utf-8",
-            ) from error
+    try:
+        return b"".join(stdin_blocks(stop=stop)).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"the prompt on standard input is not utf-8 at byte {error.start:,}",
+            hint="iconv -t utf-8",
+        ) from error
 
 
 def _stream(steps: Iterator[Step], prompt: str) -> None:

@@ -11,10 +11,12 @@ from __future__ import annotations
 import bz2
 import lzma
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
+
+from gru_lm.signals import Stop, never
 
 Row = dict[str, str | int | float | None]
 Counts = npt.NDArray[np.int64]
@@ -28,7 +30,7 @@ def baselines(
     pieces: Iterable[str],
     *,
     spelling_nats: float = 0.0,
-    stop: Callable[[], None] = lambda: None,
+    stop: Stop = never,
 ) -> list[Row]:
     """A row each for uniform, unigram, bz2 and lzma: its name, its bits_per_byte and its own size.
 
@@ -72,9 +74,7 @@ def unigram_nats(counts_V: Counts) -> float:
     return math.fsum((math.lgamma(N + V), -math.lgamma(V), *seen))
 
 
-def compressed_sizes(
-    pieces: Iterable[str], *, stop: Callable[[], None] = lambda: None
-) -> tuple[int, dict[str, int]]:
+def compressed_sizes(pieces: Iterable[str], *, stop: Stop = never) -> tuple[int, dict[str, int]]:
     """The bytes of a text, and of what each compressor makes of it: bz2 -9, and raw lzma -9e."""
     compressors: dict[str, bz2.BZ2Compressor | lzma.LZMACompressor] = {
         "bz2": bz2.BZ2Compressor(9),

@@ -27,6 +27,7 @@ from torch import Tensor
 from gru_lm.evaluation.adaptation import Sequences, Tuned, beginning, check_range, segments
 from gru_lm.evaluation.scoring import Portion
 from gru_lm.model.language_model import LanguageModel
+from gru_lm.signals import Stop, never
 
 CHUNK = 512
 SLICE = 1 << 22  # products of hidden states at once: 16 MiB in float32, a few times over
@@ -60,7 +61,7 @@ def score_with_cache(
     newline_id: int,
     settings: CacheSettings,
     chunk: int = CHUNK,
-    stop: Callable[[], None] = lambda: None,
+    stop: Stop = never,
     progress: Callable[[np.ndarray], None] = lambda _: None,
 ) -> Iterator[Portion]:
     """Score sequences as `score` does, one after the other, under the mixture with the cache.
@@ -88,7 +89,7 @@ def tune_cache(
     *,
     newline_id: int,
     given: Mapping[str, float] = MappingProxyType({}),
-    stop: Callable[[], None] = lambda: None,
+    stop: Stop = never,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Tuned[CacheSettings]:
     """The best of WINDOWS x THETAS x WEIGHTS on the first TUNE_TOKENS of (validation) sequences.
@@ -139,7 +140,7 @@ def _mixtures(
     thetas: Sequence[float],
     weights: Sequence[float],
     chunk: int,
-    stop: Callable[[], None],
+    stop: Stop,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
     """Chunk by chunk: the document, its tokens [T], and log p of each [T, G, W] in float64."""
     H = model.config.embed if model.config.tied else model.config.width

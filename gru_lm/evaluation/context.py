@@ -24,6 +24,7 @@ import torch
 from gru_lm.errors import InputError
 from gru_lm.evaluation.adaptation import check_range
 from gru_lm.model.language_model import LanguageModel
+from gru_lm.signals import Stop, never
 
 TARGETS = 2_000
 LONGEST = 1_024  # tokens of context
@@ -33,8 +34,6 @@ WITHIN = 0.01  # of the longest context's loss: what is lost by less context is 
 MOST_TARGETS, MOST_CONTEXT = 100_000, 1 << 14
 BATCH, CHUNK = 128, 64  # as many tokens a pass as in validation
 _Z = NormalDist().inv_cdf(0.975)
-
-Stop = Callable[[], None]
 
 
 class Point(NamedTuple):
@@ -101,7 +100,7 @@ def context_curve(
     targets: int = TARGETS,
     longest: int = LONGEST,
     seed: int = 0,
-    stop: Stop = lambda: None,
+    stop: Stop = never,
     progress: Callable[[float], None] = lambda _: None,
 ) -> ContextCurve:
     """The loss against tokens of context, of one document's tokens [N] or of several documents'.

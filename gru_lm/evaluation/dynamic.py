@@ -30,6 +30,7 @@ from gru_lm.errors import DivergedError, InputError, unknown_name
 from gru_lm.evaluation.adaptation import Sequences, Tuned, beginning, check_range, segments
 from gru_lm.evaluation.scoring import Portion, Tokens
 from gru_lm.model.language_model import LanguageModel
+from gru_lm.signals import Stop, never
 
 METHODS = ("sgd", "rms")
 # Gradients are dense, an embedding's too: a step reads or writes each parameter some twenty times,
@@ -80,7 +81,7 @@ def gradient_rms(
     model: LanguageModel,
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     *,
-    stop: Callable[[], None] = lambda: None,
+    stop: Stop = never,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Tensor]:
     """√MS of every parameter, from batches of training text: inputs and targets [B, T], of one B.
@@ -111,7 +112,7 @@ def score_dynamically(
     newline_id: int,
     settings: DynamicSettings,
     rms: Sequence[Tensor] | None = None,
-    stop: Callable[[], None] = lambda: None,
+    stop: Stop = never,
     progress: Callable[[np.ndarray], None] = lambda _: None,
 ) -> Generator[Portion, None, None]:
     """Score sequences as `score` does, one after the other, each by a model that learns from it.
@@ -157,7 +158,7 @@ def tune_dynamic(
     start: DynamicSettings,
     given: Collection[str] = (),
     rms: Sequence[Tensor] | None = None,
-    stop: Callable[[], None] = lambda: None,
+    stop: Stop = never,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Tuned[DynamicSettings]:
     """`start` with the best learning rate and decay on the first TUNE_TOKENS of (validation) sequences.

@@ -12,8 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-UNKNOWN_WARNING = 0.005  # unknown tokens above this share flatter every figure that counts them
+if TYPE_CHECKING:
+    from gru_lm.text.tokenizer import Tokenizer
+
+MOST_UNKNOWN = 0.005  # share of unknown tokens beyond which what counts them is flattered
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,10 @@ class Counts:
             **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
         )
 
+    def unknown_rate(self) -> float | None:
+        """The share of tokens that stand for unknown words."""
+        return _ratio(self.unknown_tokens, self.tokens)
+
     def figures(self) -> dict[str, int | float | None]:
         """What eval reports. None where there is nothing to divide by, or no finite value."""
         known, known_nats = self.tokens - self.unknown_tokens, self.nats - self.unknown_nats
@@ -56,9 +64,22 @@ class Counts:
             "bits_per_character": _ratio(spelled / math.log(2), self.characters),
             "word_perplexity": _exp(_ratio(self.nats, self.words)),
             "unknown_tokens": self.unknown_tokens,
-            "unknown_rate": _ratio(self.unknown_tokens, self.tokens),
+            "unknown_rate": self.unknown_rate(),
             "perplexity_excluding_unknown": _exp(_ratio(known_nats, known)),
         }
+
+
+def caveats(tokenizer: Tokenizer, unknown_rate: float | None, *, of: str = "the text") -> list[str]:
+    """What must be said beside figures `of` something, so that they do not flatter."""
+    found = []
+    if not tokenizer.lossless and tokenizer.kind != "word":
+        found.append("the tokenizer does not give every text back: bits per byte are flattered")
+    if unknown_rate and unknown_rate > MOST_UNKNOWN:
+        found.append(
+            f"{unknown_rate:.1%} of the tokens of {of} are unknown words: what counts tokens is "
+            "flattered; bits per byte has them spelled out"
+        )
+    return found
 
 
 class TextCounter:

@@ -29,6 +29,7 @@ import numpy.typing as npt
 from gru_lm.errors import InputError
 from gru_lm.evaluation.scoring import score
 from gru_lm.model.language_model import LanguageModel
+from gru_lm.signals import Stop, never
 from gru_lm.text import files
 from gru_lm.text.tokenizer import Tokenizer
 
@@ -71,7 +72,7 @@ class PairScores(NamedTuple):
     unknown_tokens: int
 
 
-def read_pairs(path: Path, *, stop: Callable[[], None] = lambda: None) -> list[Pair]:
+def read_pairs(path: Path, *, stop: Stop = never) -> list[Pair]:
     """The pairs in a file of JSON Lines, or in all .jsonl files of a folder or a zip, by their names.
 
     A line is an object as in BLiMP (Warstadt et al. 2020): `sentence_good`, `sentence_bad`, and where
@@ -214,7 +215,7 @@ def score_pairs(
     *,
     batch: int = BATCH,
     chunk: int = CHUNK,
-    stop: Callable[[], None] = lambda: None,
+    stop: Stop = never,
     progress: Callable[[int], None] = lambda _: None,
 ) -> PairScores:
     """The log-probability of every sentence and the end of its line, from the model's start, in nats.
@@ -302,14 +303,14 @@ def _figures(right_N: Bools, tie_N: Bools) -> dict[str, Any]:
     }
 
 
-def wilson(right: int, trials: int, *, level: float = 0.95) -> tuple[float, float]:
-    """The score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
+def wilson(right: int, trials: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
 
     The p of which `right` of `trials`, at least one, is within z standard errors, √(p(1-p)/n):
 
         (p̂ + z²/2n ± z·√(p̂(1-p̂)/n + z²/4n²)) / (1 + z²/n)
     """
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    z = NormalDist().inv_cdf(0.975)
     share, square = right / trials, z * z / trials
     middle = share + square / 2
     half = z * math.sqrt(share * (1 - share) / trials + square / (4 * trials))

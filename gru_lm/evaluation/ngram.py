@@ -65,8 +65,8 @@ def scores(ngram: Ngram, lines: Iterable[str]) -> Iterator[LineScores]:
         words, ends = line.removesuffix("\n").replace("\0", "\ufffd"), line.endswith("\n")
         found = list(ngram.model.full_scores(words, eos=ends))
         yield LineScores(
-            np.array([log10 for log10, _, _ in found]) * LN10,
-            np.array([unknown for _, _, unknown in found]),
+            np.array([log10 for log10, _, _ in found], np.float64) * LN10,
+            np.array([unknown for _, _, unknown in found], np.bool_),
         )
 
 
@@ -126,7 +126,7 @@ class TokenScores:
     """ln p of a word model's tokens under the n-grams, as they are scored, in text order.
 
     Lines start at <s>, blank ones too; a document starts a line. The end-of-document token is no
-    event of an n-gram model and is left out on both sides. Raises UsageError for other tokenizers.
+    event of an n-gram model: it is the neural model's alone. Raises UsageError for other tokenizers.
     """
 
     def __init__(self, ngram: Ngram, tokenizer: Tokenizer) -> None:
@@ -152,18 +152,20 @@ class TokenScores:
         if portion.document != self._document:
             self._document = portion.document
             model.BeginSentenceWrite(self._state)
-        kept_N = self._is_event_V[portion.tokens_N]
-        tokens_N = portion.tokens_N[kept_N]
-        np.add.at(self.counts_V, tokens_N, 1)
+        events_N = self._is_event_V[portion.tokens_N]
+        tokens_n = portion.tokens_N[events_N]
+        np.add.at(self.counts_V, tokens_n, 1)
         log10: list[float] = []
         state, following = self._state, self._next
-        for token in tokens_N.tolist():
+        for token in tokens_n.tolist():
             log10.append(model.BaseScore(state, words[token], following))
             state, following = following, state
             if token == self._newline_id:
                 model.BeginSentenceWrite(state)
         self._state, self._next = state, following
-        return tokens_N, portion.log_probs_N[kept_N], np.array(log10, np.float64) * LN10
+        ngram_N = portion.log_probs_N.copy()
+        ngram_N[events_N] = np.array(log10, np.float64) * LN10
+        return portion.tokens_N, portion.log_probs_N, ngram_N
 
     def shared(self, tokens_N: npt.NDArray[np.int32], ngram_N: Floats) -> Floats:
         """ln p by the n-grams with that of <unk> shared by all words that they lack.
@@ -172,7 +174,9 @@ class TokenScores:
         would be gain for nothing.
         """
         sharing = self.lacking() + (self.unknown_id is not None)
-        return ngram_N - ~self._known_V[tokens_N] * math.log(max(1, sharing))
+        shared_V = self._is_event_V & ~self._known_V
+        less_N: Floats = ngram_N - shared_V[tokens_N] * math.log(max(1, sharing))
+        return less_N
 
     def lacking(self) -> int:
         """How many words of the model the n-grams lack."""
@@ -181,7 +185,7 @@ class TokenScores:
 
     def unknown_tokens(self) -> int:
         """How many tokens so far were out of the n-grams' vocabulary, <unk> among them."""
-        return int(self.counts_V[~self._known_V].sum())
+        return int(self.counts_V[~self._known_V].sum())  # of events
 
     def check_overlap(self) -> None:
         """Raise InputError if the n-grams lack most of the known words that occurred so far."""

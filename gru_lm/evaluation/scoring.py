@@ -4,7 +4,7 @@ Independent sequences (documents, or lines) run side by side as the rows of one 
 own carried state; `columns` cuts one long token array instead. Knows tokens and a model; no text,
 no tokenizer, no files. Invariant: every token is scored once, given all tokens before it in its
 sequence, the first given the end-of-line token fed to the zero state; `batch` and `chunk` change
-the speed, and no result beyond rounding (except that columns are cut at other places).
+the speed, and no result beyond rounding.
 
 Shapes: B batch, T time, N tokens, n of a slice, V vocabulary, X extra figures a token, L layers,
 S states of the cell, H hidden.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gru_lm.model.language_model import LanguageModel
+from gru_lm.signals import Stop, never
 
 Tokens = Sequence[int] | np.ndarray
 # Whole distributions [n, V], in nats, to X figures each [n, X], which go with the tokens' own.
@@ -48,10 +49,6 @@ class Totals(NamedTuple):
     nats: float
     unknown_tokens: int
     unknown_nats: float
-
-
-def _never() -> None:
-    """The default of `stop`: nobody asks us to."""
 
 
 class _Row:
@@ -93,7 +90,7 @@ def score(
     batch: int,
     chunk: int,
     of_distribution: OfDistribution | None = None,
-    stop: Callable[[], None] = _never,
+    stop: Stop = never,
     progress: Callable[[np.ndarray], None] = lambda _: None,
 ) -> Iterator[Portion]:
     """Score sequences, each (number of its document, its tokens in chunks of any size), in order.
@@ -197,47 +194,52 @@ def columns(
     tokens: np.ndarray,
     *,
     newline_id: int,
+    count: int = COLUMN_BATCH,
     batch: int = COLUMN_BATCH,
     chunk: int = COLUMN_CHUNK,
     warm: int = WARM,
     of_distribution: OfDistribution | None = None,
-    stop: Callable[[], None] = _never,
+    stop: Stop = never,
 ) -> Iterator[Columns]:
     """Score an array of tokens [N] in parallel columns that together cover each token once.
 
-    Each column is warmed on the `warm` tokens before it, unscored. Fewer than `batch` columns are
-    used where they would be shorter than LEAST times that; a single one is the exact stream.
+    Each of `count` columns is warmed on the `warm` tokens before it, unscored; `batch` of them run at
+    once. Fewer are used where they would be shorter than LEAST times that; a single one is the exact
+    stream.
     """
     N = len(tokens)
     if N == 0:
         return
     tokens = np.asarray(tokens)
-    B = max(1, min(batch, N // max(1, LEAST * warm)))
-    starts_B = np.arange(B + 1) * N // B
-    starts_B1, ends_B1 = starts_B[:-1, None], starts_B[1:, None]
+    count = max(1, min(count, N // max(1, LEAST * warm)))
+    borders = np.arange(count + 1) * N // count
 
     def inputs_at(positions_BT: np.ndarray) -> np.ndarray:
         before_BT = tokens[np.maximum(positions_BT - 1, 0)].astype(np.int64)
         return np.where(positions_BT <= 0, newline_id, before_BT)
 
-    state_LSBH = model.initial_state(B)
-    for begin in range(-warm if B > 1 else 0, 0, chunk):
-        stop()
-        inputs_BT = inputs_at(starts_B1 + np.arange(begin, min(0, begin + chunk)))
-        state_LSBH = _warm(model, inputs_BT, state_LSBH)
-    with torch.inference_mode():
-        state_LSBH[:, :, 0] = 0  # nothing precedes the first column
+    for first in range(0, count, batch):
+        starts_B1 = borders[:-1, None][first : first + batch]
+        ends_B1 = borders[1:, None][first : first + batch]
+        state_LSBH = model.initial_state(len(starts_B1))
+        for begin in range(-warm if count > 1 else 0, 0, chunk):
+            stop()
+            inputs_BT = inputs_at(starts_B1 + np.arange(begin, min(0, begin + chunk)))
+            state_LSBH = _warm(model, inputs_BT, state_LSBH)
+        if first == 0:
+            with torch.inference_mode():
+                state_LSBH[:, :, 0] = 0  # nothing precedes the first column
 
-    longest = int((ends_B1 - starts_B1).max())
-    for begin in range(0, longest, chunk):
-        stop()
-        positions_BT = starts_B1 + np.arange(begin, min(longest, begin + chunk))
-        valid_BT = positions_BT < ends_B1
-        targets_BT = tokens[np.minimum(positions_BT, N - 1)].astype(np.int64)
-        figures_BTX, state_LSBH = _forward(
-            model, inputs_at(positions_BT), targets_BT, state_LSBH, of_distribution
-        )
-        yield Columns(positions_BT, valid_BT, figures_BTX)
+        longest = int((ends_B1 - starts_B1).max())
+        for begin in range(0, longest, chunk):
+            stop()
+            positions_BT = starts_B1 + np.arange(begin, min(longest, begin + chunk))
+            valid_BT = positions_BT < ends_B1
+            targets_BT = tokens[np.minimum(positions_BT, N - 1)].astype(np.int64)
+            figures_BTX, state_LSBH = _forward(
+                model, inputs_at(positions_BT), targets_BT, state_LSBH, of_distribution
+            )
+            yield Columns(positions_BT, valid_BT, figures_BTX)
 
 
 def columns_read(tokens: int) -> int:
@@ -251,17 +253,17 @@ def validate(
     *,
     newline_id: int,
     unknown_id: int | None = None,
-    batch: int = COLUMN_BATCH,
+    count: int = COLUMN_BATCH,
     chunk: int = COLUMN_CHUNK,
     warm: int = WARM,
-    stop: Callable[[], None] = _never,
+    stop: Stop = never,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Totals:
     """The sums over all of an array of tokens, by `columns`; `progress` hears of tokens scored."""
     nats = unknown_nats = torch.zeros((), dtype=torch.float64, device=model.initial_state(1).device)
     unknown_tokens = 0
     for positions_BT, valid_BT, figures_BTX in columns(
-        model, tokens, newline_id=newline_id, batch=batch, chunk=chunk, warm=warm, stop=stop
+        model, tokens, newline_id=newline_id, count=count, chunk=chunk, warm=warm, stop=stop
     ):
         log_probs_BT = figures_BTX[..., 0]
         # Sums stay on the device: asking for their value would make the processor wait each pass.

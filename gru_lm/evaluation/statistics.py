@@ -141,14 +141,12 @@ def ratio_interval(
     return Estimate(value, (float(low), float(high)), variance, level, blocks)
 
 
-def paired_difference(
-    nats_a_K: np.ndarray, nats_b_K: np.ndarray, bytes_K: np.ndarray, *, comparisons: int = 1
-) -> Estimate:
+def paired_difference(nats_a_K: np.ndarray, nats_b_K: np.ndarray, bytes_K: np.ndarray) -> Estimate:
     """Bits per byte of a less those of b, both over the same stretches of one text.
 
     Over the text alone, so of these two models: two seeds of one model may well differ by more.
     """
-    return ratio_interval(_bits(nats_a_K, nats_b_K), bytes_K, comparisons=comparisons)
+    return ratio_interval(_bits(nats_a_K, nats_b_K), bytes_K)
 
 
 def seeds_difference(
@@ -196,7 +194,7 @@ def verdict(a: str, b: str, difference: Estimate, *, at: str = "") -> str:
         few = f"{difference.blocks} blocks of {BLOCK} tokens, {MIN_BLOCKS} are needed"
         return f"not enough text to tell: {few}"
     low, high = difference.interval
-    decimals = _decimals(max((high - low) / 2, RESOLUTION))
+    decimals = decimals_of(max((high - low) / 2, RESOLUTION))
     terms = f" {at}" if at else ""
     sure = f"{100 * difference.level:.4g} % interval"
     alone = ", over the text alone: other seeds may differ" if difference.runs is None else ""
@@ -207,8 +205,7 @@ def verdict(a: str, b: str, difference: Estimate, *, at: str = "") -> str:
             f"a difference larger than {largest} bits per byte is excluded ({sure}{alone})"
         )
     better, worse = (b, a) if sign > 0 else (a, b)
-    near, far = sorted((sign * low, sign * high))
-    span = f"{_outward(near, decimals, math.floor)} to {_outward(far, decimals, math.ceil)}"
+    span = spanned(*sorted((sign * low, sign * high)))
     return (
         f"{better} predicts this text better than {worse}{terms}: "
         f"{_fixed(sign * difference.value, decimals)} bits per byte fewer ({sure} {span}{alone})"
@@ -217,11 +214,18 @@ def verdict(a: str, b: str, difference: Estimate, *, at: str = "") -> str:
 
 def rounded(value: float, half_width: float) -> tuple[str, str]:
     """Both to two significant digits of the half width: (0.02135, 0.00912) → 0.0213, 0.0091."""
-    decimals = _decimals(half_width)
+    decimals = decimals_of(half_width)
     return _fixed(value, decimals), _fixed(half_width, decimals)
 
 
-def _decimals(half_width: float) -> int:
+def spanned(low: float, high: float) -> str:
+    """An interval to as many digits, rounded outward: (-0.00412, 0.01337) → -0.0042 to 0.0134."""
+    decimals = decimals_of(max((high - low) / 2, RESOLUTION))
+    ends = _outward(low, decimals, math.floor), _outward(high, decimals, math.ceil)
+    return " to ".join(ends)
+
+
+def decimals_of(half_width: float) -> int:
     """Decimals that two significant digits take; 0.0996 is 0.10. Below zero for 123, which is 120."""
     return 1 - int(f"{half_width:.1e}".partition("e")[2])
 

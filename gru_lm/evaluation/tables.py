@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gru_lm.evaluation.scoring import OfDistribution, Portion
+from gru_lm.text.documents import Document, beginning
 from gru_lm.text.tokenizer import Tokenizer, escaped
 
 LN2 = math.log(2)
@@ -44,20 +45,21 @@ def details(tokenizer: Tokenizer) -> OfDistribution:
 
 
 def _ends_word(surface: bytes) -> bool:
-    return not surface or surface[:1].isspace()
+    return not surface or surface.decode(errors="replace")[0].isspace()
 
 
 class _Place:
-    """Where in a document the next token begins: line from 1, character and byte from 0."""
+    """Where in its file the next token begins: line from 1, character and byte from 0."""
 
-    def __init__(self) -> None:
-        self.document = 0
-        self.line, self.character, self.byte = 1, 0, 0
+    def __init__(self, documents: Sequence[Document]) -> None:
+        self._documents = documents
+        self.document = -1
+        self.enter(0)
 
     def enter(self, document: int) -> None:
         if document != self.document:
             self.document = document
-            self.line, self.character, self.byte = 1, 0, 0
+            self.line, self.character, self.byte = beginning(self._documents[document])
 
     def move(self, size_2: Sequence[int], *, newline: bool) -> None:
         self.byte += size_2[0]
@@ -68,17 +70,17 @@ class _Place:
 class PerToken:
     """A row for every scored token; `index` counts from 0 through all documents.
 
-    `character` and `byte` are where the token begins in its document; a token that spells a part of a
-    character has the place of the character that follows.
+    `character` and `byte`, of the text in UTF-8, are where in its file the token begins; a token that
+    spells a part of a character has the place of the character that follows.
     """
 
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, names: Sequence[str]) -> None:
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, documents: Sequence[Document]) -> None:
         self._file = file
         self._pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
         self._newline_id = tokenizer.newline_id
-        self._names = [escaped(name) for name in names]
+        self._names = [escaped(document.name) for document in documents]
         self._index = 0
-        self._place = _Place()
+        self._place = _Place(documents)
         file.write(b"index\tid\tpiece\tsurprisal_bits\tentropy_bits\tfile\tline\tcharacter\tbyte\n")
 
     def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
@@ -105,21 +107,22 @@ class PerToken:
 class PerWord:
     """A row for every word, every end of a line and every end of a document; `finish` at the end.
 
-    A word is what white space separates. `surprisal_bits` are those of its tokens, of which the first
-    has the space before it. `corrected_bits` move the space to where it tells that the word has
-    ended (Oh and Schuler 2024; Pimentel and Meister 2024): less the surprisal of any word's
-    beginning where this one begins, plus that where it ends. Both columns add up to the same total.
+    A word is what white space separates; its place is that of its first token, which may hold the
+    space before it. `surprisal_bits` are those of its tokens. `corrected_bits` move such a space to
+    where it tells that the word has ended (Oh and Schuler 2024; Pimentel and Meister 2024): less the
+    surprisal of any word's beginning where this one begins, plus that where it ends. Both columns add
+    up to the same total.
     """
 
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, names: Sequence[str]) -> None:
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, documents: Sequence[Document]) -> None:
         V = tokenizer.vocab_size
         self._file = file
         self._surfaces = [tokenizer.surface(token) for token in range(V)]
         self._pieces = [tokenizer.piece(token) for token in range(V)]
         self._newline_id, self._end_id = tokenizer.newline_id, tokenizer.end_id
         self._is_word = tokenizer.kind == "word"
-        self._names = [escaped(name) for name in names]
-        self._place = _Place()
+        self._names = [escaped(document.name) for document in documents]
+        self._place = _Place(documents)
         self._tokens: list[int] = []
         self._nats = self._correction = 0.0
         self._size_2 = (0, 0)
@@ -145,7 +148,7 @@ class PerWord:
             self._tokens.append(token)
             self._nats -= log_prob
             self._size_2 = (self._size_2[0] + bytes_, self._size_2[1] + characters)
-            self._within = self._is_word or not surface.isspace()
+            self._within = self._is_word or not surface.decode(errors="replace").isspace()
             if token in (self._newline_id, self._end_id):
                 self._write()
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import tempfile
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache
 from itertools import pairwise
 
 import numpy as np
 
 from gru_lm.evaluation.metrics import Counts, TextCounter
 from gru_lm.evaluation.scoring import (
+    COLUMN_BATCH,
+    COLUMN_CHUNK,
     OfDistribution,
     Portion,
     Tokens,
@@ -28,11 +29,12 @@ from gru_lm.evaluation.scoring import (
 )
 from gru_lm.evaluation.spelling import Speller
 from gru_lm.model.language_model import LanguageModel
+from gru_lm.signals import Stop, never
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.tokenizer import Tokenizer
 
 # (batch, chunk) as measured to be fastest. Lines are short: a short chunk wastes less on padding.
-FASTEST = {"stream": (16, 512), "line": (64, 16), "columns": (64, 128)}
+FASTEST = {"stream": (16, 512), "line": (64, 16), "columns": (COLUMN_BATCH, COLUMN_CHUNK)}
 _BLOCK = 1 << 16  # tokens of a portion in columns mode
 
 # Hears of every portion, and of what each of its tokens covers, [N, 3]: UTF-8 bytes, characters, and the
@@ -50,7 +52,7 @@ def measure(
     chunk: int | None = None,
     tables: Sequence[Table] = (),
     of_distribution: OfDistribution | None = None,
-    stop: Callable[[], None] = lambda: None,
+    stop: Stop = never,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Counts]:
     """The counts of each document. `progress` hears of UTF-8 bytes scored.
@@ -181,31 +183,28 @@ class _Queue:
 
 def speller_for(tokenizer: Tokenizer) -> Speller:
     """Spells the words that a tokenizer does not know."""
-    surfaces = (tokenizer.surface(token) for token in range(tokenizer.vocab_size))
-    return Speller(surface.decode(errors="replace").strip() for surface in surfaces)
+    surfaces = (
+        tokenizer.surface(token)
+        for token in range(tokenizer.vocab_size)
+        if token != tokenizer.unknown_id
+    )
+    words = (surface.decode(errors="replace").strip() for surface in surfaces)
+    return Speller(filter(None, words))  # the ends of lines and texts are no words
 
 
-@cache
-def text_counts(documents: tuple[Document, ...]) -> Counts:
-    """What the texts themselves count: characters, bytes, words and lines."""
-    counter = TextCounter()
+def text_counts(documents: Sequence[Document], tokenizer: Tokenizer) -> Counts:
+    """What the texts themselves count: characters, bytes, words, lines, and the spelling of unknowns."""
+    counter, unknown = TextCounter(), Counter[str]()
     for pieces in readings(documents):
-        for piece in pieces:
-            counter.add(piece)
-    return counter.counts()
-
-
-@cache
-def spelling_counts(documents: tuple[Document, ...], tokenizer: Tokenizer) -> Counts:
-    """What it takes to spell the words of texts that the tokenizer does not know."""
-    if tokenizer.lossless:
-        return Counts()
-    speller, unknown = speller_for(tokenizer), Counter[str]()
-    for pieces in readings(documents):
-        for covering in tokenizer.encode_covering(pieces):
-            unknown.update(covering.unknown)
+        watched = counter.watch(pieces)
+        if tokenizer.lossless:
+            deque(watched, maxlen=0)
+        else:
+            for covering in tokenizer.encode_covering(watched):
+                unknown.update(covering.unknown)
+    speller = speller_for(tokenizer)
     nats = sum(count * speller.nats(word) for word, count in unknown.items())
-    return Counts(spelling_nats=nats)
+    return counter.counts() + Counts(spelling_nats=nats)
 
 
 def _in_columns(
@@ -216,7 +215,7 @@ def _in_columns(
     batch: int,
     chunk: int,
     of_distribution: OfDistribution | None,
-    stop: Callable[[], None],
+    stop: Stop,
     progress: Callable[[np.ndarray], None],
 ) -> Iterator[Portion]:
     """Score all documents in a row by columns; tokens and results wait in temporary files."""

@@ -32,8 +32,8 @@ class Cell(nn.Module):
     # The gate whose bias starts away from zero, and where: +1 where the gate keeps, −1 where it
     # replaces. The simple network has no gate to keep anything with.
     keep: ClassVar[tuple[str, float] | None] = None
-    # Bias entries that equations.md's counts leave out, in units of H: PyTorch's GRU, LSTM and RNN
-    # add a second bias to every gate, of which only the GRU's inner one (b_hn) is not redundant.
+    # Bias entries that no count of parameters has, in units of H: PyTorch's GRU, LSTM and RNN add a
+    # second bias to every gate, of which only the GRU's inner one (b_hn) is not redundant.
     redundant_biases: ClassVar[int] = 0
 
     weight_ih_l0: Tensor  # [G, D]

@@ -61,6 +61,7 @@ def result_json(value: Any) -> None:
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table on stdout: drawn on a terminal, tab-separated in a pipe. The first column is text."""
+    rows = [[_plain(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in (headers, *rows):
             result("\t".join(row))
@@ -126,6 +127,9 @@ class _Lines:
 
 
 def _one_line(text: str) -> str:
-    # A name from somebody's file must not steer the terminal.
-    plain = (c if c.isprintable() else ascii(c)[1:-1] for c in " ".join(text.split()))
-    return "".join(plain)
+    return _plain(" ".join(text.split()))
+
+
+def _plain(text: str) -> str:
+    # A name from somebody's file must not steer the terminal, nor part a row.
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

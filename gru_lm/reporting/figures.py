@@ -1,11 +1,18 @@
-"""The result of an evaluation as tables on the terminal. Knows the result's fields, and no model."""
+"""The result of an evaluation as tables on the terminal, and what these have in common with its page.
+
+Knows the result's fields, and no model.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gru_lm.evaluation.statistics import RESOLUTION, decimals_of, rounded, spanned
 from gru_lm.reporting import console
+
+Result = Mapping[str, Any]
 
 FIGURES = (
     ("bits_per_byte", "bits per byte", ".4f"),
@@ -23,6 +30,7 @@ FIGURES = (
 )
 SPELLED = ("bits_per_byte", "bits_per_character")
 BESIDE = ("bits_per_byte", "bits_per_character", "perplexity", "word_perplexity", "unknown_rate")
+PERPLEXITIES = ("perplexity", "word_perplexity", "perplexity_excluding_unknown")
 
 
 def show(result: dict[str, Any]) -> None:
@@ -31,7 +39,7 @@ def show(result: dict[str, Any]) -> None:
         console.result(convention["text"])
     elif "tokens" in result:
         _figures(result)
-    for rows in (result.get("baselines"), _beside(result)):
+    for rows in (result.get("baselines"), beside(result)):
         if rows:
             headers = ["row", "bits per byte", "perplexity", "change"]
             console.table(headers, [_row(row, result) for row in rows])
@@ -47,6 +55,61 @@ def show(result: dict[str, Any]) -> None:
         )
 
 
+def styles(result: Result) -> dict[str, str]:
+    """How to format each of FIGURES: to two digits of the interval's half width, if there is one."""
+    found = {name: style for name, _, style in FIGURES}
+    if not (interval := result.get("ci95")):
+        return found
+    share = (interval[1] - interval[0]) / 2 / result["bits_per_byte"]
+    for name in (*SPELLED, "nats_per_token", *PERPLEXITIES):
+        if value := result.get(name):
+            # The exponential of x ± h is, to first order, e^x ± h e^x.
+            scale = value * math.log(value) if name in PERPLEXITIES else value
+            usual = found[name]
+            decimals = min(int(usual[-2]), max(0, decimals_of(max(share * scale, RESOLUTION))))
+            found[name] = f"{usual[:-2]}{decimals}f"
+    return found
+
+
+def interval_of(result: Result) -> str | None:
+    """The 95 % interval of its bits per byte, spelled, if there is one."""
+    interval = result.get("ci95")
+    return f"95 % interval {spanned(*interval)}" if interval else None
+
+
+def beside(result: Result) -> list[Result]:
+    """The rows that stand beside the model's own figures."""
+    rows = [result[name] for name in ("ngram", "interpolated") if result.get(name)]
+    return [*rows, *(result.get("adapted") or ())]
+
+
+def change(row: Result, result: Result) -> float | None:
+    """By how much of the model's own bits per byte a row's differ from them."""
+    bits, plain = row.get("bits_per_byte"), result.get("bits_per_byte")
+    return bits / plain - 1 if bits and plain else None
+
+
+def judged_pairs(pairs: Result) -> dict[str, list[Result]]:
+    """Minimal pairs by phenomenon and by paradigm, where these are known, all pairs last."""
+    whole: Result = {**pairs, "name": "all pairs"}
+    tables = {"phenomenon": pairs.get("phenomena"), "paradigm": pairs.get("paradigms")}
+    found = {name: [*rows, whole] for name, rows in tables.items() if rows}
+    return found or {"minimal pairs": [whole]}
+
+
+def differences(found: Sequence[Result]) -> tuple[str, list[tuple[str, str | None, str | None]]]:
+    """What the intervals are called, all of one level; each pair, its difference, its interval."""
+    rows = []
+    for each in found:
+        bits, span = each["bits_per_byte"], None
+        value = None if bits is None else f"{bits:.4f}"
+        if ends := each["ci95"]:
+            half = max((ends[1] - ends[0]) / 2, RESOLUTION)
+            value, span = rounded(bits, half)[0], spanned(*ends)
+        rows.append((f"{each['a']} less {each['b']}", value, span))
+    return f"{100 * found[0]['level']:.4g} % interval", rows
+
+
 def with_settings(row: Mapping[str, Any]) -> str:
     """The name of a row beside the model's own, with the settings that made it."""
     settings = row.get("settings") or ({"weight": row["weight"]} if "weight" in row else {})
@@ -56,37 +119,28 @@ def with_settings(row: Mapping[str, Any]) -> str:
 
 def _figures(result: dict[str, Any]) -> None:
     spelled = " (unknown words spelled)" if result["unknown_tokens"] else ""
-    figures = [
-        (name, label + spelled if name in SPELLED else label, style)
-        for name, label, style in FIGURES
-    ]
+    labels = {name: label + spelled if name in SPELLED else label for name, label, _ in FIGURES}
+    style, interval = styles(result), interval_of(result)
     if "files" in result:
-        shown = [row for row in figures if row[0] in (*BESIDE, "tokens", "bytes")]
+        shown = [name for name in labels if name in (*BESIDE, "tokens", "bytes")]
         rows = [
-            [each["file"], *(_shown(each[name], style) for name, _, style in shown)]
+            [each["file"], *(_shown(each[name], style[name]) for name in shown)]
             for each in (*result["files"], {**result, "file": "total"})
         ]
-        console.table(["file", *(label for _, label, _ in shown)], rows)
+        console.table(["file", *(labels[name] for name in shown)], rows)
+        if interval:
+            console.note(f"bits per byte of all: {interval}")
     else:
-        rows = [[label, _shown(result[name], style)] for name, label, style in figures]
-        if interval := result["ci95"]:
-            rows[0][1] += f"  ({interval[0]:.4f} to {interval[1]:.4f})"
+        rows = [[label, _shown(result[name], style[name])] for name, label in labels.items()]
+        if interval:
+            rows[0][1] += f"  ({interval})"
         console.table(["figure", "value"], rows)
-    if "files" in result and (interval := result["ci95"]):
-        console.note(
-            f"bits per byte of all: {interval[0]:.4f} to {interval[1]:.4f} (95 % interval)"
-        )
 
 
-def _beside(result: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = [result[name] for name in ("ngram", "interpolated") if name in result]
-    return [*rows, *result.get("adapted", [])]
-
-
-def _row(row: dict[str, Any], result: dict[str, Any]) -> list[str]:
-    bits, plain = row["bits_per_byte"], result["bits_per_byte"]
-    change = f"{bits / plain - 1:+.1%}" if bits and plain else "-"
-    return [with_settings(row), _shown(bits, ".4f"), _shown(row.get("perplexity"), ",.2f"), change]
+def _row(row: Result, result: Result) -> list[str]:
+    style, differs = styles(result), change(row, result)
+    figures = [_shown(row.get(name), style[name]) for name in ("bits_per_byte", "perplexity")]
+    return [with_settings(row), *figures, _shown(differs, "+.1%")]
 
 
 def _context(curve: dict[str, Any]) -> None:
@@ -106,17 +160,17 @@ def _context(curve: dict[str, Any]) -> None:
 
 
 def _pairs(pairs: dict[str, Any]) -> None:
-    whole = {**pairs, "name": "all pairs"}
-    rows = [
-        [
-            each["name"],
-            f"{each['accuracy']:.1%}",
-            f"{each['ci95'][0]:.1%} to {each['ci95'][1]:.1%}",
-            f"{each['pairs']:,}",
+    for name, found in judged_pairs(pairs).items():
+        rows = [
+            [
+                each["name"],
+                f"{each['accuracy']:.1%}",
+                f"{each['ci95'][0]:.1%} to {each['ci95'][1]:.1%}",
+                f"{each['pairs']:,}",
+            ]
+            for each in found
         ]
-        for each in (*(pairs["phenomena"] or pairs["paradigms"]), whole)
-    ]
-    console.table(["minimal pairs", "right", "95 % interval", "pairs"], rows)
+        console.table([name, "right", "95 % interval", "pairs"], rows)
     if pairs["ties"]:
         console.note(f"{pairs['ties']:,} pairs are alike to the model, and count as wrong")
 

@@ -1,4 +1,7 @@
-"""Pictures: the loss over training as a PNG. Knows metrics.jsonl's fields, and no run."""
+"""Pictures as PNGs: the loss of a run over training and against context, and of a comparison's runs.
+
+Knows the fields of metrics.jsonl and of a context curve, and no run.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLOURS = ("#1f5fbf", "#c2452d", "#2f8f4e", "#8a4fb0", "#b8860b", "#3b3b3b")
@@ -52,11 +56,8 @@ def loss_png(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
     axes.grid(alpha=0.25)
     if train or valid:
         axes.legend(frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+    _despine(axes)
+    return _png(figure)
 
 
 def context_png(curve: dict[str, Any], title: str) -> bytes:
@@ -88,11 +89,8 @@ def context_png(curve: dict[str, Any], title: str) -> bytes:
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+    _despine(axes)
+    return _png(figure)
 
 
 def _si(value: float, _: float) -> str:
@@ -136,8 +134,7 @@ def curves_png(curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> byte
         axes.set_xlabel(label)
         axes.xaxis.set_major_formatter(_si)
         axes.grid(alpha=0.25)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        _despine(axes)
     if losses:
         # A start far above the rest is cut off, not squeezed in.
         low, high = min(losses), float(np.quantile(losses, 0.95))
@@ -145,12 +142,22 @@ def curves_png(curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> byte
         sides[0].set_ylim(low - margin, high + margin)
         sides[1].legend(frameon=False)
     sides[0].set_ylabel("held out, bits per byte")
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
+    return _png(figure)
 
 
 def _validations(metrics: Sequence[dict[str, Any]], key: str) -> np.ndarray:
     """Bits per byte of each validation beside what `key` was then, [n, 2]."""
     found = [(m[key], m["valid_bits_per_byte"]) for m in metrics if m.get("valid_bits_per_byte")]
     return np.array(found, float).reshape(-1, 2)
+
+
+def _despine(axes: Axes) -> None:
+    """Leave out the frame above and at the right."""
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _png(figure: Figure) -> bytes:
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    return png.getvalue()

@@ -18,11 +18,20 @@ from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
 
-from gru_lm.evaluation.statistics import RESOLUTION, rounded
 from gru_lm.reporting.drawings import LEFT, RIGHT, TOP, Scale, padded, svg
-from gru_lm.reporting.figures import BESIDE, FIGURES, SPELLED, with_settings
-
-Result = Mapping[str, Any]
+from gru_lm.reporting.figures import (
+    BESIDE,
+    FIGURES,
+    SPELLED,
+    Result,
+    beside,
+    change,
+    differences,
+    interval_of,
+    judged_pairs,
+    styles,
+    with_settings,
+)
 
 MOST_POINTS = 600  # of a line
 EDGES = (0.5, 1, 2, 3, 4, 6, 8, 11, 15)  # bits: where the next colour begins
@@ -38,6 +47,7 @@ _COLUMNS = {key: (label, style) for key, label, style in FIGURES} | {
     "seed": ("seed", "d"),
 }
 _RUN = "seed, bits_per_byte, perplexity, parameters, width, tokens, tokens_per_second, seconds"
+_MODEL = "bits_per_byte, perplexity, tokenizer, parameters, width"
 # Controls but tab and newline, what overrides or isolates the direction of writing, surrogates.
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
@@ -87,16 +97,20 @@ def eval_page(
     text (empty: an end of text), its surprisal in bits, whether it is unknown. `shown_of`: how many
     tokens these are, and how many there are in all. Unknown fields of `result` are passed over.
     """
-    about = [f"mode {result['mode']}"] if "mode" in result else []
+    about = (
+        [f"every token scored, the first too; mode {result['mode']}"] if "mode" in result else []
+    )
     about += [str(result[key]) for key in ("checkpoint", "device") if key in result]
-    beside = [result[name] for name in ("ngram", "interpolated") if result.get(name)]
-    beside += result.get("adapted") or ()
     plain, pairs, files = (result.get(key) for key in ("bits_per_byte", "pairs", "files"))
     parts = [f'<p class="dim">{_name("; ".join(about))}</p>'] if about else []
+    parts += [f"<p>Mind: {_name(each)}.</p>" for each in result.get("caveats") or ()]
     parts += [_table("", "figure", "value", _figures(result)), _along(blocks, plain)]
-    parts.append(_table("Files", "file", ", ".join((*BESIDE, "tokens", "bytes")), files or ()))
-    for heading, rows in (("Baselines", result.get("baselines")), ("Beside the model", beside)):
-        compared = [_compared(row, plain) for row in rows or ()]
+    style = styles(result)
+    shown = [{k: _shown(v, style.get(k, "")) for k, v in each.items()} for each in files or ()]
+    parts.append(_table("Files", "file", ", ".join((*BESIDE, "tokens", "bytes")), shown))
+    rows_beside = ("Beside the model", beside(result))
+    for heading, rows in (("Baselines", result.get("baselines")), rows_beside):
+        compared = [_compared(row, result) for row in rows or ()]
         parts.append(_table(heading, "name", "bits_per_byte, perplexity, change", compared))
     parts += [_pairs(pairs) if pairs else "", _coloured(tokens, *shown_of) if tokens else ""]
     return _page(title, parts)
@@ -114,11 +128,12 @@ def compare_page(result: Result, curves_png: bytes | None) -> str:
         by_cell.setdefault(run["cell"], []).append(run)
     names = list(by_cell) or [model["name"] for model in models]
     cells = [{"cell": cell, **_moments(_bits(runs))} for cell, runs in by_cell.items()]
-    differences = result["differences"]
-    parts = [f'<p class="verdict">{_name(each["verdict"])}</p>' for each in differences]
+    said = dict.fromkeys(each["verdict"] for each in result["differences"])
+    parts = [f'<p class="verdict">{_name(each)}</p>' for each in said]
+    parts += [f"<p>Mind: {_name(each)}.</p>" for each in result.get("caveats") or ()]
     parts.append(_dots(by_cell))
     parts.append(_table("Cells", "cell", "mean bits per byte, standard deviation, runs", cells))
-    parts += [_table("Models", "name", _RUN, models), _differences(differences)]
+    parts += [_table("Models", "name", _MODEL, models), _differences(result["differences"])]
     parts.append(_table("All runs", "cell", _RUN, result.get("runs") or ()))
     if curves_png:
         data = base64.b64encode(curves_png).decode("ascii")
@@ -177,32 +192,34 @@ def _table(heading: str, first: str, keys: str, rows: Sequence[Result]) -> str:
 
 def _figures(result: Result) -> list[dict[str, str]]:
     note = " (unknown words spelled)" if result.get("unknown_tokens") else ""
-    rows = []
-    for key, label, style in FIGURES:
+    rows, style = [], styles(result)
+    for key, label, _ in FIGURES:
         if key in result:
-            value = _shown(result[key], style)
-            if key == "bits_per_byte" and (interval := result.get("ci95")):
-                value += f" (95 % interval {interval[0]:.4f} to {interval[1]:.4f})"
+            value = _shown(result[key], style[key])
+            if key == "bits_per_byte" and (interval := interval_of(result)):
+                value += f" ({interval})"
             rows.append({"figure": label + note if key in SPELLED else label, "value": value})
     return rows
 
 
-def _compared(row: Result, plain: float | None) -> Result:
-    """The row with its settings in its name, and how it differs from the plain figure."""
-    bits = row.get("bits_per_byte")
-    return {
-        **row,
-        "name": with_settings(row),
-        "change": bits / plain - 1 if bits and plain else None,
-    }
+def _compared(row: Result, result: Result) -> Result:
+    """The row with its settings in its name, and how it differs from the model's own figure."""
+    style = styles(result)
+    figures = {k: _shown(row.get(k), style[k]) for k in ("bits_per_byte", "perplexity")}
+    return {**row, **figures, "name": with_settings(row), "change": change(row, result)}
 
 
 def _pairs(pairs: Result) -> str:
-    rows = []
-    for each in (*(pairs["phenomena"] or pairs["paradigms"]), {**pairs, "name": "all pairs"}):
-        low, high = each.get("ci95") or (None, None)
-        rows.append({**each, "95 % interval": f"{_shown(low, '.1%')} to {_shown(high, '.1%')}"})
-    return _table("Minimal pairs", "name", "accuracy, 95 % interval, pairs", rows)
+    tables: list[str] = []
+    for name, found in judged_pairs(pairs).items():
+        rows = []
+        for each in found:
+            low, high = each.get("ci95") or (None, None)
+            span = f"{_shown(low, '.1%')} to {_shown(high, '.1%')}"
+            rows.append({**each, name: each["name"], "95 % interval": span})
+        heading = "" if tables else "Minimal pairs"
+        tables.append(_table(heading, name, "accuracy, 95 % interval, pairs", rows))
+    return "\n".join(tables)
 
 
 def _coloured(tokens: Iterable[tuple[str, float, bool]], shown: int, total: int) -> str:
@@ -279,22 +296,11 @@ def _dots(by_cell: Mapping[str, Sequence[Result]]) -> str:
     return svg(lines + marks, x, 50 * len(by_cell) + TOP, "bits per byte", label)
 
 
-def _differences(differences: Sequence[Result]) -> str:
-    """Each difference with its interval, all of one level."""
-    rows = []
-    interval = f"{100 * differences[0]['level']:.4g} % interval"
-    for each in differences:
-        value, span = _shown(each["bits_per_byte"]), "–"
-        if ends := each.get("ci95"):
-            half = max((ends[1] - ends[0]) / 2, RESOLUTION)
-            value, digits = rounded(each["bits_per_byte"], half)
-            decimals = len(digits.partition(".")[2])
-            low, high = (round(end * 10**decimals, 6) for end in ends)  # outward, never into it
-            outer = (math.floor(low) / 10**decimals, math.ceil(high) / 10**decimals)
-            span = " to ".join(f"{end + 0.0:.{decimals}f}" for end in outer)
-        pair = f"{each['a']} less {each['b']}"
-        rows.append({"difference": pair, "bits per byte": value, interval: span})
-    return _table("Differences", "difference", f"bits per byte, {interval}", rows)
+def _differences(found: Sequence[Result]) -> str:
+    interval, rows = differences(found)
+    keys = ("difference", "bits per byte", interval)
+    table = [dict(zip(keys, row, strict=True)) for row in rows]
+    return _table("Differences", "difference", f"bits per byte, {interval}", table)
 
 
 def _done(result: Result, names: Sequence[str]) -> str:

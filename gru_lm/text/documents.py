@@ -20,16 +20,13 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from gru_lm.errors import InputError
+from gru_lm.signals import Stop, never
 from gru_lm.text import files
 
 # Bytes a read. Larger pieces are no quicker and fragment the C heap: 365 MB of text left 60 MB more
 # resident memory with 256 KiB, and 1 MB with 16 KiB.
 CHUNK = 1 << 14
 MARK_BYTES = 1 << 20  # between two places of a file where reading may begin
-
-
-def _never() -> None:
-    """No signal ever came."""
 
 
 def _silent(amount: int) -> None:
@@ -45,7 +42,7 @@ class Document(Protocol):
         """As shown to a user: the path, "-", or "@corpus/file"."""
 
     def pieces(self) -> Iterator[str]:
-        """The text in order, in pieces of at most 1 Mi characters. Raises InputError."""
+        """The text in order, in pieces of at most CHUNK characters. Raises InputError."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +142,17 @@ class Slice:
         return _Pass(self.document).read(self.start, self.end)
 
 
+def beginning(document: Document) -> tuple[int, int, int]:
+    """Where in its file a document begins: the line from 1, characters and UTF-8 bytes from 0."""
+    line, characters, size = 1, 0, 0
+    if isinstance(document, Slice):
+        for piece in Slice(document.document, 0, document.start).pieces():
+            line += piece.count("\n")
+            characters += len(piece)
+            size += len(piece.encode())
+    return line, characters, size
+
+
 class _Pass:
     """One pass over a document, from which slices are read in rising order."""
 
@@ -204,7 +212,7 @@ class Survey:
 def survey(
     documents: Sequence[Document],
     *,
-    stop: Callable[[], None] = _never,
+    stop: Stop = never,
     progress: Callable[[int], None] = _silent,
 ) -> Survey:
     """Read everything once. `progress` is told UTF-8 bytes. Borders of documents count, names not."""

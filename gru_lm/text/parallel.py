@@ -14,7 +14,7 @@ import struct
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +22,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
+from gru_lm.signals import Stop
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.text.tokenizer_encoders import Encoder, Ids
 
@@ -64,7 +65,7 @@ def encode_all(
     blocks: Iterable[Sequence[str]],
     *,
     workers: int,
-    stop: Callable[[], None],
+    stop: Stop,
 ) -> Generator[Ids, None, None]:
     """What `encode_texts` gives for each of `blocks`, in order, by at most `workers` processes.
 

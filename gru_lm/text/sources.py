@@ -16,14 +16,11 @@ from pathlib import Path
 
 from gru_lm import atomic
 from gru_lm.errors import InputError
+from gru_lm.signals import Stop, never
 from gru_lm.text import corpora, files
 from gru_lm.text.documents import CHUNK, Document, FileDocument, identity_of
 
 HEAD = 1 << 13  # bytes on which a file is judged
-
-
-def _never() -> None:
-    """No signal ever came."""
 
 
 def _mute(text: str) -> None:
@@ -36,7 +33,7 @@ def open_documents(
     *,
     encoding: str = "utf-8",
     stdin: Path | None = None,
-    stop: Callable[[], None] = _never,
+    stop: Stop = never,
     note: Callable[[str], None] = _mute,
 ) -> list[Document]:
     """The documents that `specs` name, in order; opens each file for a look at its first bytes.
@@ -66,7 +63,7 @@ def _expand(
     *,
     encoding: str,
     stdin: Path | None,
-    stop: Callable[[], None],
+    stop: Stop,
     note: Callable[[str], None],
 ) -> Iterator[FileDocument]:
     if spec == "-":
@@ -115,7 +112,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _texts_among(
-    spec: str, paths: Iterable[Path], encoding: str, stop: Callable[[], None]
+    spec: str, paths: Iterable[Path], encoding: str, stop: Stop
 ) -> Iterator[FileDocument]:
     seen = texts = 0
     for seen, path in enumerate(paths, start=1):  # noqa: B007
@@ -142,7 +139,7 @@ def _file_document(name: str, path: Path, encoding: str) -> FileDocument:
     return FileDocument(name, path, encoding, identity)
 
 
-def spool_stdin(path: Path, *, stop: Callable[[], None] = _never) -> None:
+def spool_stdin(path: Path, *, stop: Stop = never) -> None:
     """Keep all of standard input as the file `path`, atomically and in constant memory.
 
     Raises as `stdin_blocks` does, and EnvironmentProblem where it cannot be kept.
@@ -152,7 +149,7 @@ def spool_stdin(path: Path, *, stop: Callable[[], None] = _never) -> None:
             file.write(block)
 
 
-def stdin_blocks(*, stop: Callable[[], None] = _never) -> Iterator[bytes]:
+def stdin_blocks(*, stop: Stop = never) -> Iterator[bytes]:
     """Standard input as it comes. Calls `stop` at least every 0.2 s; raises InputError without any."""
     if sys.stdin is None:
         raise InputError(

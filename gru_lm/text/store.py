@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gru_lm import atomic
+from gru_lm.signals import Stop, never
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.parallel import BLOCK, encode_all, gather
 
@@ -72,7 +73,7 @@ def build_store(
     directory: Path,
     key: str,
     workers: int = 1,
-    stop: Callable[[], None] = lambda: None,
+    stop: Stop = never,
     progress: Callable[[int], None] = lambda _: None,
 ) -> TokenStore:
     """The tokens of `documents`, one end_id between two of them, from the cache where it has them.
@@ -116,12 +117,10 @@ def _build(
     *,
     key: str,
     workers: int,
-    stop: Callable[[], None],
+    stop: Stop,
     progress: Callable[[int], None],
 ) -> None:
-    dtype = next(
-        name for name in _DTYPES if tokenizer.vocab_size - 1 <= np.iinfo(np.dtype(name)).max
-    )
+    dtype = f"<u{np.min_scalar_type(tokenizer.vocab_size - 1).itemsize}"
     tokens = characters = size = unknown = crc32 = 0
 
     def measured(pieces: Iterator[str]) -> Iterator[str]:
@@ -148,7 +147,7 @@ def _build(
         file.write(_packed(header))
 
 
-def _open(path: Path, key: str, stop: Callable[[], None]) -> TokenStore | None:
+def _open(path: Path, key: str, stop: Stop) -> TokenStore | None:
     """The store at `path`, or None where there is none or it is not what was written."""
     try:
         with path.open("rb") as file:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gru_lm.errors import InputError, UsageError, unknown_name
+from gru_lm.signals import Stop, never
 from gru_lm.text import tokenizer_model as models
 from gru_lm.text.tokenizer_encoders import (
     ByteEncoder,
@@ -218,7 +219,7 @@ def train_tokenizer(
     pieces: Callable[[], Iterable[str]],
     *,
     vocab_size: int | None = None,
-    stop: Callable[[], None] = lambda: None,
+    stop: Stop = never,
 ) -> Tokenizer:
     """A tokenizer of `kind` for the text that `pieces()` yields, anew at each call.
 

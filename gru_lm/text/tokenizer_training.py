@@ -19,6 +19,7 @@ from typing import IO
 
 from gru_lm import atomic
 from gru_lm.errors import InputError, UsageError
+from gru_lm.signals import Stop
 from gru_lm.text import tokenizer_model as models
 from gru_lm.text.segments import LONGEST, segments
 
@@ -32,7 +33,6 @@ _CHILD = Path(__file__).with_name("tokenizer_child.py")
 _UNHOLDABLE = re.compile(f"[{models.UNHOLDABLE}]")
 
 Pieces = Callable[[], Iterable[str]]
-Stop = Callable[[], None]
 
 
 def train_model(kind: str, pieces: Pieces, *, vocab_size: int | None, stop: Stop) -> bytes:

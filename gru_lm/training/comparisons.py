@@ -125,12 +125,7 @@ class Comparison:
         """
         directory = out or _unnamed(Question.of(asked))
         ours = not directory.exists()
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise UsageError(f"--out {out} is a file", hint="name a directory") from error
-        except OSError as error:
-            raise atomic.disk_problem(directory, error) from error
+        runs.make_directory(directory)
         if not ((directory / RECORD).exists() or _is_free(directory)):
             raise UsageError(
                 f"--out {directory} holds other files, and no comparison",

@@ -12,9 +12,10 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from gru_lm.config import LARGEST
+
 FORMAT = 1
 DEEPEST = 8  # of lists and objects in each other
-LARGEST = 2**63 - 1  # of whole numbers: a seed may be as large
 
 MODEL = {
     "cell": str,

@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -99,6 +99,16 @@ def read_settings(directory: Path) -> Settings:
         raise InputError(f"{path} cannot be read", why=str(error)) from error
 
 
+def make_directory(out: Path) -> None:
+    """Make what `--out` names, where it is not there. Raises UsageError or EnvironmentProblem."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise UsageError(f"--out {out} is a file", hint="name a directory") from error
+    except OSError as error:
+        raise atomic.disk_problem(out, error) from error
+
+
 @dataclass
 class Run:
     """A run directory that this process, and no other, writes."""
@@ -136,13 +146,8 @@ class Run:
                 except OSError as error:
                     raise atomic.disk_problem(out, error) from error
         assert out is not None
-        try:
-            ours = not out.exists()
-            out.mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise UsageError(f"--out {out} is a file", hint="name a directory") from error
-        except OSError as error:
-            raise atomic.disk_problem(out, error) from error
+        ours = not out.exists()
+        make_directory(out)
         begun = (out / ".lock").exists()
         if not begun:  # first, or a kill in between would leave our mark on another's files
             _refuse_taken(out, RUN_FILES)
@@ -173,7 +178,7 @@ class Run:
         return self.directory / "text.txt"
 
     def write_settings(self, values: dict[str, Any]) -> None:
-        """Record the settings, with the text's paths made absolute."""
+        """Record the settings, whose paths are absolute already."""
         atomic.write_bytes(self.directory / "config.toml", tomli_w.dumps(values).encode())
 
     def check_space(self, size: int) -> None:
@@ -186,7 +191,7 @@ class Run:
                 hint="free some space, or --keep 1, or a smaller --width",
             )
 
-    def save(self, data: bytes, step: int, *, best: bool) -> Path:
+    def save(self, data: bytes, step: int, *, best: bool) -> None:
         """Write a step's checkpoint durably, make it the best if it is, and remove old ones."""
         path = step_path(self.directory, step)
         atomic.write_bytes(path, data)
@@ -200,7 +205,6 @@ class Run:
                     old.unlink(missing_ok=True)
                 elif _is_whole(old):
                     whole += 1
-        return path
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
@@ -209,10 +213,6 @@ class Run:
     def append_sample(self, step: int, text: str) -> None:
         """Add a sample to samples.txt."""
         self._append("samples.txt", f"--- step {step}\n{text}\n\n")
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; one cut short by a crash is left out."""
-        return metrics(self.directory)
 
     def rewind(self, state: TrainState, warn: Warn) -> None:
         """Bring the other files back to what `state`, just restored, knows.
@@ -227,7 +227,7 @@ class Run:
             state.validated_step = min(state.validated_step, state.step - 1)
         lines = [
             json.dumps(line)
-            for line in self.metrics()
+            for line in metrics(self.directory)
             if line["step"]
             <= (state.validated_step if "valid_nats_per_token" in line else state.step)
         ]
@@ -306,16 +306,15 @@ def _is_best(path: Path, step: int) -> bool:
     return bool(meta["step"] == meta["best_step"] == step)
 
 
-def _metrics(path: Path) -> Iterator[dict[str, Any]]:
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines():
-            with suppress(ValueError):
-                yield json.loads(line)
-
-
 def metrics(directory: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; one cut short by a crash is left out."""
-    return list(_metrics(directory / "metrics.jsonl"))
+    path = directory / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 def lock(directory: Path) -> int:

@@ -142,7 +142,7 @@ def restore_model(
     tensors: dict[str, Tensor],
     *,
     device: torch.device,
-    backend: str = "fused",
+    backend: str,
     averaged: bool = True,
 ) -> LanguageModel:
     """The model alone, on `device`: with the averages of its weights, if there are any and `averaged`.

@@ -7,8 +7,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from gru_lm.config import settings
+from gru_lm.machine import fastest_precision
 from gru_lm.model.cells import CELLS
+from gru_lm.prepare import prepare
+from gru_lm.speed import subjects
 from tests.conftest import Program, interrupt
 from tests.inside import error, inside
 
@@ -20,7 +25,8 @@ def test_all_cells_as_json(tmp_path: Path) -> None:
     done = inside(tmp_path, *TINY, "--json")
     assert done.out.count("\n") == 1
     made = done.json()
-    assert (made["device"], made["threads"], made["precision"]) == ("cpu", 1, "float32")
+    assert (made["device"], made["threads"]) == ("cpu", 1)
+    assert made["precision"] == fastest_precision(torch.device("cpu"))
     assert made["processor"]
     assert made["backend"] in ("native", "fused")
     assert set(made["versions"]) == {"gru-lm", "torch", "python"}
@@ -33,6 +39,16 @@ def test_all_cells_as_json(tmp_path: Path) -> None:
             assert 0 < low <= each[f"{kind}_tokens_per_second"] <= high
             ratio = each[f"{kind}_over_lstm"]
             assert ratio == 1 if each["cell"] == "lstm" else ratio > 0
+
+
+def test_the_model_is_that_of_a_run_on_characters(tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text((bytes(range(32, 96)).decode() + "\n") * 40)  # 65 of them, as in English
+    shape = {"tokenizer": "char", "cell": "gru", "layers": 1, "width": 8}
+    chosen = settings({"text": [str(text)], "steps": 1}, shape)
+    run = prepare(chosen, stdin=text, source=None, started=0.0, stop=lambda: None)
+    (subject,) = subjects(["gru"], [8], torch.device("cpu"))
+    assert subject.config == run.model_config()
 
 
 def test_a_table_on_stdout_and_what_it_means_beside_it(tmp_path: Path) -> None:

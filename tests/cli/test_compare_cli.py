@@ -86,7 +86,15 @@ def test_what_is_reported(whole: Path) -> None:
     assert len({run["width"] for run in result["runs"]}) == 2
     printed = (whole.parent / "printed.txt").read_text(encoding="utf-8").splitlines()
     assert printed[-1] == result["verdict"]
-    assert [line.split("\t")[0] for line in printed[:-1]] == ["cell", *CELLS, "cell", *(3 * CELLS)]
+    names = ["cell", *CELLS, "cell", *(3 * CELLS), "difference", "gru less lstm"]
+    assert [line.split("\t")[0] for line in printed[:-1]] == names
+    low, high = printed[-2].split("\t")[2].split(" to ")
+    assert (
+        float(low)
+        <= result["difference"]["ci95"][0]
+        < result["difference"]["ci95"][1]
+        <= float(high)
+    )
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
     page = (whole / "report.html").read_text(encoding="utf-8")
     assert result["verdict"].split(";")[0] in page

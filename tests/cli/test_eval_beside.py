@@ -128,10 +128,10 @@ def test_pairs_are_judged_alone_or_beside_a_text(trained: Path, tmp_path: Path) 
         '{"sentence_good": "the cat sat", "sentence_bad": "tqe czt szt", "UID": "x"}\n'
     )
     alone = json.loads(inside(Path.cwd(), "eval", trained, "--pairs", pairs, "--json").out)
-    assert set(alone) == {"pairs", "checkpoint", "device"}
+    assert set(alone) == {"pairs", "checkpoint", "device", "caveats"}
     assert (alone["pairs"]["pairs"], alone["pairs"]["paradigms"][0]["name"]) == (1, "x")
     shown = inside(Path.cwd(), "eval", trained, "--pairs", pairs).out
-    assert shown.startswith("minimal pairs\tright\t95 % interval\tpairs\nx\t")
+    assert shown.startswith("paradigm\tright\t95 % interval\tpairs\nx\t")
     pairs.write_text('{"sentence_good": "the cat sat"}\n')
     with pytest.raises(InputError, match=r"pairs\.jsonl.*line 1"):
         evaluate(trained, wanted=Wanted(pairs=pairs))
@@ -174,7 +174,7 @@ def test_wrong_use(trained: Path, of_words: Path, tmp_path: Path) -> None:
     for options in (["--cache-theta", 1], ["--dynamic-lr", 1], ["--tune"], ["--weight", 0.5]):
         said = error(tmp_path, "eval", trained, *options, code=2)
         assert f"{options[0]}: nothing to set without --" in said
-    for options in (["--mode", "line"], ["--json"], ["--baselines"]):
+    for options in (["--mode", "line"], ["--json"], ["--baselines"], ["--batch", 4]):
         alone = ["eval", trained, "-", "--per-line", "-", *options]
         assert "and nothing else" in error(tmp_path, *alone, code=2)
     alone = ["eval", trained, "--pairs", "x", "--html", "x.html"]
@@ -186,6 +186,21 @@ def test_wrong_use(trained: Path, of_words: Path, tmp_path: Path) -> None:
         evaluate(trained, wanted=Wanted(dynamic="smg"))
     with pytest.raises(UsageError, match="weight"):
         evaluate(trained, wanted=Wanted(cache={"weight": 2.0}))
+    for mode in ("line", "columns"):
+        with pytest.raises(UsageError, match="carries on through the text"):
+            evaluate(trained, mode=mode, wanted=Wanted(cache={}))
+
+
+def test_tuning_on_what_is_measured_is_said(trained: Path, tmp_path: Path) -> None:
+    text = (trained.parent / "text.txt").read_text(encoding="utf-8")
+    held_out = tmp_path / "held-out.txt"
+    held_out.write_text(text[len(text) * 9 // 10 :], encoding="utf-8")
+    other = tmp_path / "other.txt"
+    other.write_text(text[len(text) * 9 // 10 + 1 :], encoding="utf-8")
+    command = ["eval", trained, "--cache", "--tune"]
+    said = "tuned on the very text that is measured"
+    assert said in inside(tmp_path, *command, held_out).err
+    assert said not in inside(tmp_path, *command, other).err
 
 
 ARPA = """\\data\\
@@ -223,6 +238,11 @@ def test_ngrams_beside_a_model_of_words(of_words: Path, trained: Path, tmp_path:
     assert none["interpolated"]["bits_per_byte"] == pytest.approx(none["bits_per_byte"])
     with pytest.raises(UsageError, match="word"):
         evaluate(trained, wanted=Wanted(interpolate=arpa))
+    # The end of a file is the model's alone, and so no gain.
+    files = [str(tmp_path / "text.txt")] * 2
+    both = evaluate(of_words, files, wanted=Wanted(interpolate=arpa, weight=0.0))
+    assert both["interpolated"]["nats"] == pytest.approx(both["nats"])
+    assert both["interpolated"]["tokens"] == both["tokens"]
 
 
 def test_the_harness_says_what_to_install(tmp_path: Path) -> None:

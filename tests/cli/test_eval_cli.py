@@ -41,6 +41,7 @@ CONTRACT = [
     "tokens_per_second",
     "checkpoint",
     "device",
+    "caveats",
 ]
 
 Inside = Callable[..., tuple[str, str]]
@@ -151,6 +152,17 @@ def test_batch_chunk_and_threads_change_the_speed_alone(
             assert two["nats"] == pytest.approx(one["nats"], rel=1e-5)
 
 
+def test_columns_are_the_same_however_many_run_at_once(trained: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text(words(2500, seed=1))  # some five columns
+    whole, *others = (
+        evaluate(trained, [str(long)], mode="columns", batch=batch) for batch in (None, 1, 3)
+    )
+    assert whole["tokens"] > 4 * 2048
+    for each in others:
+        assert each["nats"] == pytest.approx(whole["nats"], rel=1e-6)
+
+
 def test_tables(trained: Path, text: Path, tmp_path: Path) -> None:
     tokens, lines = tmp_path / "tokens.tsv", tmp_path / "lines.tsv"
     result = evaluate(trained, [str(text)], wanted=Wanted(per_token=tokens, per_line=lines))
@@ -168,6 +180,40 @@ def test_tables(trained: Path, text: Path, tmp_path: Path) -> None:
     assert sum(float(row[2]) for row in rows) == pytest.approx(result["nats"])
 
 
+def test_rows_of_the_held_out_part_are_placed_in_the_whole_file(
+    trained: Path, text: Path, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens.tsv"
+    evaluate(trained, wanted=Wanted(per_token=tokens))
+    _, *rows = table(tokens)
+    data = text.read_bytes()
+    line, character, byte = (int(each) for each in rows[0][6:9])
+    assert line == 1 + data[:byte].count(b"\n") > 1
+    assert character == len(data[:byte].decode())
+    spelled = "".join(row[2] for row in rows).replace("\\n", "\n").replace("▁", " ")
+    assert spelled == data[byte:].decode()
+
+
+def test_nothing_that_is_read_is_replaced_and_nothing_twice(
+    trained: Path, text: Path, tmp_path: Path
+) -> None:
+    before, out = text.read_bytes(), tmp_path / "x.tsv"
+    model = (trained / "best.safetensors").read_bytes()
+    for wanted, said in (
+        (Wanted(html=text), "is read here"),
+        (Wanted(per_token=trained / "best.safetensors"), "the name of a model"),
+        (Wanted(per_token=out, per_word=out), "two things at once"),
+        (Wanted(per_word=Path("-")), "written to files"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            evaluate(trained, [str(text)], wanted=wanted)
+    with pytest.raises(UsageError, match="is read here"):
+        evaluate(trained, wanted=Wanted(html=trained.parent / "text.txt"))
+    assert text.read_bytes() == before
+    assert (trained / "best.safetensors").read_bytes() == model
+    assert not out.exists()
+
+
 def test_unknown_words_are_counted_and_warned_of(
     text: Path, inside: Inside, tmp_path: Path
 ) -> None:
@@ -179,10 +225,11 @@ def test_unknown_words_are_counted_and_warned_of(
     result = json.loads(out)
     assert (result["tokens"], result["unknown_tokens"], result["unknown_rate"]) == (4, 1, 0.25)
     assert result["perplexity_excluding_unknown"] != result["perplexity"]
-    warning = (
-        "warning: 25.00% of the tokens are unknown words: perplexity is flattered; bits per byte"
+    (caveat,) = result["caveats"]
+    assert caveat.startswith(
+        "25.0% of the tokens of the text are unknown words: what counts tokens"
     )
-    assert warning in err
+    assert f"warning: {caveat}" in err
     label = "bits per byte (unknown words spelled)"
     shown = inside("eval", tmp_path / "run", new)[0]
     assert shown.startswith(f"figure\tvalue\n{label}\t{result['bits_per_byte']:.4f}\n")

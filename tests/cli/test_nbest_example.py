@@ -61,4 +61,8 @@ def test_what_cannot_be_read_is_named(trained: Path, tmp_path: Path) -> None:
     table.write_bytes(HEADER.encode() + "a\t1\t-10.0\t-5.0\tété\n".encode("latin-1"))
     done = rescored(trained, table)
     assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr == f"error: {table}, after line 1: not UTF-8\n"
+    assert done.stderr.startswith(f"error: {table}, line 2: 'utf-8' codec can't decode")
+    table.write_text(HEADER + "\na\t1\t-10.0\t-5.0\t" + "x" * 140_000 + "\n")
+    done = rescored(trained, table)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr.startswith(f"error: {table}, line 3: field larger than")

@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import gru_lm
+from gru_lm import trainer
 from gru_lm.model.cells import CELLS
+from gru_lm.model.recurrent import choose_backend
 from gru_lm.training.checkpoint import read
 from tests.conftest import TINY, Program, words
 from tests.inside import error, inside, listing
@@ -130,6 +133,34 @@ def test_held_out_texts_of_their_own(text: Path, tmp_path: Path) -> None:
     assert set(result["test"]) == FIGURES
     config = tomllib.loads((tmp_path / "run/config.toml").read_text())
     assert config["valid"] == str(tmp_path / "valid.txt")
+
+
+def test_the_test_text_is_measured_by_what_trained(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backends, restore_model = [], trainer.restore_model
+
+    def noted(*args: Any, **options: Any) -> Any:
+        backends.append(options["backend"])
+        return restore_model(*args, **options)
+
+    monkeypatch.setattr(trainer, "restore_model", noted)
+    inside(tmp_path, "train", text, "--test", text, "--steps", 1, *TINY, "--device", "cpu")
+    assert backends == [choose_backend(torch.device("cpu"))]
+
+
+def test_a_sample_is_no_part_of_the_time_of_measuring(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    complete = trainer.complete
+
+    def slow(*args: Any, **options: Any) -> Any:
+        time.sleep(1)
+        return complete(*args, **options)
+
+    monkeypatch.setattr(trainer, "complete", slow)
+    result = inside(tmp_path, "train", text, "--steps", 1, *TINY, "--json").json()
+    assert 0 < result["valid"]["seconds"] < 1
 
 
 def test_a_split_in_three(text: Path, tmp_path: Path) -> None:

@@ -120,7 +120,8 @@ def test_the_average_is_kept_resumed_and_used(
     checkpoint, whole = read(last), last.read_bytes()
     state = restore(checkpoint, device=CPU, backend="fused")
     assert 0 <= state.average_start < 13, "it has begun"
-    raw, used = weights(state), restore_model(checkpoint, checkpoint.tensors(), device=CPU)
+    raw = weights(state)
+    used = restore_model(checkpoint, checkpoint.tensors(), device=CPU, backend="fused")
     assert state.average is not None
     for name, value in used.named_parameters():
         assert torch.equal(value, state.average[name])

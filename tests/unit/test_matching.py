@@ -107,7 +107,9 @@ def test_plans_of_every_kind_and_planned_again(text: Path) -> None:
     gru, rnn = plans("width").values()
     assert (gru.plan.width, gru.plan.embed) == (rnn.plan.width, rnn.plan.embed)
     assert (gru.plan.cell, rnn.plan.cell) == ("gru", "rnn")
-    pieces = int((gru.counts_V() > 0).sum())
+    counts_V, again_V = gru.counts_V(), dataclasses.replace(gru, source=None).counts_V()
+    assert counts_V.data_ptr() == again_V.data_ptr(), "the text is counted once"
+    pieces = int((counts_V > 0).sum())
     gru, rnn = plans("arithmetic").values()
     assert agree([gru.plan.weights(pieces), rnn.plan.weights(pieces)])
     assert gru.plan.lr > rnn.plan.lr, "the wider one learns slower"

@@ -236,7 +236,7 @@ def test_words_that_the_ngrams_lack_share_what_is_unknown_to_them(ngram: Ngram) 
     assert nats[1] == pytest.approx(-(e + end) * math.log(10), rel=1e-6)
 
 
-def test_documents_start_lines_and_their_end_is_no_event(ngram: Ngram) -> None:
+def test_documents_start_lines_and_their_end_is_the_neural_models_alone(ngram: Ngram) -> None:
     tokenizer = word_tokenizer("<unk> a b")
     first, second = tokenizer.encode_text("a a"), tokenizer.encode_text("a b\n")
     pairs = Pairs(TokenScores(ngram, tokenizer))
@@ -245,8 +245,8 @@ def test_documents_start_lines_and_their_end_is_no_event(ngram: Ngram) -> None:
         for portion in portions(tokens, -np.arange(1.0, 1 + len(tokens)), size=2, document=number):
             pairs(portion, SIZES)
     model_N, ngram_N = pairs.arrays()
-    assert model_N.tolist() == [-1, -2, -1, -2, -3]
-    expected = by_hand("aa")[:2] + by_hand("ab")
+    assert model_N.tolist() == [-1, -2, -3, -1, -2, -3]
+    expected = [*by_hand("aa")[:2], -3 / math.log(10), *by_hand("ab")]
     assert ngram_N / math.log(10) == pytest.approx(expected, abs=1e-6)
 
 

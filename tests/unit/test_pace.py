@@ -22,9 +22,9 @@ def close(seconds: float) -> object:
 
 
 def test_time_is_held_back_for_every_measurement_that_is_still_to_come() -> None:
-    for test, measurements in ((0, 2.0), (400, 2.0 + 8.0)):
+    for test, measurements in ((0, 5.0), (400, 5.0 + 8.0)):  # the last one draws no sample
         chosen = pace(test=test)
-        chosen.validation_seconds, chosen.save_seconds = 2.0, 3.0
+        chosen.validation_seconds, chosen.measure_seconds, chosen.save_seconds = 5.0, 2.0, 3.0
         assert reserve(chosen) == close(measurements + 3.0)
 
 

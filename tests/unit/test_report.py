@@ -76,7 +76,7 @@ def evaluated(result: dict[str, Any], **given: Any) -> str:
 
 def test_the_figures_and_only_what_there_is() -> None:
     text = Page(evaluated(RESULT)).text
-    for each in ("1.5000 (95 % interval 1.4000 to 1.6000)", "217,646", "mode stream; r/best; cpu"):
+    for each in ("1.50 (95 % interval 1.40 to 1.60)", "217,646", "mode stream; r/best; cpu"):
         assert each in text
     assert "perplexity–" in text
     for heading in ("Files", "Baselines", "Beside", "Minimal", "Loss along", "by surprisal"):
@@ -89,10 +89,14 @@ def test_the_figures_and_only_what_there_is() -> None:
         "pairs": {"pairs": 1000, "accuracy": 0.75, "ci95": None, "phenomena": [phenomenon]},
     }
     text = Page(evaluated(RESULT | more)).text
-    for each in ("f.txt–", "cache (theta 0.1)1.35009.00-10.0%", "lzma3.0000", "+100.0%"):
+    for each in ("f.txt–", "cache (theta 0.1)1.359.00-10.0%", "lzma3.00", "+100.0%"):
         assert each in text
     assert "agreement50.0%25.0% to 75.0%40" in text
     assert "all pairs75.0%– to –1,000" in text
+    assert (
+        "Mind: it is & was flattered."
+        in Page(evaluated(RESULT | {"caveats": ["it is & was flattered"]})).text
+    )
 
 
 @pytest.mark.parametrize("blocks", [1, 10, MOST_POINTS, 5000])

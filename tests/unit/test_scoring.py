@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gru_lm.errors import Stopped
 from gru_lm.evaluation import MODES, scoring
-from gru_lm.evaluation.scoring import Portion, lines, score, validate
+from gru_lm.evaluation.scoring import Portion, columns, lines, score, validate
 from gru_lm.evaluation.texts import measure
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.tokenizer import Tokenizer, load_tokenizer
@@ -150,7 +150,7 @@ def columns_by_definition(tokens: list[int], batch: int, warm: int) -> float:
     st.integers(1, 8),
 )
 def test_validate_covers_each_token_once_in_warmed_columns(
-    tokens: list[int], batch: int, chunk: int, warm: int
+    tokens: list[int], count: int, chunk: int, warm: int
 ) -> None:
     array = np.array(tokens, np.uint16)
     seen: list[int] = []
@@ -159,35 +159,48 @@ def test_validate_covers_each_token_once_in_warmed_columns(
         array,
         newline_id=NEWLINE,
         unknown_id=3,
-        batch=batch,
+        count=count,
         chunk=chunk,
         warm=warm,
         progress=seen.append,
     )
     assert totals.tokens == len(tokens) == sum(seen)
-    assert totals.nats == pytest.approx(columns_by_definition(tokens, batch, warm), rel=1e-5)
+    assert totals.nats == pytest.approx(columns_by_definition(tokens, count, warm), rel=1e-5)
     assert totals.unknown_tokens == tokens.count(3)
-    only_unknown = validate(MODEL, array, newline_id=NEWLINE, batch=batch, chunk=chunk, warm=warm)
+    only_unknown = validate(MODEL, array, newline_id=NEWLINE, count=count, chunk=chunk, warm=warm)
     assert (only_unknown.unknown_tokens, only_unknown.unknown_nats) == (0, 0.0)
     assert (totals.unknown_nats > 0) == (3 in tokens)
 
 
 def test_validate_warms_each_column_but_the_first() -> None:
     tokens = np.random.default_rng(2).integers(0, V, 331).tolist()
-    for batch, warm, chunk in ((2, 5, 3), (7, 8, 100), (64, 10, 16)):
+    for count, warm, chunk in ((2, 5, 3), (7, 8, 100), (64, 10, 16)):
         totals = validate(
-            MODEL, np.array(tokens), newline_id=NEWLINE, batch=batch, chunk=chunk, warm=warm
+            MODEL, np.array(tokens), newline_id=NEWLINE, count=count, chunk=chunk, warm=warm
         )
-        exact = columns_by_definition(tokens, batch, warm)
+        exact = columns_by_definition(tokens, count, warm)
         assert totals.nats == pytest.approx(exact, rel=1e-5)
 
 
 def test_validate_of_a_single_column_is_the_exact_stream() -> None:
     tokens = np.random.default_rng(1).integers(0, V, 300)
     stream = -step_by_step(MODEL, tokens.tolist()).sum()
-    totals = validate(MODEL, tokens, newline_id=NEWLINE, batch=1, chunk=64)
+    totals = validate(MODEL, tokens, newline_id=NEWLINE, count=1, chunk=64)
     assert totals.nats == pytest.approx(stream, rel=1e-5)
     assert validate(MODEL, tokens[:0], newline_id=NEWLINE) == (0, 0.0, 0, 0.0)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 64])
+def test_however_many_columns_run_at_once_they_are_the_same(batch: int) -> None:
+    tokens_N = np.random.default_rng(3).integers(0, V, 331)
+    found_N = np.full(331, np.nan)
+    for positions_BT, valid_BT, figures_BTX in columns(
+        MODEL, tokens_N, newline_id=NEWLINE, count=7, batch=batch, chunk=16, warm=5
+    ):
+        assert len(positions_BT) <= batch
+        found_N[positions_BT[valid_BT]] = figures_BTX[..., 0].numpy()[valid_BT]
+    exact = columns_by_definition(tokens_N.tolist(), 7, 5)
+    assert -found_N.sum() == pytest.approx(exact, rel=1e-5)
 
 
 # Whole texts.

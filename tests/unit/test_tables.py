@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from gru_lm.evaluation.tables import PerLine, PerToken, PerWord, details
 from gru_lm.evaluation.texts import measure
 from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.text.documents import Document, Slice
 from gru_lm.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
 from tests.unit.test_scoring import Text
 
@@ -42,14 +44,13 @@ def rows_of(file: io.BytesIO) -> list[list[str]]:
 
 
 def tables(
-    kind: str, texts: list[Text], mode: str = "stream"
+    kind: str, texts: Sequence[Document], mode: str = "stream"
 ) -> tuple[list[list[str]], list[list[str]], list[list[str]], float, Tokenizer]:
     """The rows of tokens, words and lines, their headers checked; and the nats."""
     tokenizer = tokenizer_of(kind)
     files = [io.BytesIO() for _ in range(3)]
-    names = [text.name for text in texts]
-    per_token = PerToken(files[0], tokenizer, names)
-    per_word = PerWord(files[1], tokenizer, names)
+    per_token = PerToken(files[0], tokenizer, texts)
+    per_word = PerWord(files[1], tokenizer, texts)
     per_line = PerLine(files[2], tokenizer)
     counts = measure(
         model_for(tokenizer),
@@ -115,6 +116,34 @@ def test_places_are_those_of_the_text(kind: str) -> None:
                 assert data[int(row[3]) :].decode().lstrip().startswith(row[4])
 
 
+def test_places_of_a_part_are_those_of_its_whole_file() -> None:
+    whole = Text("a", "é one\ntwo\nthree four\nfive")
+    parts = [Slice(whole, 2, 9), Slice(whole, 16, len(whole.text))]
+    tokens, per_word, *_ = tables("byte", parts)
+    data = whole.text.encode()
+    for rows in (tokens, per_word):
+        name, line, character, byte = (5, 6, 7, 8) if rows is tokens else (0, 1, 2, 3)
+        assert {row[name] for row in rows} == {"a"}
+        for row in rows:
+            start = int(row[byte])
+            assert int(row[line]) == 1 + data[:start].count(b"\n")
+            assert int(row[character]) == len(data[:start].decode())
+    assert [(row[4], row[2]) for row in per_word] == [
+        ("one", "2"), ("\\n", "5"), ("two", "6"), ("</s>", "9"),
+        ("four", "16"), ("\\n", "20"), ("five", "21"),
+    ]  # fmt: skip
+
+
+def test_words_are_parted_by_any_white_space() -> None:
+    text = Text("a", "a\u00a0b c\u3000d\n")
+    tokenizer, file = train_tokenizer("char", lambda: [text.text]), io.BytesIO()
+    table = PerWord(file, tokenizer, [text])
+    of_each = details(tokenizer)
+    measure(model_for(tokenizer), tokenizer, [text], tables=[table], of_distribution=of_each)
+    table.finish()
+    assert [row[4] for row in rows_of(file)[1:]] == ["a", "b", "c", "d", "\\n"]
+
+
 @torch.inference_mode()
 def test_details_are_sums_over_the_whole_distribution() -> None:
     tokens, per_word, _, _, tokenizer = tables("bpe", [Text("a", PLAIN)])
@@ -127,9 +156,8 @@ def test_details_are_sums_over_the_whole_distribution() -> None:
     np.testing.assert_allclose([float(row[4]) for row in tokens], entropies, rtol=1e-5)
 
     surfaces = [tokenizer.surface(token) for token in range(tokenizer.vocab_size)]
-    begins = np.array(
-        [surface[:1] in (b"", b" ", b"\n", b"\t", b"\r", b"\v", b"\f") for surface in surfaces]
-    )
+    spaces = b" \n\t\r\v\f\x1c\x1d\x1e\x1f"  # at which str.split parts words
+    begins = np.array([surface[:1] in spaces for surface in surfaces])
     place = 0
     for number, row in enumerate(per_word):
         count = int(row[5])
