@@ -2,7 +2,7 @@
 
     python -m benchmarks quality RESULTS.json TEXT --minutes 2.75 --seeds 5 [options of train]
     python -m benchmarks regret RESULTS.json TEXT --minutes 1 [options of train]
-    python -m benchmarks ablation RESULTS.json TEXT --minutes 1 --seeds 3 [options of train]
+    python -m benchmarks ablation RESULTS.json TEXT --minutes 1 --seeds 3 [--variants 4 ...]
 
 Runs the command as users do, one run at a time, and adds each result to RESULTS.json as soon as there
 is one: a benchmark of hours may be interrupted and goes on. `quality` reports the carried stream's
@@ -44,7 +44,7 @@ BY_HAND = (
     {"layers": 2, "width": 384, "lr": 0.004},
     {"layers": 1, "width": 256, "lr": 0.007, "batch": 48, "bptt": 48},
 )
-# What is done by default, done otherwise.
+# What is done by default, done otherwise: the weightiest first.
 OTHERWISE = {
     "AdamW for Muon": ["--optimizer", "adamw"],
     "layers that are not residual": ["--no-residual"],
@@ -116,6 +116,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("text")
     parser.add_argument("--minutes", required=True)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--variants", type=int, default=len(OTHERWISE), help="of an ablation")
     known, rest = parser.parse_known_args(arguments)
     common = ["--minutes", known.minutes, *rest]
     book = Book(known.results, known.text, exact=known.kind == "quality")
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str]) -> None:
     else:
         plain = [run["nats_per_token"] for run in seeded(common)]
         sys.stdout.write(f"as it is: {interval(plain)}\n")
-        for name, flags in OTHERWISE.items():
+        for name, flags in list(OTHERWISE.items())[: known.variants]:
             others = [run["nats_per_token"] for run in seeded(common + flags)]
             differences = [other - own for other, own in zip(others, plain, strict=True)]
             sys.stdout.write(

@@ -45,6 +45,7 @@ from gru_lm.training.comparisons import (
 )
 
 PAGE, CURVES = "report.html", "curves.png"
+ENOUGH_SEEDS = 5
 HELD_OUT = {"test": "the test text", "valid": "the validation text"}
 
 
@@ -312,6 +313,11 @@ def _result(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
     asked = record.question
     sums = {cell: [row["blocks"] for row in rows if row["cell"] == cell] for cell in asked.cells}
     differences = cells_differences(sums, at=f"at equal {asked.match}")
+    found = [caveat for row in rows for caveat in row["caveats"]]
+    if asked.seeds < ENOUGH_SEEDS:
+        found.append(
+            f"{asked.seeds} seeds of each cell are few: take {ENOUGH_SEEDS} before relying on it"
+        )
     return {
         "cells": list(asked.cells),
         "match": asked.match,
@@ -322,7 +328,7 @@ def _result(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
         "difference": differences[0],
         "differences": differences,
         "verdict": ". ".join(dict.fromkeys(each["verdict"] for each in differences)),
-        "caveats": list(dict.fromkeys(caveat for row in rows for caveat in row["caveats"])),
+        "caveats": list(dict.fromkeys(found)),
         "runs": [
             {name: value for name, value in row.items() if name not in ("blocks", "caveats")}
             | {"checkpoint": str(directory / f"{row['cell']}-{row['seed']}" / runs.BEST)}

@@ -58,7 +58,8 @@ def show(result: dict[str, Any]) -> None:
 def styles(result: Result) -> dict[str, str]:
     """How to format each of FIGURES: to two digits of the interval's half width, if there is one."""
     found = {name: style for name, _, style in FIGURES}
-    if not (interval := result.get("ci95")):
+    interval = result.get("ci95")
+    if not interval or not result["bits_per_byte"]:
         return found
     share = (interval[1] - interval[0]) / 2 / result["bits_per_byte"]
     for name in (*SPELLED, "nats_per_token", *PERPLEXITIES):

@@ -45,10 +45,13 @@ MOST_PIECES_FULL = {"cpu": 3000, "cuda": 32_768}
 WEIGHTS_PER_SECOND = {"cpu": 2.5e10, "cuda": 1e12}
 TOKENS_PER_WEIGHT = 4.0  # that a model of the right size sees
 REPEATS = 15.4  # what endless passes are worth beside the first (Muennighoff et al. 2023)
-# Layers and width. A second layer is worth more than a wider first one from about 256 on.
+# Layers and width. A second layer is worth more than a wider first one from about 128 on.
 SIZES = (
-    *((1, width) for width in (64, 96, 128, 192, 256)),
-    *((2, width) for width in (256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 3072, 4096)),
+    *((1, width) for width in (64, 96, 128)),
+    *(
+        (2, width)
+        for width in (128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 3072, 4096)
+    ),
 )
 TRIALS = 3  # of a plan's speed, a second each
 # How well a text could be learnt by heart: the epochs, times the root of the model's weights for each

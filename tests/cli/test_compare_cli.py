@@ -79,6 +79,7 @@ def test_what_is_reported(whole: Path) -> None:
     assert set(FIELDS) <= result.keys()
     assert (result["cells"], result["match"], result["seeds"]) == (CELLS, "parameters", 3)
     assert result["on"] == "the test text"
+    assert result["caveats"] == ["3 seeds of each cell are few: take 5 before relying on it"]
     order = [(run["cell"], run["seed"]) for run in result["runs"]]
     assert order == [(cell, seed) for seed in range(3) for cell in CELLS]
     sizes = {run["parameters"] for run in result["runs"]}
