@@ -143,14 +143,15 @@ def evaluate(
 def _check_outputs(wanted: Wanted, documents: Sequence[Document]) -> None:
     """Raise UsageError where what is to be written would replace what is read, or something else."""
     wholes = (getattr(document, "document", document) for document in documents)
-    inputs = [wanted.pairs, wanted.interpolate, *(getattr(d, "path", None) for d in wholes)]
+    named = (wanted.pairs, wanted.interpolate, *(getattr(whole, "path", None) for whole in wholes))
+    inputs = [path for path in named if path and path.exists()]
     outs = wanted.files()
     for number, out in enumerate(outs):
         if str(out) == "-":
             raise UsageError("tables and pages are written to files, not to -", hint="name a file")
         if out.exists() and not out.is_file():
             raise UsageError(f"{out} is not a regular file", hint="name a file to be written")
-        if any(path and out.exists() and out.samefile(path) for path in inputs if path):
+        if out.exists() and any(out.samefile(path) for path in inputs):
             raise UsageError(f"{out} is read here, and not to be replaced", hint="another name")
         if out.suffix == ".safetensors":
             raise UsageError(f"{out} has the name of a model", hint="another name")

@@ -209,6 +209,12 @@ def test_nothing_that_is_read_is_replaced_and_nothing_twice(
             evaluate(trained, [str(text)], wanted=wanted)
     with pytest.raises(UsageError, match="is read here"):
         evaluate(trained, wanted=Wanted(html=trained.parent / "text.txt"))
+    out.touch()
+    with pytest.raises(InputError, match="missing"):
+        evaluate(
+            trained, [str(text)], wanted=Wanted(per_token=out, pairs=tmp_path / "missing.jsonl")
+        )
+    out.unlink()
     assert text.read_bytes() == before
     assert (trained / "best.safetensors").read_bytes() == model
     assert not out.exists()
