@@ -48,11 +48,11 @@ BY_HAND = (
 OTHERWISE = {
     "AdamW for Muon": ["--optimizer", "adamw"],
     "layers that are not residual": ["--no-residual"],
+    "48 streams": ["--batch", "48"],
     "float32 products": ["--precision", "float32"],
     "a linear fall of the rate": ["--schedule", "linear"],
     "a constant rate, weights averaged": ["--schedule", "constant", "--average", "0.999"],
     "weights averaged too": ["--average", "0.999"],
-    "48 streams": ["--batch", "48"],
     "96 steps": ["--bptt", "96"],
     "weight drop 0.1": ["--weight-drop", "0.1"],
 }
