@@ -110,13 +110,15 @@ def compare_models(
 
     Each reads every document as a stream. With `out`, a directory, page and result are written there.
     """
-    if out:
-        if (out / RECORD).exists():
-            raise UsageError(
-                f"--out {out} holds a comparison of cells", hint="name another directory"
-            )
-        runs.make_directory(out)
     checkpoints = [runs.find(path, console.warn) for path in models]
+    if out:
+        of_cells = (out / RECORD).exists()
+        if of_cells or (out / PAGE).exists() != (out / RESULT).exists():
+            holds = (
+                "a comparison of cells" if of_cells else f"a {PAGE} or {RESULT} of something else"
+            )
+            raise UsageError(f"--out {out} holds {holds}", hint="name another directory")
+        runs.make_directory(out)
     with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
         stdin = Path(folder) / "stdin"
         if "-" in on:

@@ -114,17 +114,21 @@ def evaluate(
         # A first pass finds whatever cannot be read before the long work, and how long that will be.
         with console.progress("reading", None) as advance:
             text = survey(documents, stop=stop, progress=advance)
+        found: list[str] = []
         if wanted.tune or (wanted.interpolate and wanted.weight is None):
             own = own_text(opened, "valid", stop=stop)
             if text.fingerprint == survey(own.documents, stop=stop).fingerprint:
-                console.warn("what is tuned here is tuned on the very text that is measured")
+                found.append("what is tuned here is tuned on the very text that is measured")
         if wanted.dynamic == "rms":
             own_text(opened, "train", stop=stop)
-        result: dict[str, Any] = {"checkpoint": str(checkpoint.path), "device": str(opened.device)}
+        result: dict[str, Any] = {
+            "checkpoint": str(checkpoint.path),
+            "device": str(opened.device),
+            "caveats": found,
+        }
         if wanted.pairs:
-            found = _pairs(opened, wanted.pairs, stop=stop)
-            result["pairs"] = found
-            result["caveats"] = caveats(opened.tokenizer, found["unknown_rate"], of="the pairs")
+            result["pairs"] = pairs = _pairs(opened, wanted.pairs, stop=stop)
+            found += caveats(opened.tokenizer, pairs["unknown_rate"], of="the pairs")
         if documents:
             result = _on_texts(
                 opened,
@@ -240,8 +244,8 @@ def _on_texts(
             "seconds": round(seconds, 3),
             "tokens_per_second": round(total.tokens / seconds, 1) if seconds else None,
             **result,
-            "caveats": result.get("caveats", []) + caveats(tokenizer, total.unknown_rate()),
         }
+        result["caveats"] += caveats(tokenizer, total.unknown_rate())
         if len(documents) > 1:
             result["files"] = [
                 {"file": name, **each.figures()} for name, each in zip(names, counts, strict=True)
@@ -261,6 +265,7 @@ def _on_texts(
             )
         if ngrams and mixture:
             result |= ngrams.rows(mixture, documents, total)
+            result["caveats"] += ngrams.caveats()
         result |= _adapted(opened, documents, wanted, size=size, stop=stop)
         if wanted.context_curve:
             result["context_curve"] = _context_curve(

@@ -63,25 +63,29 @@ class Interpolation:
         """A table for the one pass over the text that is measured."""
         return Mixture(self._scores, weight=self._weight)
 
+    def caveats(self) -> list[str]:
+        """What must be said beside the rows."""
+        lacking = self._scores.lacking()
+        shared = "words of the model's: in the mixture they share the probability of <unk>"
+        return [f"{self._ngram.name} lacks {lacking:,} {shared}"] if lacking else []
+
     def rows(
         self, mixture: Mixture, documents: Sequence[Document], total: Counts
     ) -> dict[str, Any]:
         """What `mixture` has found in `documents`, and what the n-grams alone make of them."""
         self._scores.check_overlap()
-        if lacking := self._scores.lacking():
-            console.warn(
-                f"{self._ngram.name} lacks {lacking:,} words of the model's: in the mixture they share "
-                "the probability of <unk>"
-            )
+        unknown = self._scores.unknown_tokens()
         lines = (line for pieces in readings(documents) for line in lines_of(pieces))
         text = dataclasses.replace(total, tokens=0, nats=0.0, unknown_tokens=0, unknown_nats=0.0)
         return {
-            "ngram": baseline(self._ngram, lines, text=total),
+            "ngram": baseline(
+                self._ngram, lines, text=total, same_unknown=unknown == total.unknown_tokens
+            ),
             "interpolated": {
                 "name": f"interpolated with {self._ngram.name}",
                 "weight": self._weight,
                 "tuned_on_tokens": self._tuned_on,
-                "unknown_to_the_ngrams": self._scores.unknown_tokens(),
+                "unknown_to_the_ngrams": unknown,
                 **(mixture.counts + text).figures(),
             },
         }

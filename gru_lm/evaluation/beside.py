@@ -15,16 +15,14 @@ from typing import Any
 import numpy as np
 
 from gru_lm.evaluation.conventions import (
-    KenlmFigures,
-    LmEvalFigures,
     SplitWords,
-    SrilmFigures,
     WordSums,
     format_kenlm,
     format_lm_eval,
     format_srilm,
     kenlm_query,
     lm_eval,
+    plain,
     srilm,
     sums_of_tokens,
 )
@@ -80,11 +78,12 @@ class Conventions:
         self._sentences = self._blank_lines = 0
         self._document, self._last = 0, tokenizer.newline_id
 
-    def __call__(self, portion: Portion, _: np.ndarray) -> None:
+    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
         newline_id, end_id = self._tokenizer.newline_id, self._tokenizer.end_id
         if portion.document != self._document:
             self._document, self._last = portion.document, newline_id
-        kept_N = (portion.tokens_N != end_id) | (end_id == newline_id)
+        # A foreign model may end lines and documents alike; but a line's end has a byte.
+        kept_N = (portion.tokens_N != end_id) | (covered_N3[:, 0] > 0)
         tokens_N, nats_N = portion.tokens_N[kept_N], -portion.log_probs_N[kept_N]
         if not len(tokens_N):
             return
@@ -113,12 +112,12 @@ class Conventions:
         if convention == "lm-eval":
             counted = sum(each.count for each in words)
             by_byte = lm_eval(nats=self._all.nats, words=counted, bytes=size)
-            return _finite(by_byte) | {"words": counted, "text": format_lm_eval(name, by_byte)}
+            return plain(by_byte) | {"words": counted, "text": format_lm_eval(name, by_byte)}
         if convention == "srilm":  # which does not see blank lines
             sums = self._sums(blank=False)
-            return _finite(srilm(sums)) | {"text": format_srilm(name, sums)}
+            return plain(srilm(sums)) | {"text": format_srilm(name, sums)}
         sums = self._sums(blank=True)
-        return _finite(kenlm_query(sums)) | {"text": format_kenlm(sums)}
+        return plain(kenlm_query(sums)) | {"text": format_kenlm(sums)}
 
     def _sums(self, *, blank: bool) -> WordSums:
         return sums_of_tokens(
@@ -128,12 +127,6 @@ class Conventions:
             unknown_tokens=self._all.unknown_tokens,
             sentences=self._sentences - (0 if blank else self._blank_lines),
         )
-
-
-def _finite(figures: SrilmFigures | KenlmFigures | LmEvalFigures) -> dict[str, Any]:
-    """For JSON: None for what is no number."""
-    values = figures._asdict().items()
-    return {name: value if math.isfinite(value or 0) else None for name, value in values}
 
 
 def split_words(documents: Sequence[Document]) -> list[SplitWords]:

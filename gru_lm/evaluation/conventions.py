@@ -11,7 +11,7 @@ import math
 import re
 from dataclasses import dataclass, fields
 from decimal import Decimal
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 LN10 = math.log(10)
 _SPACES = re.compile(r"\s+")
@@ -114,6 +114,12 @@ def kenlm_query(sums: WordSums) -> KenlmFigures:
         sums.oovs,
         tokens,
     )
+
+
+def plain(figures: SrilmFigures | KenlmFigures | LmEvalFigures) -> dict[str, Any]:
+    """The figures by name, for JSON: None for what is no number."""
+    values = figures._asdict().items()
+    return {name: value if math.isfinite(value or 0) else None for name, value in values}
 
 
 def format_kenlm(sums: WordSums) -> str:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from gru_lm.errors import InputError, UsageError
 from gru_lm.evaluation.arpa import Ngram
-from gru_lm.evaluation.conventions import LN10, WordSums, kenlm_query
+from gru_lm.evaluation.conventions import LN10, WordSums, kenlm_query, plain
 from gru_lm.evaluation.metrics import Counts
 
 if TYPE_CHECKING:
@@ -86,23 +86,25 @@ def word_sums(ngram: Ngram, lines: Iterable[str]) -> WordSums:
     return sums
 
 
-def baseline(ngram: Ngram, lines: Iterable[str], *, text: Counts) -> dict[str, Any]:
+def baseline(
+    ngram: Ngram, lines: Iterable[str], *, text: Counts, same_unknown: bool
+) -> dict[str, Any]:
     """The n-gram model's own row on a text, by KenLM's conventions.
 
     `text` are the counts of the word model it stands beside. Bits per byte have unknown words spelled
-    as that model's have, so there are none where other words are unknown.
+    as that model's have: None unless the `same_unknown` words are unknown to both.
     """
     sums = word_sums(ngram, lines)
-    figures = kenlm_query(sums)
-    alike = text.bytes and sums.oovs == text.unknown_tokens
+    figures = plain(kenlm_query(sums))
+    alike = text.bytes and same_unknown and sums.oovs == text.unknown_tokens
     nats = text.spelling_nats - sums.logprob * LN10
     return {
         "name": f"{ngram.name} ({ngram.model.order}-gram)",
         "bits_per_byte": nats / math.log(2) / text.bytes if alike else None,
-        "perplexity": figures.including_oovs,
-        "perplexity_excluding_oovs": figures.excluding_oovs,
-        "oovs": figures.oovs,
-        "tokens": figures.tokens,
+        "perplexity": figures["including_oovs"],
+        "perplexity_excluding_oovs": figures["excluding_oovs"],
+        "oovs": figures["oovs"],
+        "tokens": figures["tokens"],
     }
 
 

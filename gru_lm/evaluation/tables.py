@@ -183,28 +183,29 @@ class PerLine:
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer) -> None:
         self._file = file
-        self._newline_id = tokenizer.newline_id
-        # A foreign model may end lines and documents alike; then nothing follows a newline.
-        self._end_id = tokenizer.end_id if tokenizer.end_id != tokenizer.newline_id else -1
+        self._newline_id, self._end_id = tokenizer.newline_id, tokenizer.end_id
         self._number, self._document = 1, 0
         self._tokens, self._nats = 0, 0.0
         self._complete = False  # a newline has come, and only the document's end may still follow
         file.write(b"line\ttokens\tnats\n")
 
-    def __call__(self, portion: Portion, _: np.ndarray) -> None:
+    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
         if portion.document != self._document:
             self._document = portion.document
             self._close()
-        starts_N = np.flatnonzero(portion.tokens_N[:-1] == self._newline_id) + 1
+        # A foreign model may end lines and documents alike; but a line's end has a byte.
+        is_end_N = (portion.tokens_N == self._end_id) & (covered_N3[:, 0] == 0)
+        is_newline_N = (portion.tokens_N == self._newline_id) & ~is_end_N
+        starts_N = np.flatnonzero(is_newline_N[:-1]) + 1
         starts_N = np.concatenate(([0], starts_N))
         nats_N = -np.add.reduceat(portion.log_probs_N, starts_N)
         sizes_N = np.diff(starts_N, append=len(portion.tokens_N))
         for start, size, nats in zip(starts_N, sizes_N.tolist(), nats_N.tolist(), strict=True):
-            if self._complete and portion.tokens_N[start] != self._end_id:
+            if self._complete and not is_end_N[start]:
                 self._close()
             self._tokens += size
             self._nats += nats
-            self._complete = portion.tokens_N[start + size - 1] == self._newline_id
+            self._complete = is_newline_N[start + size - 1]
 
     def finish(self) -> None:
         """Write the last line."""

@@ -4,7 +4,8 @@ Brings tokenizer, text counts and scoring together, in three modes: `stream` car
 through each document, `line` resets it at each line, `columns` cuts all of the text as validation
 does. Knows no run and no terminal. Invariants: every token is scored, and portions reach the tables
 in text order; between two documents stands one end-of-document token of zero bytes, charged to the
-first of the two; memory does not grow with the text (line mode holds whole lines).
+first of the two; memory does not grow with the text (line mode holds whole lines, columns mode what
+tokens cover).
 """
 
 from __future__ import annotations

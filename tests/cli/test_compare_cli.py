@@ -240,6 +240,12 @@ def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> No
     (tmp_path / "page" / "compare.json").touch()
     assert "holds a comparison of cells" in error(tmp_path, *command, "--out", "page", code=2)
     inside(tmp_path, "compare", worse, better, "--on", on, "--fail-if-worse", code=1)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "report.html").write_text("mine")
+    assert "of something else" in error(tmp_path, *command, "--out", "mine", code=2)
+    assert (tmp_path / "mine" / "report.html").read_text() == "mine"
+    error(tmp_path, "compare", trained, "nothing", "--on", on, "--out", "left", code=3)
+    assert not (tmp_path / "left").exists()
     # One model and itself, two documents, one of them without an end of line.
     (tmp_path / "short.txt").write_text("the cat", encoding="utf-8")
     files = ["--on", on, "--on", tmp_path / "short.txt"]

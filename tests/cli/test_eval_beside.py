@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -199,8 +200,41 @@ def test_tuning_on_what_is_measured_is_said(trained: Path, tmp_path: Path) -> No
     other.write_text(text[len(text) * 9 // 10 + 1 :], encoding="utf-8")
     command = ["eval", trained, "--cache", "--tune"]
     said = "tuned on the very text that is measured"
-    assert said in inside(tmp_path, *command, held_out).err
+    measured = inside(tmp_path, *command, held_out, "--json")
+    assert said in measured.err
+    assert any(said in caveat for caveat in measured.json()["caveats"])
     assert said not in inside(tmp_path, *command, other).err
+
+
+def test_all_that_is_written_of_a_text(trained: Path, tmp_path: Path) -> None:
+    """The page, the picture and the tables of one command, and figures that they agree with."""
+    text = words(1_500, seed=2)
+    (tmp_path / "text.txt").write_text(text)
+    command = ["eval", trained, "text.txt", "--html", "page.html", "--context-curve", "curve.png"]
+    command += ["--per-word", "words.tsv", "--dynamic", "sgd", "--tune"]
+    result = inside(tmp_path, *command, "--json").json()
+    rows = tokens_of(tmp_path / "words.tsv")
+    bits = result["nats"] / math.log(2)
+    for column in ("surprisal_bits", "corrected_bits"):
+        assert sum(float(row[column]) for row in rows) == pytest.approx(bits, rel=1e-6)
+    assert [row["word"] for row in rows if row["word"] != "\\n"] == text.split()
+
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    shown = f"{result['bits_per_byte']:.9f}"[:4]  # as many digits as any interval bears
+    assert f">{shown}" in page
+    # The dashed line, of all of the text, lies among the steps, of its parts.
+    found = re.search(r'<path d="M([^"]+)"/><path class="dash" d="M\S+ ([\d.]+)H', page)
+    assert found
+    heights = [float(height) for height in re.findall(r" ([\d.]+)H", found[1])]
+    assert min(heights) < float(found[2]) < max(heights)
+
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    curve = result["context_curve"]
+    assert curve["targets"] > 0
+    (row,) = result["adapted"]
+    assert row["name"] == "dynamic sgd"
+    best = min(row["tried"], key=lambda tried: tried["nats_per_token"])
+    assert row["settings"] == best["settings"]
 
 
 ARPA = """\\data\\
@@ -236,6 +270,17 @@ def test_ngrams_beside_a_model_of_words(of_words: Path, trained: Path, tmp_path:
     none, _ = measured(of_words, tmp_path, text, interpolate=arpa, weight=0.0)
     assert none["interpolated"]["nats"] == pytest.approx(none["nats"])
     assert none["interpolated"]["bits_per_byte"] == pytest.approx(none["bits_per_byte"])
+    # Tuned on the run's own held-out text: no other weight is better there.
+    own = [
+        evaluate(of_words, wanted=Wanted(interpolate=arpa, weight=weight))["interpolated"]
+        for weight in (0.02, None, 0.5)
+    ]
+    assert own[1]["tuned_on_tokens"] == own[1]["tokens"]
+    assert 0 < own[1]["weight"] < 1
+    assert own[1]["nats"] <= min(own[0]["nats"], own[2]["nats"])
+    # No word that both know, and no end of a line: nothing to divide by, and no failure.
+    blank, _ = measured(of_words, tmp_path, "zebra", interpolate=arpa, weight=1.0)
+    assert blank["ngram"]["perplexity_excluding_oovs"] is None
     with pytest.raises(UsageError, match="word"):
         evaluate(trained, wanted=Wanted(interpolate=arpa))
     # The end of a file is the model's alone, and so no gain.

@@ -94,15 +94,20 @@ def test_sums_are_kenlms(ngram: Ngram) -> None:
     assert sums.logprob == pytest.approx(total, rel=1e-12)
     assert sums.oov_logprob == pytest.approx(oov_total, rel=1e-12)
     text = Counts(bytes=40, unknown_tokens=oovs, spelling_nats=2.5)
-    row = baseline(ngram, LINES, text=text)
+    row = baseline(ngram, LINES, text=text, same_unknown=True)
     assert row["perplexity"] == pytest.approx(10 ** (-total / len(tokens)))
     assert row["perplexity_excluding_oovs"] == pytest.approx(
         10 ** (-(total - oov_total) / (len(tokens) - oovs))
     )
     bits = -total * math.log2(10) + 2.5 / math.log(2)
     assert row["bits_per_byte"] == pytest.approx(bits / 40), "spelled as the model's"
-    other = baseline(ngram, LINES, text=replace(text, unknown_tokens=1))
-    assert other["bits_per_byte"] is None, "other words are unknown"
+    for other in (
+        baseline(ngram, LINES, text=replace(text, unknown_tokens=1), same_unknown=True),
+        baseline(ngram, LINES, text=text, same_unknown=False),
+    ):
+        assert other["bits_per_byte"] is None, "other words are unknown"
+    nothing = baseline(ngram, [], text=Counts(), same_unknown=True)
+    assert (nothing["perplexity"], nothing["bits_per_byte"]) == (None, None)
     assert row["name"].endswith("tiny.arpa (2-gram)")
 
 

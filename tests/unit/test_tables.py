@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 
+from gru_lm.evaluation.beside import Conventions
 from gru_lm.evaluation.tables import PerLine, PerToken, PerWord, details
 from gru_lm.evaluation.texts import measure
 from gru_lm.model.language_model import LanguageModel, ModelConfig
@@ -132,6 +134,31 @@ def test_places_of_a_part_are_those_of_its_whole_file() -> None:
         ("one", "2"), ("\\n", "5"), ("two", "6"), ("</s>", "9"),
         ("four", "16"), ("\\n", "20"), ("five", "21"),
     ]  # fmt: skip
+
+
+def test_a_foreign_model_that_ends_lines_and_texts_alike() -> None:
+    """Between two texts stands its end of a line, which is the end of none."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LEARNT.splitlines()),
+        model_writer=model,
+        vocab_size=30,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    tokenizer = load_tokenizer("unigram", model.getvalue())
+    assert tokenizer.newline_id == tokenizer.end_id
+    texts, file = [Text("a", "the cat\n"), Text("b", "the mat\nsat"), Text("c", "\n")], io.BytesIO()
+    per_line, conventions = PerLine(file, tokenizer), Conventions(tokenizer)
+    tables = [per_line, conventions]
+    counts = measure(model_for(tokenizer), tokenizer, texts, tables=tables)
+    per_line.finish()
+    rows = rows_of(file)[1:]
+    assert [row[0] for row in rows] == ["1", "2", "3", "4"]
+    total = sum(count.tokens for count in counts)
+    assert sum(int(row[1]) for row in rows) == total
+    kenlm = conventions.figures("kenlm", name="all", words=[], size=21)
+    assert kenlm["tokens"] == total - 2
 
 
 def test_words_are_parted_by_any_white_space() -> None:
