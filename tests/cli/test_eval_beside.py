@@ -271,8 +271,13 @@ def test_ngrams_beside_a_model_of_words(of_words: Path, trained: Path, tmp_path:
     assert none["interpolated"]["nats"] == pytest.approx(none["nats"])
     assert none["interpolated"]["bits_per_byte"] == pytest.approx(none["bits_per_byte"])
     # Tuned on the run's own held-out text: no other weight is better there.
+    known = sorted({"<unk>", "<s>", "</s>", *words(3_000).split()})
+    rows = "".join(f"-2.0\t{word}\t0\n" for word in known)
+    other = tmp_path / "other.arpa"
+    counts = f"\\data\\\nngram 1={len(known)}\nngram 2=1\n"
+    other.write_text(f"{counts}\n\\1-grams:\n{rows}\n\\2-grams:\n-1.0\t<s> the\n\n\\end\\\n")
     own = [
-        evaluate(of_words, wanted=Wanted(interpolate=arpa, weight=weight))["interpolated"]
+        evaluate(of_words, wanted=Wanted(interpolate=other, weight=weight))["interpolated"]
         for weight in (0.02, None, 0.5)
     ]
     assert own[1]["tuned_on_tokens"] == own[1]["tokens"]
