@@ -239,13 +239,13 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file of settings. Raises InputError where it cannot be read."""
+    """A TOML file of settings. Raises InputError where it cannot be read, UsageError for no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise InputError(f"{path} is not TOML", why=str(error)) from error
+        raise UsageError(f"{path} is not TOML", why=str(error)) from error
 
 
 def parse_set(pairs: Iterable[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from gru_lm.config import Settings
 from gru_lm.errors import DivergedError, Stopped
-from gru_lm.evaluation.metrics import Counts
+from gru_lm.evaluation.metrics import Counts, caveats
 from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, Totals, columns_read, validate
 from gru_lm.evaluation.texts import text_counts
 from gru_lm.generation.sampling import complete
@@ -88,7 +88,8 @@ class Trainer:
         # At once, for later it would cost time that is promised otherwise.
         parts = {"valid": self.data.texts.valid, "test": self.data.texts.test}
         self.counts = {
-            name: text_counts(part.documents, self.data.tokenizer) for name, part in parts.items()
+            name: text_counts(part.documents, self.data.tokenizer, stop=self.stop)
+            for name, part in parts.items()
         }
         with console.progress("training", 1.0) as advance:
             shown = 0.0
@@ -334,7 +335,10 @@ class Trainer:
 
     def _described(self, part: str, totals: Totals, seconds: float) -> dict[str, Any]:
         """The figures as `eval` reports them."""
-        return self._figures_of(part, totals) | {
+        figures = self._figures_of(part, totals)
+        return figures | {
+            "ci95": None,  # which takes the loss along the text: `eval` has it
+            "caveats": caveats(self.data.tokenizer, figures["unknown_rate"], of=f"the {part} text"),
             "mode": "columns",
             "seconds": round(seconds, 3),
             "tokens_per_second": round(totals.tokens / seconds, 1) if seconds else None,

@@ -193,15 +193,17 @@ def speller_for(tokenizer: Tokenizer) -> Speller:
     return Speller(filter(None, words))  # the ends of lines and texts are no words
 
 
-def text_counts(documents: Sequence[Document], tokenizer: Tokenizer) -> Counts:
+def text_counts(documents: Sequence[Document], tokenizer: Tokenizer, *, stop: Stop) -> Counts:
     """What the texts themselves count: characters, bytes, words, lines, and the spelling of unknowns."""
     counter, unknown = TextCounter(), Counter[str]()
     for pieces in readings(documents):
         watched = counter.watch(pieces)
         if tokenizer.lossless:
-            deque(watched, maxlen=0)
+            for _ in watched:
+                stop()
         else:
             for covering in tokenizer.encode_covering(watched):
+                stop()
                 unknown.update(covering.unknown)
     speller = speller_for(tokenizer)
     nats = sum(count * speller.nats(word) for word, count in unknown.items())

@@ -45,7 +45,8 @@ class TrainState:
     best_step: int = -1
     best_nats: float = math.inf  # over the held-out text, and thereof on unknown tokens
     best_unknown_nats: float = 0.0
-    since_best: int = 0  # validations of the leg since
+    leg_nats: float = math.inf  # the leg's own best, which patience looks at
+    since_best: int = 0  # validations of the leg since that
     average: dict[str, Tensor] | None = None  # of each parameter, by name: what is validated
     average_start: int = -1  # the step whose weights were its first
     validations: list[float] = field(default_factory=list)  # nats, until NT-ASGD averages
@@ -53,16 +54,18 @@ class TrainState:
     def start_leg(self) -> None:
         """Have another budget begin here, with a rise and a fall of the learning rate of its own."""
         self.leg_step = self.step
-        self.seconds = 0.0
+        self.seconds, self.leg_nats = 0.0, math.inf
         self.validated_tenths = self.since_best = 0
 
     def validated(self, nats: float, unknown_nats: float) -> bool:
-        """Account for a validation of this step's model; whether it is the best so far."""
+        """Account for a validation of this step's model; whether it is the best of all legs."""
         self.validated_step = self.step
+        self.since_best += 1
+        if nats < self.leg_nats:
+            self.leg_nats, self.since_best = nats, 0
         if nats >= self.best_nats:
-            self.since_best += 1
             return False
-        self.best_step, self.since_best = self.step, 0
+        self.best_step = self.step
         self.best_nats, self.best_unknown_nats = nats, unknown_nats
         return True
 

@@ -80,6 +80,8 @@ def parsed(text: str) -> dict[str, Any]:
     for name in ("best_nats", "seconds", "began"):
         if meta.get(name, "") is not None:
             _check_types(meta, {name: float})
+    if meta.get("leg_nats") is not None:  # older checkpoints have none
+        _check_types(meta, {"leg_nats": float})
     if any(meta[name] < 0 for name in COUNTERS) or any(meta[name] < -1 for name in STEPS):
         raise ValueError("a negative count")
     if meta["leg_step"] > meta["step"]:

@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -62,18 +62,8 @@ def holds_run(directory: Path) -> bool:
 
 def newest_whole(directory: Path, warn: Warn) -> Checkpoint:
     """The newest checkpoint that is whole; each one skipped is named. Raises InputError if none."""
-    if not directory.is_dir():
-        raise InputError(f"no run {directory}", hint="gru-lm train FILE starts one")
-    for path in step_paths(directory):
-        try:
-            return read(path)
-        except InputError as error:
-            warn(f"skipped: {error.message}: {error.why}")
-    if not holds_run(directory):
-        raise InputError(
-            f"{directory} is not a run: it holds no checkpoint", hint="gru-lm train FILE starts one"
-        )
-    raise damaged(directory, "none of its checkpoints is whole")
+    # Last the best, whose step's own name somebody may have removed.
+    return _first_whole(directory, [*step_paths(directory), directory / BEST], warn)
 
 
 def find(path: Path, warn: Warn) -> Checkpoint:
@@ -82,12 +72,24 @@ def find(path: Path, warn: Warn) -> Checkpoint:
         raise InputError(f"no run or checkpoint {path}", hint="ls runs")
     if not path.is_dir():
         return read(path)
-    if (path / BEST).exists():
+    return _first_whole(path, [path / BEST, *step_paths(path)], warn)
+
+
+def _first_whole(directory: Path, paths: Sequence[Path], warn: Warn) -> Checkpoint:
+    if not directory.is_dir():
+        raise InputError(f"no run {directory}", hint="gru-lm train FILE starts one")
+    if not holds_run(directory):
+        raise InputError(
+            f"{directory} is not a run: it holds no checkpoint", hint="gru-lm train FILE starts one"
+        )
+    for path in paths:
+        if path.name == BEST and not path.exists():
+            continue
         try:
-            return read(path / BEST)
+            return read(path)
         except InputError as error:
             warn(f"skipped: {error.message}: {error.why}")
-    return newest_whole(path, warn)
+    raise damaged(directory, "none of its checkpoints is whole")
 
 
 def read_settings(directory: Path) -> Settings:
@@ -163,10 +165,10 @@ class Run:
     @classmethod
     def reopen(cls, directory: Path) -> Run:
         """The directory of an existing run, locked, with what dead processes left swept away."""
-        if not directory.is_dir() or not holds_run(directory):
+        if not holds_run(directory):
+            what = "is a file: name its directory" if directory.is_file() else "holds no checkpoint"
             raise InputError(
-                f"{directory} is not a run: it holds no checkpoint",
-                hint="gru-lm train FILE starts one",
+                f"{directory} is not a run: it {what}", hint="gru-lm train FILE starts one"
             )
         run = cls(directory, lock(directory))
         atomic.sweep(directory)

@@ -8,6 +8,7 @@ model it claims to be before any memory is taken for it.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -53,6 +54,7 @@ def capture(
     meta |= {
         "best_nats": state.best_nats if state.best_step >= 0 else None,
         "best_unknown_nats": state.best_unknown_nats,
+        "leg_nats": state.leg_nats if math.isfinite(state.leg_nats) else None,
         "seconds": state.seconds if "minutes" in config else None,
         "began": state.began if "minutes" in config else None,
         "scaler": state.scaler.state_dict(),
@@ -125,6 +127,8 @@ def restore(
         if state.best_step >= 0:
             state.best_nats = meta["best_nats"]
             state.best_unknown_nats = meta["best_unknown_nats"]
+        leg_nats = meta.get("leg_nats")
+        state.leg_nats = math.inf if leg_nats is None else leg_nats
         state.seconds, state.began = meta["seconds"] or 0.0, meta["began"] or 0.0
         state.validations = meta["validations"]
         average = _named(tensors, "average.")

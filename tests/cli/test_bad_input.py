@@ -89,7 +89,7 @@ CASES: dict[str, tuple[list[object], int, list[str]]] = {
     "a damaged tokenizer": (["text.txt", "--tokenizer", "bad.model"], 3, ["bad.model"]),
     "batches beyond the text": (["text.txt", "--batch", 9999], 3, ["too short", "--batch"]),
     "a missing config": (["text.txt", "--config", "no.toml"], 3, ["no.toml"]),
-    "a config that is none": (["text.txt", "--config", "bad.toml"], 3, ["bad.toml is not TOML"]),
+    "a config that is none": (["text.txt", "--config", "bad.toml"], 2, ["bad.toml is not TOML"]),
     "an unknown setting": (["text.txt", "--set", "cel=gru"], 2, ["'cel'", "did you mean cell?"]),
     "no pair": (["text.txt", "--set", "cell"], 2, ["not key=value"]),
     "from nothing": (["text.txt", "--from", "gone"], 3, ["no run or checkpoint gone"]),

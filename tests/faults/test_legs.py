@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from gru_lm.training.checkpoint import read
+from gru_lm.training.loop import TrainState
 from tests.conftest import TINY, words
 from tests.inside import error, inside
 
@@ -150,6 +151,17 @@ def test_the_best_of_all_legs_is_kept_and_patience_starts_again(tmp_path: Path) 
     assert second["steps"] >= first["steps"] + 5
     assert second["valid"]["nats"] == first["valid"]["nats"]
     assert (tmp_path / "run/best.safetensors").read_bytes() == best
+
+
+def test_patience_looks_at_the_new_leg_alone() -> None:
+    """The rate rises again, and what it spoils at first is no reason to stop."""
+    nothing: Any = None
+    state = TrainState(nothing, nothing, nothing, nothing, step=9, best_step=9, best_nats=1.0)
+    state.start_leg()
+    assert [state.validated(nats, 0.0) for nats in (3.0, 2.0, 2.5)] == [False] * 3
+    assert (state.since_best, state.best_nats) == (1, 1.0)
+    assert state.validated(0.5, 0.0)
+    assert (state.since_best, state.best_nats) == (0, 0.5)
 
 
 @pytest.mark.parametrize("option", [["--lr", 1], ["--set", "lr=1"], ["--patience", 2]])

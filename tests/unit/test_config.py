@@ -87,10 +87,10 @@ def test_a_file_that_is_missing_or_not_toml(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file"):
         read_toml(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("width = ")
-    with pytest.raises(InputError, match="is not TOML"):
+    with pytest.raises(UsageError, match="is not TOML"):
         read_toml(tmp_path / "bad.toml")
     (tmp_path / "bad.toml").write_bytes(b"\xff")
-    with pytest.raises(InputError, match="is not TOML"):
+    with pytest.raises(UsageError, match="is not TOML"):
         read_toml(tmp_path / "bad.toml")
 
 

@@ -125,6 +125,16 @@ def test_a_damaged_newest_that_is_the_best(steps: list[str], said: bool, tmp_pat
     inside(tmp_path, "eval", "run")
 
 
+def test_a_best_that_is_a_file_of_its_own_is_gone_on_with(run: Path) -> None:
+    """Where the checkpoints of steps were removed, as to save room."""
+    for path in run.glob("step-*"):
+        path.unlink()
+    done = inside(run.parent, "train", "--resume", "run", "--steps", 5, "--json")
+    assert done.json()["steps"] == 35
+    said = error(run.parent, "train", "--resume", "run/best.safetensors", code=3)
+    assert "is a file: name its directory" in said
+
+
 def test_a_best_lost_after_the_end_is_made_again(run: Path) -> None:
     """Nothing is left to train, and yet a best must be: the last validation is repeated."""
     last, best = run / "step-00000030.safetensors", run / "best.safetensors"
