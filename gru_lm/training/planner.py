@@ -7,8 +7,8 @@ how fast a plan trains here it asks whoever can try. What the numbers rest on is
                 each weight it multiplies with; a token seen again counts less each time
     streams     many streams of short steps give many updates; few where there is little text
     optimizer   Muon, which needs far fewer tokens than AdamW
-    lr          falls with the root of the width; where words share one matrix as inputs and outputs and
-                the text is new, with the number of steps too
+    lr          falls with the root of the width; where words share one matrix as inputs and outputs,
+                with the number of steps too
     decay       of weights: 0.1, or where words share one matrix, so that they forget what they learnt
                 some epochs ago
     softmax     adaptive where there are so many pieces that a full one is most of the arithmetic
@@ -60,13 +60,11 @@ MOST_EPOCHS = 60.0  # more only learn the text by heart
 LEAST_DROPOUT, MOST_DROPOUT = 0.05, 0.5  # less made no difference
 TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
 # AdamW's weights remember 1 / (rate · decay) of its steps. Those of a tied matrix should remember so
-# many epochs, whatever the rate and the text (Wang and Aitchison 2024), fewer where the text is seen
-# often; twice MOST_DECAY was too much. Where no matrix is tied, as for characters, DECAY was best.
-MEMORY_NEW, MEMORY_OFTEN = 1.6, 0.8
+# many epochs, whatever the rate and the text (Wang and Aitchison 2024); twice MOST_DECAY was too much.
+# Where no matrix is tied, as for characters, DECAY was best.
+MEMORY = 1.6
 DECAY, MOST_DECAY = 0.1, 0.3
-# Steps that a tied matrix learns in at the full rate; then by the fourth root less. Where the text is
-# seen often the full rate stays, however many they are: its noise keeps from learning by heart.
-BRIEF = 2000
+BRIEF = 2000  # steps that a tied matrix learns in at the full rate; then by the fourth root less
 # AdamW's memory of squared gradients. The long one moves rows of rare words far each time they are met:
 # they are learnt from fewer examples, and by heart where the same ones come again.
 BETA2_NEW, BETA2_OFTEN = 0.999, 0.99
@@ -329,14 +327,13 @@ def _completed(
     inputs, weight_drop = (0.0, dropout) if vocab_size <= SMALL else (dropout, 0.0)
     weight_drop = weight_drop if settings.weight_drop is None else settings.weight_drop
     inputs = inputs if settings.input_dropout is None else settings.input_dropout
-    lr, decay, step, often = plan.lr, plan.weight_decay, plan.batch * plan.bptt, epochs > OFTEN
+    lr, decay, step = plan.lr, plan.weight_decay, plan.batch * plan.bptt
     if plan.tied and plan.optimizer in ADAPTIVE:
-        if settings.lr is None and not often:
+        if settings.lr is None:
             lr = round(lr * min(1.0, (BRIEF * step / max(1.0, seen)) ** 0.25), 6)
         if settings.weight_decay is None and lr:
-            memory = (MEMORY_OFTEN if often else MEMORY_NEW) * tokens
-            decay = round(min(MOST_DECAY, step / (memory * lr)), 4)
-    beta2 = BETA2_OFTEN if settings.beta2 is None and often else plan.beta2
+            decay = round(min(MOST_DECAY, step / (MEMORY * tokens * lr)), 4)
+    beta2 = BETA2_OFTEN if settings.beta2 is None and epochs > OFTEN else plan.beta2
     return dataclasses.replace(
         plan,
         lr=lr,
