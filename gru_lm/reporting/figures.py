@@ -145,14 +145,14 @@ def _row(row: Result, result: Result) -> list[str]:
 
 
 def _context(curve: dict[str, Any]) -> None:
-    rows = [
-        [
-            f"{point['context']:,}",
-            _shown(point["bits_per_token"], ".4f"),
-            " to ".join(_shown(end, ".4f") for end in point["ci95"] or (None, None)),
-        ]
-        for point in curve["contexts"]
-    ]
+    rows = []
+    for point in curve["contexts"]:
+        bits, interval = _shown(point["bits_per_token"], ".4f"), "-"
+        if point["ci95"]:
+            low, high = point["ci95"]
+            bits, _ = rounded(point["bits_per_token"], max((high - low) / 2, RESOLUTION))
+            interval = spanned(low, high)
+        rows.append([f"{point['context']:,}", bits, interval])
     console.table(["tokens of context", "bits a token", "95 % interval"], rows)
     if curve["helps"] is not None:
         console.note(

@@ -257,7 +257,7 @@ def _along(blocks: Sequence[tuple[int, float]], plain: float | None) -> str:
     )
     steps = "L".join(f"{x(a)} {y(bits)}H{x(b)}" for a, b, bits in points)
     drawn += f'<path d="M{steps}"/><path class="dash" d="M{LEFT} {y(mean)}H{RIGHT}"/>'
-    label = f"Bits per byte along {x.high:,} tokens; dashed: {mean:.4f}, of all"
+    label = f"Bits per byte along {x.high:,} tokens; dashed: of all of them"
     return f"<h2>Loss along the text</h2>{svg(drawn, x, 220, 'tokens', label)}"
 
 
