@@ -57,6 +57,7 @@ class Trainer:
     started: float
     stop: Stop
 
+    counts: dict[str, Counts] = field(default_factory=dict)  # of the held-out texts, once counted
     saved: tuple[int, int] = (-1, -1)  # step and validated step of the newest checkpoint
     test: dict[str, Any] | None = None
     validated_at: float = 0.0  # in this process, as all below
@@ -73,10 +74,9 @@ class Trainer:
             test=len(test.tokens) if test else 0,
             step_tokens=self.plan.batch * self.plan.bptt,
         )
+        self.validated_at = self.saved_at = time.monotonic()
         if self.state.step > self.state.leg_step:
             self.saved = (self.state.step, self.state.validated_step)
-            self.saved_at = time.monotonic()
-        self.validated_at = time.monotonic()
         self.device = self.state.hidden_LSBH.device
         self.bytes_per_token = self.data.train.bytes / len(self.data.train.tokens)
 
@@ -85,15 +85,15 @@ class Trainer:
 
         Raises Stopped after saving where a signal came, and DivergedError without saving.
         """
-        # At once, for later it would cost time that is promised otherwise.
-        parts = {"valid": self.data.texts.valid, "test": self.data.texts.test}
-        self.counts = {
-            name: text_counts(part.documents, self.data.tokenizer, stop=self.stop)
-            for name, part in parts.items()
-        }
+        texts = self.data.texts
         with console.progress("training", 1.0) as advance:
             shown = 0.0
             try:
+                # At once, for later it would cost time that is promised otherwise.
+                self.counts = {
+                    name: text_counts(part.documents, self.data.tokenizer, stop=self.stop)
+                    for name, part in (("valid", texts.valid), ("test", texts.test))
+                }
                 if self.state.step == 0:
                     self._check_space()
                 if self.state.step == self.state.leg_step:
@@ -328,7 +328,7 @@ class Trainer:
 
     def _best_figures(self) -> dict[str, Any] | None:
         state, store = self.state, self.data.valid
-        if state.best_step < 0:
+        if state.best_step < 0 or not self.counts:
             return None
         totals = Totals(len(store.tokens), state.best_nats, store.unknown, state.best_unknown_nats)
         return self._described("valid", totals, self.pace.measure_seconds)

@@ -19,6 +19,7 @@ import torch
 from gru_lm import cli
 from gru_lm.train import resume
 from tests.conftest import TINY, Program, interrupt, wait_for, words
+from tests.inside import inside
 
 STEPS = 60
 KEEP_ALL = ["--save-every", 1, "--keep", 1000]
@@ -86,22 +87,39 @@ def _meta(path: Path) -> str:
     return json.dumps(read(path).meta)
 
 
-def stop_and_resume(folder: Path, step: int) -> Path:
-    """A run stopped by itself right after `step`, then resumed, each in a fresh process."""
-    run = folder / f"stopped-{step}"
-    stopped = subprocess.run(
+def stopped_at(step: int, *command: object) -> subprocess.CompletedProcess[bytes]:
+    """A command that is stopped by itself right after `step`, in a fresh process."""
+    done = subprocess.run(
         [
             *(sys.executable, Path(__file__).with_name("stop_at.py"), str(step)),
-            *("train", folder / "text.txt", "--out", run, *map(str, OPTIONS + KEEP_ALL)),
+            *map(str, command),
         ],
         capture_output=True,
         timeout=120,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
     )
-    assert stopped.returncode == 128 + signal.SIGTERM, stopped.stderr.decode()
-    assert b"--resume" in stopped.stderr
+    assert done.returncode == 128 + signal.SIGTERM, done.stderr.decode()
+    assert b"--resume" in done.stderr
+    return done
+
+
+def stop_and_resume(folder: Path, step: int) -> Path:
+    """A run stopped by itself right after `step`, then resumed, each in a fresh process."""
+    run = folder / f"stopped-{step}"
+    stopped_at(step, "train", folder / "text.txt", "--out", run, *OPTIONS, *KEEP_ALL)
     Program(folder)("train", "--resume", run)
     return run
+
+
+def test_a_stop_before_anything_was_measured_anew(whole: Path, tmp_path: Path) -> None:
+    """The text is still being counted; the best is the run's, and usable."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    done = stopped_at(0, "train", "--resume", run, "--steps", 9, "--json")
+    result = json.loads(done.stdout)
+    assert (result["stopped"], result["steps"], result["valid"]) == ("signal", STEPS, None)
+    assert result["checkpoint"] == str(run / "best.safetensors")
+    inside(tmp_path, "eval", run)
 
 
 @pytest.mark.parametrize("step", [0, 17])
