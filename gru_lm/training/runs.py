@@ -224,7 +224,7 @@ class Run:
         if not self._mend_best(state.best_step):
             warn(f"{self.directory / BEST} of step {state.best_step} is lost; another will be made")
             state.best_step, state.best_nats, state.best_unknown_nats = -1, math.inf, 0.0
-            state.since_best = 0
+            state.leg_nats, state.since_best = math.inf, 0
             # There is none without a validation, so this step's, if it was the last, is repeated.
             state.validated_step = min(state.validated_step, state.step - 1)
         lines = [

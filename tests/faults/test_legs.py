@@ -153,6 +153,13 @@ def test_the_best_of_all_legs_is_kept_and_patience_starts_again(tmp_path: Path) 
     assert (tmp_path / "run/best.safetensors").read_bytes() == best
 
 
+def test_an_end_before_the_minutes_is_said(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(words(100), encoding="utf-8")
+    args = ["train", "text.txt", "--out", "run", *TINY, "--minutes", 2, "--epochs", 1]
+    said = "ended before its 2 minutes, after 1 passes over the text"
+    assert said in inside(tmp_path, *args).err
+
+
 def test_patience_looks_at_the_new_leg_alone() -> None:
     """The rate rises again, and what it spoils at first is no reason to stop."""
     nothing: Any = None
