@@ -143,7 +143,9 @@ class Settings:
         TRAINING, "Share of the budget in which the learning rate rises.", 0.02, low=0, high=1
     )
     clip: float = _option(TRAINING, "Largest norm of the gradient; 0: no limit.", 1.0, low=0)
-    weight_decay: float | None = _option(TRAINING, "Decay of the weight matrices.", low=0)
+    weight_decay: float | None = _option(
+        TRAINING, "Decay of the weight matrices; of those that Muon moves, at most 0.1.", low=0
+    )
     beta2: float | None = _option(
         TRAINING,
         "How much AdamW keeps of its mean squared gradients each step (if not given): 0.999 where text "

@@ -19,6 +19,7 @@ from gru_lm.model.language_model import LanguageModel
 
 FLOOR = 0.01  # of the highest rate: where the warm-up starts
 MOMENTUM = 0.95  # of Muon
+MOST_MUON_DECAY = 0.1  # of the matrices that it moves: what suits the others may hold these back
 TURNS = 4  # of its steps, of which a matrix is moved in one; at 8 a step is too long
 POLAR_EXPRESS = (
     (8.28721201814563, -23.595886519098837, 17.300387312530933),
@@ -83,7 +84,8 @@ class Muon(torch.optim.Optimizer):
     of the state is changed faster than another: lr · √H / 4 each, which is as large as what AdamW
     does at `lr`. By three steps of Newton and Schulz with Polar Express' coefficients (Amsel et al.
     2025), in bfloat16 where the run is. The mean hardly changes from step to step, so the matrices take
-    turns: each is moved every TURNS-th step, and TURNS times as far.
+    turns: each is moved every TURNS-th step, and TURNS times as far. They decay by `weight_decay`, but
+    by no more than MOST_MUON_DECAY.
     """
 
     def __init__(
@@ -94,7 +96,8 @@ class Muon(torch.optim.Optimizer):
         H = cells[0].weight_hh_l0.shape[1]
         matrices = [matrix for matrix in every if matrix.shape[1] == H]
         self._adamw = _adamw(_groups(model, weight_decay=weight_decay, without=matrices), beta2)
-        super().__init__(matrices, {"lr": 0.0, "weight_decay": weight_decay})
+        decay = min(weight_decay, MOST_MUON_DECAY)
+        super().__init__(matrices, {"lr": 0.0, "weight_decay": decay})
         self.param_groups += self._adamw.param_groups
         self._adamw.state = self.state
         self._gates = len(cells[0].gates)

@@ -55,16 +55,16 @@ TRIALS = 3  # of a plan's speed, a second each
 # token of the text. So much needs no dropout; so much more is dropped at each doubling. Where words
 # share one matrix it is needed sooner.
 FRESH, DROPOUT = 12.0, 0.115
-FRESH_TIED, DROPOUT_TIED = 5.0, 0.085
+FRESH_TIED, DROPOUT_TIED = 5.0, 0.066
 MOST_EPOCHS = 60.0  # more only learn the text by heart
 LEAST_DROPOUT, MOST_DROPOUT = 0.05, 0.5  # less made no difference
 TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
 # AdamW's weights remember 1 / (rate · decay) of its steps. Those of a tied matrix should remember so
 # many epochs, whatever the rate and the text (Wang and Aitchison 2024); twice MOST_DECAY was too much.
 # Where no matrix is tied, as for characters, DECAY was best.
-MEMORY = 1.6
+MEMORY = 1.25
 DECAY, MOST_DECAY = 0.1, 0.3
-BRIEF = 2000  # steps that a tied matrix learns in at the full rate; then by the fourth root less
+BRIEF = 2000  # steps that a tied matrix learns in at the full rate; then by the sixth root less
 # AdamW's memory of squared gradients. The long one moves rows of rare words far each time they are met:
 # they are learnt from fewer examples, and by heart where the same ones come again.
 BETA2_NEW, BETA2_OFTEN = 0.999, 0.99
@@ -330,7 +330,7 @@ def _completed(
     lr, decay, step = plan.lr, plan.weight_decay, plan.batch * plan.bptt
     if plan.tied and plan.optimizer in ADAPTIVE:
         if settings.lr is None:
-            lr = round(lr * min(1.0, (BRIEF * step / max(1.0, seen)) ** 0.25), 6)
+            lr = round(lr * min(1.0, (BRIEF * step / max(1.0, seen)) ** (1 / 6)), 6)
         if settings.weight_decay is None and lr:
             decay = round(min(MOST_DECAY, step / (MEMORY * tokens * lr)), 4)
     beta2 = BETA2_OFTEN if settings.beta2 is None and epochs > OFTEN else plan.beta2

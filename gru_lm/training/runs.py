@@ -78,10 +78,7 @@ def find(path: Path, warn: Warn) -> Checkpoint:
 def _first_whole(directory: Path, paths: Sequence[Path], warn: Warn) -> Checkpoint:
     if not directory.is_dir():
         raise InputError(f"no run {directory}", hint="gru-lm train FILE starts one")
-    if not holds_run(directory):
-        raise InputError(
-            f"{directory} is not a run: it holds no checkpoint", hint="gru-lm train FILE starts one"
-        )
+    _must_hold_run(directory)
     for path in paths:
         if path.name == BEST and not path.exists():
             continue
@@ -90,6 +87,12 @@ def _first_whole(directory: Path, paths: Sequence[Path], warn: Warn) -> Checkpoi
         except InputError as error:
             warn(f"skipped: {error.message}: {error.why}")
     raise damaged(directory, "none of its checkpoints is whole")
+
+
+def _must_hold_run(directory: Path) -> None:
+    if not holds_run(directory):
+        what = "is a file: name its directory" if directory.is_file() else "holds no checkpoint"
+        raise InputError(f"{directory} is not a run: it {what}", hint="gru-lm train FILE starts one")
 
 
 def read_settings(directory: Path) -> Settings:
@@ -165,11 +168,7 @@ class Run:
     @classmethod
     def reopen(cls, directory: Path) -> Run:
         """The directory of an existing run, locked, with what dead processes left swept away."""
-        if not holds_run(directory):
-            what = "is a file: name its directory" if directory.is_file() else "holds no checkpoint"
-            raise InputError(
-                f"{directory} is not a run: it {what}", hint="gru-lm train FILE starts one"
-            )
+        _must_hold_run(directory)
         run = cls(directory, lock(directory))
         atomic.sweep(directory)
         return run

@@ -13,7 +13,15 @@ from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.batches import Batches
 from gru_lm.training.loop import LEAST_SCALE, TrainState, train_steps
-from gru_lm.training.optimizers import FLOOR, TURNS, Budget, Schedule, make_optimizer, orthogonal
+from gru_lm.training.optimizers import (
+    FLOOR,
+    MOST_MUON_DECAY,
+    TURNS,
+    Budget,
+    Schedule,
+    make_optimizer,
+    orthogonal,
+)
 
 KINDS = ("cosine", "linear", "constant")
 SHARES = st.floats(0, 1)
@@ -146,6 +154,24 @@ def test_muon_turns_square_matrices_gate_by_gate_and_adamw_does_the_rest(
         for gate, gradient in zip(change.split(H), value.grad.split(H), strict=True):
             turned = gate / (TURNS * lr * H**0.5 / 4)
             torch.testing.assert_close(turned, orthogonal(gradient[None])[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_decay_for_the_vocabulary_does_not_hold_back_what_muon_moves() -> None:
+    H, lr = 16, 0.01
+    config = ModelConfig(cell="gru", vocab_size=5, layers=1, width=H, embed=H)
+    for decay, held_back in ((0.05, 0.05), (0.3, MOST_MUON_DECAY)):
+        model = LanguageModel(config)
+        optimizer = make_optimizer(model, "muon", weight_decay=decay)
+        cell, rows = model.recurrent.layers[0].weight_hh_l0, model.head.embedding
+        before = [weight.detach().clone() for weight in (cell, rows)]
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        for _ in range(TURNS):
+            for parameter in model.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+        torch.testing.assert_close(cell, (1 - TURNS * lr * H**0.5 / 4 * held_back) * before[0])
+        torch.testing.assert_close(rows, (1 - lr * decay) ** TURNS * before[1])
 
 
 def test_muon_moves_the_matrices_in_turns() -> None:
