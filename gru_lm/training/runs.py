@@ -92,7 +92,9 @@ def _first_whole(directory: Path, paths: Sequence[Path], warn: Warn) -> Checkpoi
 def _must_hold_run(directory: Path) -> None:
     if not holds_run(directory):
         what = "is a file: name its directory" if directory.is_file() else "holds no checkpoint"
-        raise InputError(f"{directory} is not a run: it {what}", hint="gru-lm train FILE starts one")
+        raise InputError(
+            f"{directory} is not a run: it {what}", hint="gru-lm train FILE starts one"
+        )
 
 
 def read_settings(directory: Path) -> Settings:
