@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 FLOAT = 4  # bytes
 PROCESS = 400e6  # bytes that a process takes which has imported PyTorch and matplotlib
 KEPT = 16  # numbers of each unit and token for the way back, and there
+# Blocks of logits, of the largest size, that are held. An adaptive softmax's are of another size at
+# each step, so that the heap, which gives nothing back, holds many: 12 to 55, after some minutes.
+BLOCKS, BLOCKS_ADAPTIVE = 2, 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +57,11 @@ def forecast(prepared: Prepared, tokens_per_second: float | None, *, elapsed: fl
     N = plan.batch * plan.bptt
     units = plan.layers * N * plan.width
     logits = min(N * (config.rows or config.vocab_size), SLICE)
+    blocks = BLOCKS_ADAPTIVE if config.cutoffs else BLOCKS
     return Forecast(
         tokens=int(tokens),
         epochs=tokens / size,
         tokens_per_second=tokens_per_second,
-        memory=int(PROCESS + FLOAT * ((2 + slots) * parameters + KEPT * units + 2 * logits)),
+        memory=int(PROCESS + FLOAT * ((2 + slots) * parameters + KEPT * units + blocks * logits)),
         disk=FLOAT * (1 + slots) * parameters * (settings.keep + 1),
     )
