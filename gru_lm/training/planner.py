@@ -5,12 +5,10 @@ how fast a plan trains here it asks whoever can try. What the numbers rest on is
 
     size        the largest model that the budget can show enough tokens, TOKENS_PER_WEIGHT of them for
                 each weight it multiplies with; a token seen again counts less each time
-    streams     many streams of short steps give many updates; few where there is little text
+    streams     few streams of short steps give many updates; twice as many where each costs much
     optimizer   Muon, which needs far fewer tokens than AdamW
-    lr          falls with the root of the width; where words share one matrix as inputs and outputs,
-                with the number of steps too
-    decay       of weights: 0.1, or where words share one matrix, so that they forget what they learnt
-                some epochs ago
+    lr          falls with the root of the width; where inputs and outputs are tied, with the steps too
+    decay       of weights: 0.1, or where they are tied, so that they forget what is some epochs ago
     softmax     adaptive where there are so many pieces that a full one is most of the arithmetic
     dropout     none while the text is new, more the more often it will be seen and the larger the model
                 is beside it; of units, and of recurrent weights or embeddings. So often as MOST_EPOCHS,
@@ -70,6 +68,8 @@ BRIEF = 2000  # steps that a tied matrix learns in at the full rate; then by the
 BETA2_NEW, BETA2_OFTEN = 0.999, 0.99
 OFTEN = 2.0  # epochs
 STREAMS = {"cpu": 24, "cuda": 64}
+# Where time counts and text is new, fewer steps: each moves all rows of a tied matrix.
+MANY_STREAMS = {"cpu": 48, "cuda": 64}
 BPTT = 48
 
 
@@ -246,7 +246,11 @@ def _sized(
             break
         chosen = plan, plan.tokens(settings, tokens=tokens, per_second=per_second, elapsed=elapsed)
     assert chosen is not None
-    return chosen
+    plan, seen = chosen
+    if plan.tied and seen <= OFTEN * tokens and settings.minutes and not settings.batch:
+        many = min(MANY_STREAMS[device], tokens // (4 * plan.bptt))
+        plan = dataclasses.replace(plan, batch=max(plan.batch, many))
+    return plan, seen
 
 
 def worth(seen: float, tokens: int) -> float:

@@ -16,10 +16,12 @@ from gru_lm.model.language_model import SMALL
 from gru_lm.training.planner import (
     DECAY,
     LEAST_DROPOUT,
+    MANY_STREAMS,
     MEMORY,
     MOST_DECAY,
     MOST_EPOCHS,
     MOST_PIECES_FULL,
+    STREAMS,
     TRIALS,
     Plan,
     plan_budget,
@@ -117,6 +119,18 @@ def test_the_rate_of_a_tied_matrix_falls_with_the_steps() -> None:
     assert rate(256_000) == pytest.approx(rate(4000) / 2, rel=1e-3)
     assert rate(100, tied=False) == rate(10_000, tied=False)
     assert rate(10_000, lr=0.25) == 0.25
+
+
+def test_where_time_counts_a_large_matrix_is_moved_less_often_while_text_is_new() -> None:
+    few, many = STREAMS["cpu"], MANY_STREAMS["cpu"]
+    words = {"vocab_size": 20_000, "minutes": 1}
+    assert plan(8_000_000, **words).batch == many
+    assert plan(100_000, **words).batch == few, "seen often"
+    assert plan(8_000_000, minutes=1).batch == few, "characters"
+    assert plan(8_000_000, vocab_size=20_000, tokens=1_000_000).batch == few
+    assert plan(8_000_000, **words, batch=7).batch == 7
+    short = plan(5_000, **words, tokens=1000)
+    assert short.batch <= 5_000 / (4 * short.bptt), "few where there is little text"
 
 
 def test_a_text_is_not_seen_more_often_than_helps() -> None:
