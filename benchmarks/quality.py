@@ -44,7 +44,7 @@ BY_HAND = (
     {"layers": 2, "width": 384, "lr": 0.004},
     {"layers": 1, "width": 256, "lr": 0.007, "batch": 48, "bptt": 48},
 )
-# What is done by default, done otherwise: the weightiest first.
+# What is done by default, done otherwise: the weightiest first. New subwords have 48 streams anyway.
 OTHERWISE = {
     "AdamW for Muon": ["--optimizer", "adamw"],
     "layers that are not residual": ["--no-residual"],
