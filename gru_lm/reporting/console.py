@@ -105,23 +105,25 @@ class _Lines:
     def __init__(self, what: str, total: float | None) -> None:
         self.what, self.total = what, total
         self.done = 0.0
-        self.started = time.monotonic()
+        # When the first part was done, and how much it was. The pace is measured from there on: before,
+        # there were preparations, and of what is resumed the first part is all that was done before.
+        self.first: tuple[float, float] | None = None
         self.pause = FIRST_LINE
-        self.due = self.started + self.pause
+        self.due = time.monotonic() + self.pause
 
     def __call__(self, amount: float, figures: str = "") -> None:
         self.done += amount
         now = time.monotonic()
+        since, before = self.first = self.first or (now, self.done)
         if now < self.due:
             return
         self.pause = min(2 * self.pause, SLOWEST)
         self.due = now + self.pause
         line = self.what
         if self.total:
-            share = min(1.0, self.done / self.total)
-            line += f" {share:4.0%}"
-            if share > 0:
-                left = (now - self.started) * (1 - share) / share
+            line += f" {min(1.0, self.done / self.total):4.0%}"
+            if self.done > before:
+                left = (now - since) * max(0.0, self.total - self.done) / (self.done - before)
                 line += f", {int(left) // 60}:{int(left) % 60:02d} left"
         note(f"{line}  {figures}".rstrip())
 

@@ -65,8 +65,30 @@ def test_plain_progress_comes_ever_more_slowly(
             now = float(second)
             advance(1, "loss 2")
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "training   3%, 1:04 left  loss 2"
+    assert lines[0] == "training   3%, 1:37 left  loss 2"
     assert 4 <= len(lines) <= 6
+
+
+def test_the_time_left_is_by_the_pace_after_the_first_part(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A resumed run begins with all that was done before; a new one, with next to nothing, late."""
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    for first in (50, 0):
+        now = 0.0
+        with console.progress("training", 100) as advance:
+            for second, part in ((20, first), (30, 10), (50, 20)):
+                now = float(second)
+                advance(part)
+    assert capsys.readouterr().err.splitlines() == [
+        "training  50%",
+        "training  60%, 0:40 left",
+        "training  80%, 0:20 left",
+        "training   0%",
+        "training  10%, 1:30 left",
+        "training  30%, 1:10 left",
+    ]
 
 
 @pytest.mark.parametrize("value", [2.5, None])
