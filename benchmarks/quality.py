@@ -2,7 +2,7 @@
 
     python -m benchmarks quality RESULTS.json TEXT --minutes 2.75 --seeds 5 [options of train]
     python -m benchmarks regret RESULTS.json TEXT --minutes 1 [options of train]
-    python -m benchmarks ablation RESULTS.json TEXT --minutes 1 --seeds 3 [--variants 4 ...]
+    python -m benchmarks ablation RESULTS.json TEXT --minutes 1 --seeds 3 [--variants NAME ...]
 
 Runs the command as users do, one run at a time, and adds each result to RESULTS.json as soon as there
 is one: a benchmark of hours may be interrupted and goes on. `quality` reports the carried stream's
@@ -44,17 +44,23 @@ BY_HAND = (
     {"layers": 2, "width": 384, "lr": 0.004},
     {"layers": 1, "width": 256, "lr": 0.007, "batch": 48, "bptt": 48},
 )
-# What is done by default, done otherwise: the weightiest first. New subwords have 48 streams anyway.
+# What is done by default, done otherwise.
 OTHERWISE = {
-    "AdamW for Muon": ["--optimizer", "adamw"],
-    "layers that are not residual": ["--no-residual"],
-    "48 streams": ["--batch", "48"],
-    "float32 products": ["--precision", "float32"],
-    "a linear fall of the rate": ["--schedule", "linear"],
-    "a constant rate, weights averaged": ["--schedule", "constant", "--average", "0.999"],
-    "weights averaged too": ["--average", "0.999"],
+    "adamw": ["--optimizer", "adamw"],
+    "not residual": ["--no-residual"],
+    "48 streams": ["--batch", "48"],  # as new subwords have anyway
     "96 steps": ["--bptt", "96"],
-    "weight drop 0.1": ["--weight-drop", "0.1"],
+    "float32": ["--precision", "float32"],
+    "linear": ["--schedule", "linear"],
+    "constant and averaged": ["--schedule", "constant", "--average", "0.999"],
+    "averaged": ["--average", "0.999"],
+    "weight drop": ["--weight-drop", "0.1"],
+    # Of text that is seen often:
+    "no dropout": ["--dropout", "0"],
+    "not locked": ["--no-locked"],
+    "no weight drop": ["--weight-drop", "0"],
+    "embedding dropout": ["--embedding-dropout", "0.1"],
+    "activation penalties": ["--ar", "1", "--tar", "1"],
 }
 T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # of Student's t, two-sided, for so many runs
 
@@ -114,11 +120,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("kind", choices=("quality", "regret", "ablation"))
     parser.add_argument("results", type=Path)
     parser.add_argument("text")
-    parser.add_argument("--minutes", required=True)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--variants", type=int, default=len(OTHERWISE), help="of an ablation")
-    known, rest = parser.parse_known_args(arguments)
-    common = ["--minutes", known.minutes, *rest]
+    parser.add_argument("--variants", nargs="+", choices=OTHERWISE, default=OTHERWISE)
+    known, common = parser.parse_known_args(arguments)
     book = Book(known.results, known.text, exact=known.kind == "quality")
 
     def seeded(options: Sequence[str]) -> list[dict[str, Any]]:
@@ -137,8 +141,8 @@ def main(arguments: Sequence[str]) -> None:
     else:
         plain = [run["nats_per_token"] for run in seeded(common)]
         sys.stdout.write(f"as it is: {interval(plain)}\n")
-        for name, flags in list(OTHERWISE.items())[: known.variants]:
-            others = [run["nats_per_token"] for run in seeded(common + flags)]
+        for name in known.variants:
+            others = [run["nats_per_token"] for run in seeded(common + OTHERWISE[name])]
             differences = [other - own for other, own in zip(others, plain, strict=True)]
             sys.stdout.write(
                 f"{name}: {statistics.mean(others):.4f}, worse by {interval(differences)}\n"
