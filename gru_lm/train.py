@@ -157,9 +157,8 @@ def _fit(
         trainer.measure_test()
         minutes, epochs = prepared.settings.minutes, prepared.settings.epochs
         if minutes and epochs and ended == "budget" and trainer.pace.elapsed() < 54 * minutes:
-            console.note(
-                f"ended before its {minutes:g} minutes, after {epochs:g} passes over the text"
-            )
+            passes = "1 pass" if epochs == 1 else f"{epochs:g} passes"
+            console.note(f"ended before its {minutes:g} minutes, after {passes} over the text")
     except Stopped as error:
         error.message = f"stopped by a signal after step {state.step:,}; saved in {run.directory}"
         error.hint = f"to go on: gru-lm train --resume {run.directory}"

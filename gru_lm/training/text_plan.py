@@ -13,7 +13,13 @@ import math
 
 from gru_lm.config import Settings
 from gru_lm.errors import InputError
-from gru_lm.training.planner import BPTT, STREAMS, TOKENS_PER_WEIGHT, WEIGHTS_PER_SECOND
+from gru_lm.training.planner import (
+    BPTT,
+    MANY_STREAMS,
+    STREAMS,
+    TOKENS_PER_WEIGHT,
+    WEIGHTS_PER_SECOND,
+)
 
 LEAST_CHARACTERS = 100  # of training text: under that there is nothing to learn from
 MOST_CHARACTERS_FOR_CHAR = 5_000_000
@@ -89,7 +95,7 @@ def _tokens(settings: Settings, device: str) -> float:
         products = settings.minutes * 60 * WEIGHTS_PER_SECOND[device]
         limits.append(math.sqrt(products * TOKENS_PER_WEIGHT))
     if settings.steps:
-        streams = settings.batch or STREAMS[device]
+        streams = settings.batch or (MANY_STREAMS if settings.minutes else STREAMS)[device]
         limits.append(settings.steps * streams * (settings.bptt or BPTT))
     if settings.tokens:
         limits.append(settings.tokens)

@@ -14,6 +14,7 @@ from gru_lm.errors import InputError, UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL
 from gru_lm.training.planner import (
+    BPTT,
     DECAY,
     LEAST_DROPOUT,
     MANY_STREAMS,
@@ -276,6 +277,8 @@ def test_no_more_text_is_used_than_the_budget_can_use() -> None:
     assert part(minutes=1, tokens=2_000_000) == pytest.approx(2_000_000 * 4 * MARGIN)
     assert part(steps=9_000, batch=10, bptt=50) == pytest.approx(9_000 * 500 * 4 * MARGIN)
     assert part(steps=10, minutes=600) == LEAST_USED
+    both = part(steps=9_000, minutes=600)  # may have more streams, where time counts
+    assert both == pytest.approx(9_000 * MANY_STREAMS["cpu"] * BPTT * 4 * MARGIN)
     assert part(10_000_000, minutes=1) is None, "all of a smaller text"
     assert part(LEAST_USED, tokens=1) is None
 
