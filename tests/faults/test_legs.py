@@ -156,7 +156,7 @@ def test_the_best_of_all_legs_is_kept_and_patience_starts_again(tmp_path: Path) 
 def test_an_end_before_the_minutes_is_said(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(words(100), encoding="utf-8")
     args = ["train", "text.txt", "--out", "run", *TINY, "--minutes", 2, "--epochs", 1]
-    said = "ended before its 2 minutes, after 1 passes over the text"
+    said = "ended before its 2 minutes, after 1 pass over the text"
     assert said in inside(tmp_path, *args).err
 
 
