@@ -66,12 +66,11 @@ class Trainer:
     losses: list[float] = field(default_factory=list)  # since the last report
 
     def __post_init__(self) -> None:
-        test = self.data.test
         self.pace = Pace(
             started=self.started,
             before=self.state.seconds,
             held_out=len(self.data.valid.tokens),
-            test=len(test.tokens) if test else 0,
+            test=len(self.data.test.tokens) if self.data.test else 0,
             step_tokens=self.plan.batch * self.plan.bptt,
         )
         self.validated_at = self.saved_at = time.monotonic()
@@ -205,13 +204,14 @@ class Trainer:
 
     def _try_validation(self, budget: float) -> None:
         """Time a part of a validation, to hold time back; leave out a test of a large share."""
-        model, tokens = self.state.model.eval(), self.data.valid.tokens
+        model, tokens, taken = self.state.model.eval(), self.data.valid.tokens, list[float]()
         some = tokens[: COLUMN_BATCH * COLUMN_CHUNK]
-        for _ in range(2):  # the first one is slow
+        for _ in range(4):  # memory is new to the first ones, which take up to six times as long
             started = time.monotonic()
             validate(model, some, newline_id=self.data.tokenizer.newline_id, warm=0, stop=self.stop)
-            taken = time.monotonic() - started
-        whole = taken * columns_read(len(tokens)) / len(some)
+            taken.append(time.monotonic() - started)
+        # The whole took 0.9 to 1.5 times as long a token, in ten runs: other pieces, other memory.
+        whole = 1.2 * min(taken) * columns_read(len(tokens)) / len(some)
         self.pace.measure_seconds = self.pace.validation_seconds = whole
         model.train()
         if self.pace.test_seconds() > TEST_SHARE * budget:
