@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
+from gru_lm import trainer
+from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, columns_read
 from gru_lm.pace import EXIT_SECONDS, Pace
 
 
@@ -39,3 +44,33 @@ def test_a_step_overlaps_the_end_by_half_of_what_is_usual() -> None:
 
 def test_what_earlier_commands_used_counts() -> None:
     assert pace(before=40.0).elapsed() == close(40.0)
+
+
+def test_a_validation_is_foreseen_by_what_it_takes_once_memory_is_warm(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As it was on one core: the second of the tries took three times as long as those after it."""
+    now, tries, chosen = 0.0, iter((0.5, 0.386, 0.112, 0.12)), pace()
+    piece = COLUMN_BATCH * COLUMN_CHUNK
+
+    def validate(_: object, tokens: np.ndarray, **__: object) -> None:
+        nonlocal now
+        assert len(tokens) == piece
+        now += next(tries)
+
+    monkeypatch.setattr(trainer, "validate", validate)
+    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now))
+    model = SimpleNamespace(train=lambda: None)
+    model.eval = lambda: model
+    run: Any = SimpleNamespace(
+        state=SimpleNamespace(model=model),
+        data=SimpleNamespace(
+            valid=SimpleNamespace(tokens=np.zeros(20 * piece)),
+            tokenizer=SimpleNamespace(newline_id=0),
+        ),
+        stop=lambda: None,
+        pace=chosen,
+    )
+    trainer.Trainer._try_validation(run, 60.0)
+    whole = 0.112 * columns_read(20 * piece) / piece
+    assert whole < chosen.validation_seconds < 1.3 * whole
