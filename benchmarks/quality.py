@@ -50,6 +50,8 @@ OTHERWISE = {
     "not residual": ["--no-residual"],
     "48 streams": ["--batch", "48"],  # as new subwords have anyway
     "96 steps": ["--bptt", "96"],
+    "tied": ["--tied"],  # as more than a few thousand pieces are
+    "not tied": ["--no-tied"],
     "float32": ["--precision", "float32"],
     "linear": ["--schedule", "linear"],
     "constant and averaged": ["--schedule", "constant", "--average", "0.999"],
