@@ -19,7 +19,7 @@ from pathlib import Path
 
 from benchmarks import layers, sampling, whole
 from benchmarks.report import Row, show
-from gru_lm.model.recurrent import choose_device
+from gru_lm.model.devices import choose_device
 from gru_lm.text.sources import open_documents
 
 RESULTS = Path(__file__).with_name("results")

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.quality import gru_lm
+from gru_lm.layout import holds_checkpoint
 from gru_lm.text.corpora import corpus_paths
-from gru_lm.training.runs import holds_run
 
 TAUGHT, SPAN, EVERY = 1890, 20, 10  # years
 
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> None:
                 shutil.copy(path, folder)
             elif (year - TAUGHT) % EVERY == 0:
                 by_span.setdefault((year - TAUGHT) // SPAN, []).append(str(path))
-        if not holds_run(given.run):
+        if not holds_checkpoint(given.run):
             budget = ["--minutes", given.minutes]
             gru_lm("train", folder, "--out", str(given.run), *budget, *options, "--json")
     sys.stdout.write("years\tbits per byte\tcache\tdynamic\n")

@@ -21,19 +21,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gru_lm.evaluation.beside import ByBlock
+from gru_lm.commands.load import LoadedModel, load_model
+from gru_lm.evaluation.collectors import ByBlock
 from gru_lm.evaluation.scoring import Portion
 from gru_lm.evaluation.statistics import direction, ratio_interval, seeds_difference
-from gru_lm.opened import Opened, open_model
 from gru_lm.reporting.console import note
-from gru_lm.training.runs import find
+from gru_lm.training.directory import find
 
 TEXTS, TOKENS = 200, 20_000  # written by a model, and tokens of each
 COMPARISONS, SEEDS, LEAST_RUNS = 200, 5, 20
 
 
 @torch.inference_mode()
-def written(opened: Opened) -> list[ByBlock]:
+def written(opened: LoadedModel) -> list[ByBlock]:
     """TEXTS texts drawn from the model, each with the nats that its tokens cost."""
     generator = torch.Generator().manual_seed(0)
     model, tokenizer = opened.model, opened.tokenizer
@@ -60,7 +60,7 @@ def written(opened: Opened) -> list[ByBlock]:
 
 def coverage(run: Path) -> str:
     """How many of the texts' intervals hold the figure of all of them together."""
-    sums_BK3 = [by_block.sums() for by_block in written(open_model(find(run, note)))]
+    sums_BK3 = [by_block.sums() for by_block in written(load_model(find(run, note)))]
     nats, size, _ = np.sum([sums_K3.sum(0) for sums_K3 in sums_BK3], 0)
     truth = nats / np.log(2) / size
     held, width = 0, 0.0

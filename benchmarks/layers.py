@@ -15,7 +15,8 @@ from torch import Tensor
 from benchmarks.report import Row
 from benchmarks.timing import Timings, Work, geometric_mean
 from gru_lm.model.cells import CELLS
-from gru_lm.model.recurrent import Recurrent, choose_backend
+from gru_lm.model.devices import choose_backend
+from gru_lm.model.recurrent import Recurrent
 
 WIDTHS, BATCHES, STEPS = (128, 256, 512, 1024), (16, 32, 64), 64
 SIDE = 2048  # of the matrices whose product stands for the peak

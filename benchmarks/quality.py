@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gru_lm.opened import open_model, own_text
+from gru_lm.commands.load import load_model, own_text
 from gru_lm.reporting.console import note
-from gru_lm.training.runs import find
+from gru_lm.training.directory import find
 
 WINDOWS = 2000  # that start cold, of each length
 LENGTHS = (64, 256)
@@ -74,7 +74,7 @@ def train(text: str, options: Sequence[str], *, exact: bool) -> dict[str, Any]:
         began = time.monotonic()
         printed = gru_lm("train", text, "--out", str(run), *options, "--json")
         wall = time.monotonic() - began
-        opened = open_model(find(run, note))
+        opened = load_model(find(run, note))
         valid, windows = printed["valid"], {}
         if exact:
             valid = gru_lm("eval", str(run), "--json")

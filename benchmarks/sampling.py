@@ -17,9 +17,9 @@ from benchmarks.report import Row
 from benchmarks.timing import Timings
 from gru_lm.generation.choice import Choice
 from gru_lm.generation.sampling import complete
+from gru_lm.model.devices import choose_backend
 from gru_lm.model.heads import FullSoftmax
 from gru_lm.model.language_model import LanguageModel, ModelConfig
-from gru_lm.model.recurrent import choose_backend
 from gru_lm.text.sources import open_documents
 from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
 

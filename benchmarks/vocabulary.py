@@ -20,11 +20,11 @@ from torch.nn.functional import cross_entropy, linear
 from benchmarks.report import Row
 from benchmarks.timing import Timings, Work
 from benchmarks.whole import BATCH, STEPS, training
+from gru_lm.model.devices import choose_backend
 from gru_lm.model.heads import choose_cutoffs
 from gru_lm.model.language_model import LanguageModel, ModelConfig
-from gru_lm.model.recurrent import choose_backend
 from gru_lm.model.regularize import Regularization
-from gru_lm.text.dataset import make_tokenizer, split_texts
+from gru_lm.text.dataset import make_tokenizer, open_texts
 from gru_lm.text.store import build_store, unigram_counts
 
 SIZE = ("--layers", "2", "--width", "200", "--embed", "200", "--tied", "--tokenizer", "word")
@@ -68,18 +68,16 @@ def steps(tokens: np.ndarray, counts_V: np.ndarray, *, head: str) -> Work:
 
 
 def rows(train: str, valid: str) -> Iterator[Row]:
-    texts = split_texts(
+    texts = open_texts(
         [train],
         valid=valid,
         test=None,
-        shares=(1, 0, 0),
         encoding="utf-8",
         stdin=None,
-        at_line_ends=lambda _: True,
         stop=lambda: None,
         progress=lambda _: None,
         note=lambda _: None,
-    )
+    ).split((1, 0, 0), at_line_ends=True, stop=lambda: None)
     tokenizer = make_tokenizer("word", texts.train, vocab_size=None, stop=lambda: None)
     with tempfile.TemporaryDirectory() as folder:
         store = build_store(texts.train.documents, tokenizer, directory=Path(folder), key="words")

@@ -19,8 +19,8 @@ from benchmarks.report import Row
 from benchmarks.timing import Timings
 from gru_lm.evaluation.scoring import validate
 from gru_lm.evaluation.texts import FASTEST, measure
+from gru_lm.model.devices import choose_backend
 from gru_lm.model.language_model import LanguageModel, ModelConfig
-from gru_lm.model.recurrent import choose_backend
 from gru_lm.text.batches import Batches
 from gru_lm.text.sources import open_documents
 from gru_lm.text.tokenizer import train_tokenizer

@@ -1,6 +1,6 @@
 """`gru-lm bench`: how fast each cell trains and is evaluated on this machine.
 
-What is measured, and how, is speed.py's; here it is gathered and shown.
+What is measured, and how, is commands/bench.py's; here it is gathered and shown.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gru_lm.errors import UsageError
 from gru_lm.signals import Stop, never, watch_signals
 
 if TYPE_CHECKING:
-    from gru_lm.speed import Rate, Speed
+    from gru_lm.commands.bench import Rate, Speed
 
 SECONDS = 30
 YARDSTICK = "lstm"
@@ -43,22 +43,18 @@ def bench(
     started = time.monotonic() if started is None else started
     if not 0 < seconds < math.inf:
         raise UsageError(f"--seconds must be more than 0, not {seconds:g}", hint="--seconds 30")
-    import torch
-
-    from gru_lm import speed
+    from gru_lm.commands import bench as timing
     from gru_lm.model.cells import CELLS
+    from gru_lm.model.devices import choose_backend, set_up
     from gru_lm.model.native import build
-    from gru_lm.model.recurrent import choose_backend, choose_device
     from gru_lm.reporting import console
 
-    where = choose_device(device)
-    if threads:
-        torch.set_num_threads(threads)
-    chosen = speed.subjects(cells or tuple(CELLS), widths or speed.WIDTHS[where.type], where)
+    where = set_up(device, threads=threads)
+    chosen = timing.subjects(cells or tuple(CELLS), widths or timing.WIDTHS[where.type], where)
     if where.type == "cpu" and (why := build.problem()):
         console.note(f"no kernel of our own, PyTorch's instead: {why}")
     backend = choose_backend(where)
-    machine = speed.machine(where, backend)
+    machine = timing.machine(where, backend)
     plan = chosen[0].plan
     console.note("machine: {processor}; {device}, {threads} threads".format(**machine))
     console.note(
@@ -66,12 +62,12 @@ def bench(
         f"{plan.batch} streams x {plan.bptt} steps"
     )
     with console.progress("warming up", len(chosen)) as advance:
-        works = speed.warm_up(chosen, device=where, backend=backend, stop=stop, progress=advance)
+        works = timing.warm_up(chosen, device=where, backend=backend, stop=stop, progress=advance)
     with console.progress("measuring", 1.0) as advance:
-        speeds = speed.measure(works, until=started + seconds, stop=stop, progress=advance)
+        speeds = timing.measure(works, until=started + seconds, stop=stop, progress=advance)
     return {
         **machine,
-        "vocab_size": speed.VOCABULARY,
+        "vocab_size": timing.VOCABULARY,
         "precision": plan.precision,
         "rounds": len(speeds[0].train.rounds),
         "seconds": round(time.monotonic() - started, 3),

@@ -106,14 +106,14 @@ def compare_cli(
             )
     with watch_signals() as flag:
         if on and text:
-            from gru_lm.compare import compare_models
+            from gru_lm.commands.compare.run import compare_models
 
             models = (Path(text[0]), Path(text[1]))
             result = compare_models(models, on, out=out, stop=flag.check, **given)
         else:
             layers = [read_toml(config) if config else {}, parse_set(set_values or ()), given]
             asked = own | _settings(layers, text)
-            from gru_lm.compare import compare_cells
+            from gru_lm.commands.compare.run import compare_cells
 
             result = compare_cells(asked, out=out, stop=flag.check)
     if as_json:
@@ -131,10 +131,10 @@ def compare_cli(
 
 def _settings(layers: list[dict[str, Any]], text: list[str] | None) -> dict[str, Any]:
     """What is set by name, checked, with paths made absolute: a comparison goes on from anywhere."""
-    from gru_lm.train import recorded
-    from gru_lm.training.runs import holds_run
+    from gru_lm.commands.train.run import recorded
+    from gru_lm.layout import holds_checkpoint
 
-    if text and all(holds_run(Path(spec)) for spec in text):
+    if text and all(holds_checkpoint(Path(spec)) for spec in text):
         raise UsageError(
             "which text are these runs to be compared on?",
             hint=f"gru-lm compare {' '.join(text)} --on FILE",

@@ -1,7 +1,6 @@
 """`gru-lm eval RUN [FILE ...]`: how well a model predicts texts.
 
-What is measured is evaluate.py's, what the figures mean evaluation/metrics.py's; here they are asked for
-and shown.
+Options and printing; commands/eval/ measures, and evaluation/metrics.py defines the figures.
 """
 
 from __future__ import annotations
@@ -11,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from gru_lm.commands.eval.options import Outputs
+from gru_lm.commands.eval.run import evaluate
 from gru_lm.errors import UsageError
-from gru_lm.evaluate import Wanted, evaluate
 from gru_lm.evaluation import CONVENTIONS, MODES
 from gru_lm.signals import watch_signals
 
@@ -165,7 +165,7 @@ def eval_cli(
 
     for_cache = _given({"window": cache_window, "theta": cache_theta, "weight": cache_weight})
     for_dynamic = _given({"lr": dynamic_lr, "decay": dynamic_decay})
-    wanted = Wanted(
+    outputs = Outputs(
         per_token=per_token,
         per_word=per_word,
         per_line=per_line,
@@ -192,12 +192,12 @@ def eval_cli(
     with watch_signals() as flag:
         if per_line == Path("-"):
             plain = not (as_json or batch or chunk) and mode == "stream"
-            if files != ["-"] or not plain or wanted != Wanted(per_line=per_line):
+            if files != ["-"] or not plain or outputs != Outputs(per_line=per_line):
                 raise UsageError(
                     "--per-line - answers standard input, and nothing else",
                     hint=f"gru-lm eval {run} - --per-line -",
                 )
-            from gru_lm.answering import answer_lines
+            from gru_lm.commands.eval.lines import answer_lines
 
             answer_lines(
                 run,
@@ -217,7 +217,7 @@ def eval_cli(
             threads=threads,
             device=device,
             encoding=encoding,
-            wanted=wanted,
+            outputs=outputs,
             stop=flag.check,
         )
     if as_json:

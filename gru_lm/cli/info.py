@@ -35,9 +35,9 @@ def info_cli(
 def info(path: Path) -> dict[str, Any]:
     """The checkpoint's own description. Raises InputError where it is none."""
     from gru_lm.reporting import console
-    from gru_lm.training import runs
+    from gru_lm.training import directory as run_directory
 
-    checkpoint = runs.find(path, console.warn)
+    checkpoint = run_directory.find(path, console.warn)
     meta = dict(checkpoint.meta)
     del meta["scaler"]
     return {"checkpoint": str(checkpoint.path), "bytes": len(checkpoint.data), **meta}

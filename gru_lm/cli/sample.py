@@ -44,20 +44,20 @@ def sample(
     can mend is raised as a GruLmError.
     """
     from gru_lm.reporting import console
-    from gru_lm.training import runs
+    from gru_lm.training import directory as run_directory
 
-    checkpoint = runs.find(run, console.warn) if isinstance(run, Path) else run
+    checkpoint = run_directory.find(run, console.warn) if isinstance(run, Path) else run
     # Torch comes only now: a file that is no checkpoint is refused without it.
+    from gru_lm.commands.load import load_model
     from gru_lm.generation.sampling import generate
-    from gru_lm.opened import open_model
 
-    opened = open_model(checkpoint, device=device, threads=threads)
-    tokens = opened.tokenizer.encode_text(prompt)
-    if unknown := sum(token == opened.tokenizer.unknown_id for token in tokens):
+    loaded = load_model(checkpoint, device=device, threads=threads)
+    tokens = loaded.tokenizer.encode_text(prompt)
+    if unknown := sum(token == loaded.tokenizer.unknown_id for token in tokens):
         console.warn(f"{unknown} of the prompt's {len(tokens)} tokens are not in the vocabulary")
     yield from generate(
-        opened.model,
-        opened.tokenizer,
+        loaded.model,
+        loaded.tokenizer,
         tokens,
         samples=samples,
         length=length,
@@ -65,7 +65,7 @@ def sample(
         stop_strings=stop_strings,
         seed=seed,
         # A word's token brings its own space, and white space in the prompt has no token.
-        after_space=opened.tokenizer.kind == "word" and prompt[-1:].isspace(),
+        after_space=loaded.tokenizer.kind == "word" and prompt[-1:].isspace(),
         check=stop,
     )
 
@@ -118,10 +118,10 @@ def sample_cli(
     if "" in (stop_strings or ()):
         raise UsageError("--stop is empty", hint="leave it out, or name a string")
     from gru_lm.reporting import console
-    from gru_lm.training import runs
+    from gru_lm.training import directory as run_directory
 
     # Before standard input is read, and before torch is imported.
-    checkpoint = runs.find(run, console.warn)
+    checkpoint = run_directory.find(run, console.warn)
     from gru_lm.generation.choice import Choice
 
     choice = Choice(
@@ -190,7 +190,7 @@ def _stream(steps: Iterator[Step], prompt: str) -> None:
     first = True
     last = ""
     for step in steps:
-        # The prompt waits for the first step: nothing is printed where the run cannot be opened.
+        # The prompt waits for the first step: nothing is printed where the run cannot be loaded.
         text = prompt + step.text if first else step.text
         first = False
         if text:

@@ -18,7 +18,7 @@ from gru_lm.errors import Stopped, UsageError
 from gru_lm.signals import watch_signals
 
 if TYPE_CHECKING:
-    from gru_lm.forecast import Forecast
+    from gru_lm.planning.forecast import Forecast
 
 # What may be given when a run is resumed: where it is computed, and another budget.
 RESUMABLE = ("threads", "device", *BUDGETS)
@@ -76,8 +76,8 @@ def train_cli(
     without a budget five minutes. What is left open is planned for this text, time and machine, and
     printed. Ctrl-C saves; --resume RUN goes on, and --resume RUN --minutes M for longer.
     """
+    from gru_lm.commands.train.run import dry_run, resume, train
     from gru_lm.reporting import console
-    from gru_lm.train import dry_run, resume, train
 
     started: float = context.obj  # a budget in minutes counts from the command's start
     given = {name: value for name, value in flags.items() if value is not None}

@@ -10,21 +10,16 @@ Shapes: T time, B batch, D input, H hidden, L layers, S states of a cell.
 
 from __future__ import annotations
 
-import ctypes
-from contextlib import suppress
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from gru_lm.errors import EnvironmentProblem, UsageError, unknown_name
+from gru_lm.errors import unknown_name
 from gru_lm.model import hoisted
 from gru_lm.model.cells import CELLS, GRU, LSTM, RNN, Cell, GRUBefore, LSTMThread
-from gru_lm.model.native import build
 from gru_lm.model.products import in_bf16
 from gru_lm.model.regularize import Regularization, dropout, recurrent_weights_dropped
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 NATIVE = GRU | GRUBefore | LSTM | LSTMThread | RNN  # the cells that our kernels run
 BACKENDS = ("native", "fused", "reference")
 
@@ -116,42 +111,3 @@ def _run(
 def _suits(x: Tensor, steps: int) -> bool:
     """Whether the kernels take this input: float32, and enough steps to pack the weights for."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and (steps > 1 or in_bf16(x))
-
-
-def choose_backend(device: torch.device) -> str:
-    """The fastest backend that there is for `device`; compiles the kernels if need be."""
-    return "native" if device.type == "cpu" and build.available() else "fused"
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:I".
-
-    Raises UsageError for another name, EnvironmentProblem for a device that is not there.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    kind, _, index = name.partition(":")
-    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal())):
-        raise UsageError(f"unknown device {name!r}", hint="--device auto, cpu, cuda or cuda:0")
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, on every device
-    if kind == "cuda":
-        count = torch.cuda.device_count()
-        if int(index or 0) >= count:
-            raise EnvironmentProblem(
-                f"no device {name}: PyTorch sees {count} CUDA device(s)", hint="--device cpu"
-            )
-        return torch.device("cuda", int(index or 0))
-    _keep_memory()
-    return torch.device("cpu")
-
-
-def _keep_memory() -> None:
-    """Let the process keep the memory it frees, where its C library is glibc.
-
-    By default large blocks go back to the kernel at every step, and the page faults of taking them
-    again are a fifth of a small step's time.
-    """
-    with suppress(AttributeError, OSError):
-        c_library = ctypes.CDLL(None)
-        c_library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        c_library.mallopt(M_TRIM_THRESHOLD, -1)

@@ -68,39 +68,68 @@ class Texts:
         return {name: getattr(self, name).fingerprint for name in ("train", "valid", "test")}
 
 
-def split_texts(
+@dataclass(frozen=True)
+class Sources:
+    """The texts as they are named: TEXT, and the files of held-out text, where there are any."""
+
+    text: Part
+    valid: Part | None
+    test: Part | None
+
+    def _ends(self, shares: tuple[Fraction, Fraction, Fraction]) -> list[int]:
+        """Where the training part and the validation part of TEXT end: floor(share * n)."""
+        n = self.text.characters
+        return [
+            n if self.valid else int(shares[0] * n),
+            n if self.test else int((shares[0] + shares[1]) * n),
+        ]
+
+    def training_characters(self, shares: tuple[Fraction, Fraction, Fraction]) -> int:
+        """Characters of the training part."""
+        return self._ends(shares)[0]
+
+    def holds_out(self, shares: tuple[Fraction, Fraction, Fraction]) -> bool:
+        """Whether there is any text to validate on."""
+        start, end = self._ends(shares)
+        return bool(self.valid.characters if self.valid else end > start)
+
+    def split(
+        self, shares: tuple[Fraction, Fraction, Fraction], *, at_line_ends: bool, stop: Stop
+    ) -> Texts:
+        """Cut the held-out parts off TEXT where no file is named for them.
+
+        With `at_line_ends` each cut moves to the next end of a line.
+        """
+        ends = self._ends(shares)
+        if at_line_ends:
+            ends = [_line_end(self.text, end, stop) for end in ends]
+        return Texts(
+            train=self.text.cut((0, ends[0])),
+            valid=self.valid or self.text.cut((ends[0], ends[1])),
+            test=self.test or self.text.cut((ends[1], self.text.characters)),
+        )
+
+
+def open_texts(
     text: Sequence[str],
     *,
     valid: str | None,
     test: str | None,
-    shares: tuple[Fraction, Fraction, Fraction],
     encoding: str,
     stdin: Path | None,
-    at_line_ends: Callable[[int], bool],
     stop: Stop,
     progress: Progress,
     note: Callable[[str], None],
-) -> Texts:
-    """Open the texts and cut off what is held out, where no file of its own is named for it.
-
-    floor(share * n) of the n characters train; `at_line_ends`, told n, says whether the cuts move to
-    the next end of line. Raises InputError for a text that cannot be used.
-    """
+) -> Sources:
+    """Open and survey the texts that are named. Raises InputError for one that cannot be used."""
 
     def opened(specs: Sequence[str]) -> Part:
         documents = open_documents(specs, encoding=encoding, stdin=stdin, stop=stop, note=note)
         found = survey(documents, stop=stop, progress=progress)
         return Part(found.documents, found.document_characters, found.fingerprint)
 
-    whole = opened(text)
-    n = whole.characters
-    ends = [n if valid else int(shares[0] * n), n if test else int((shares[0] + shares[1]) * n)]
-    if at_line_ends(ends[0]):
-        ends = [_line_end(whole, end, stop) for end in ends]
-    return Texts(
-        train=whole.cut((0, ends[0])),
-        valid=opened([valid]) if valid else whole.cut((ends[0], ends[1])),
-        test=opened([test]) if test else whole.cut((ends[1], n)),
+    return Sources(
+        opened(text), opened([valid]) if valid else None, opened([test]) if test else None
     )
 
 

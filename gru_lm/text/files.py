@@ -24,9 +24,6 @@ from typing import BinaryIO, cast
 
 from gru_lm.errors import InputError, UsageError
 
-CHECKPOINT = ".safetensors"
-BEFORE_TRAINING = ("config.toml", "text.txt")  # what a run writes before its first checkpoint
-RUN_FILES = (*BEFORE_TRAINING, "metrics.jsonl", "samples.txt", "loss.png")
 PACKED = (".gz", ".bz2", ".xz")
 # First bytes, what they mean, and what to do about it with a file of that name.
 MAGIC = (
@@ -51,23 +48,6 @@ NOT_FOR_FILES = {"idna", "punycode", "raw-unicode-escape", "undefined", "unicode
 
 class NotTextError(InputError):
     """What a folder may hold beside its text: skipped there, refused by name."""
-
-
-def holds_run(folder: Path) -> bool:
-    """Whether a run lies in `folder`, or was begun there: checkpoints, or its lock and settings."""
-    try:
-        names = {path.name for path in folder.iterdir()}
-    except OSError:
-        return False
-    begun = ".lock" in names and not names.isdisjoint(BEFORE_TRAINING)
-    return begun or any(
-        name.endswith(CHECKPOINT) and name.startswith(("step-", "best.")) for name in names
-    )
-
-
-def of_run(path: Path) -> bool:
-    """Whether `path` is a checkpoint, or what a run wrote beside its own."""
-    return path.suffix == CHECKPOINT or (path.name in RUN_FILES and holds_run(path.parent))
 
 
 def shown(path: str | Path) -> str:

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from gru_lm import atomic
+from gru_lm import atomic, layout
 from gru_lm.errors import InputError
 from gru_lm.signals import Stop, never
 from gru_lm.text import corpora, files
@@ -105,7 +105,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         folders[:] = [
             name
             for name in folders
-            if not (name.startswith(".") or files.holds_run(Path(parent, name)))
+            if not (name.startswith(".") or layout.holds_run(Path(parent, name)))
         ]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
     yield from sorted(paths)
@@ -117,7 +117,7 @@ def _texts_among(
     seen = texts = 0
     for seen, path in enumerate(paths, start=1):  # noqa: B007
         stop()
-        if files.of_run(path):
+        if layout.is_ours(path):
             continue
         try:
             document = _file_document(files.shown(path), path, encoding)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gru_lm.errors import InputError
+from gru_lm.layout import SUFFIX
 from gru_lm.training.meta import FORMAT, FormatError, parsed
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 MAX_FILE = 64 << 30  # bytes; a larger file is refused unread
 MAX_HEADER = 16 << 20
 ZEROS = b"0" * 64
-SUFFIX = ".safetensors"
 
 # How well-known files that are not ours begin.
 FOREIGN = {

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from gru_lm.commands.bench import subjects
+from gru_lm.commands.train.prepare import prepare
 from gru_lm.config import settings
-from gru_lm.machine import fastest_precision
 from gru_lm.model.cells import CELLS
-from gru_lm.prepare import prepare
-from gru_lm.speed import subjects
+from gru_lm.model.devices import fastest_precision
 from tests.conftest import Program, interrupt
 from tests.inside import error, inside
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gru_lm.compare import compare_cells
+from gru_lm.commands.compare.run import compare_cells
+from gru_lm.commands.eval.run import evaluate
 from gru_lm.errors import InputError, Stopped
-from gru_lm.evaluate import evaluate
 from gru_lm.evaluation.statistics import seeds_difference
-from gru_lm.training import runs
+from gru_lm.training import directory as run_directory
 from tests.conftest import TINY, Program, wait_for, words
 from tests.inside import error, inside
 
@@ -205,7 +205,7 @@ def test_the_same_command_makes_what_is_missing(whole: Path, tmp_path: Path) -> 
 
 
 def test_a_directory_in_use_is_left_alone(whole: Path) -> None:
-    lock = runs.lock(whole)
+    lock = run_directory.lock(whole)
     try:
         assert "in use" in error(whole.parent, "compare", "--out", "done", code=5)
     finally:

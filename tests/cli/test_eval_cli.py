@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 from gru_lm import cli
+from gru_lm.commands.eval.options import Outputs
+from gru_lm.commands.eval.run import evaluate
 from gru_lm.errors import EnvironmentProblem, InputError, Stopped, UsageError
-from gru_lm.evaluate import Wanted, evaluate
 from tests.conftest import TINY, Program, interrupt, words
 
 CONTRACT = [
@@ -165,7 +166,7 @@ def test_columns_are_the_same_however_many_run_at_once(trained: Path, tmp_path: 
 
 def test_tables(trained: Path, text: Path, tmp_path: Path) -> None:
     tokens, lines = tmp_path / "tokens.tsv", tmp_path / "lines.tsv"
-    result = evaluate(trained, [str(text)], wanted=Wanted(per_token=tokens, per_line=lines))
+    result = evaluate(trained, [str(text)], outputs=Outputs(per_token=tokens, per_line=lines))
     header, *rows = table(tokens)
     assert header[:4] == ["index", "id", "piece", "surprisal_bits"]
     assert len(rows) == result["tokens"]
@@ -184,7 +185,7 @@ def test_rows_of_the_held_out_part_are_placed_in_the_whole_file(
     trained: Path, text: Path, tmp_path: Path
 ) -> None:
     tokens = tmp_path / "tokens.tsv"
-    evaluate(trained, wanted=Wanted(per_token=tokens))
+    evaluate(trained, outputs=Outputs(per_token=tokens))
     _, *rows = table(tokens)
     data = text.read_bytes()
     line, character, byte = (int(each) for each in rows[0][6:9])
@@ -199,20 +200,20 @@ def test_nothing_that_is_read_is_replaced_and_nothing_twice(
 ) -> None:
     before, out = text.read_bytes(), tmp_path / "x.tsv"
     model = (trained / "best.safetensors").read_bytes()
-    for wanted, said in (
-        (Wanted(html=text), "is read here"),
-        (Wanted(per_token=trained / "best.safetensors"), "the name of a model"),
-        (Wanted(per_token=out, per_word=out), "two things at once"),
-        (Wanted(per_word=Path("-")), "written to files"),
+    for outputs, said in (
+        (Outputs(html=text), "is read here"),
+        (Outputs(per_token=trained / "best.safetensors"), "the name of a model"),
+        (Outputs(per_token=out, per_word=out), "two things at once"),
+        (Outputs(per_word=Path("-")), "written to files"),
     ):
         with pytest.raises(UsageError, match=said):
-            evaluate(trained, [str(text)], wanted=wanted)
+            evaluate(trained, [str(text)], outputs=outputs)
     with pytest.raises(UsageError, match="is read here"):
-        evaluate(trained, wanted=Wanted(html=trained.parent / "text.txt"))
+        evaluate(trained, outputs=Outputs(html=trained.parent / "text.txt"))
     out.touch()
     with pytest.raises(InputError, match="missing"):
         evaluate(
-            trained, [str(text)], wanted=Wanted(per_token=out, pairs=tmp_path / "missing.jsonl")
+            trained, [str(text)], outputs=Outputs(per_token=out, pairs=tmp_path / "missing.jsonl")
         )
     out.unlink()
     assert text.read_bytes() == before
@@ -296,14 +297,14 @@ def test_what_cannot_be_used_is_said_and_leaves_no_table(trained: Path, tmp_path
     bad.write_bytes(b"fine " * 5000 + b"\xff not")
     out = tmp_path / "out.tsv"
     with pytest.raises(InputError, match="at byte 25,000"):
-        evaluate(trained, [str(bad)], wanted=Wanted(per_token=out))
-    latin = evaluate(trained, [str(bad)], encoding="latin-1", wanted=Wanted(per_token=out))
+        evaluate(trained, [str(bad)], outputs=Outputs(per_token=out))
+    latin = evaluate(trained, [str(bad)], encoding="latin-1", outputs=Outputs(per_token=out))
     assert len(table(out)) == latin["tokens"] + 1
     with pytest.raises(UsageError, match="not a regular file"):
-        evaluate(trained, [str(bad)], wanted=Wanted(per_line=Path("/dev/null")))
-    missing = Wanted(per_line=tmp_path / "no-folder" / "x")
+        evaluate(trained, [str(bad)], outputs=Outputs(per_line=Path("/dev/null")))
+    missing = Outputs(per_line=tmp_path / "no-folder" / "x")
     with pytest.raises(EnvironmentProblem, match="no-folder"):
-        evaluate(trained, [str(bad)], encoding="latin-1", wanted=missing)
+        evaluate(trained, [str(bad)], encoding="latin-1", outputs=missing)
     with pytest.raises(EnvironmentProblem, match="cuda:7"):
         evaluate(trained, [str(bad)], encoding="latin-1", device="cuda:7")
 

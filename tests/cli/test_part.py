@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gru_lm.planning.text import MARGIN
 from gru_lm.training.checkpoint import read
-from gru_lm.training.text_plan import MARGIN
 from tests.conftest import TINY, words
 from tests.inside import error, inside
 
@@ -68,14 +68,14 @@ def test_it_says_so_and_a_resumed_run_reads_the_same(long: Path, tmp_path: Path)
 def test_a_budget_uses_what_it_can(
     long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gru_lm.training.text_plan.LEAST_USED", 15_000)
+    monkeypatch.setattr("gru_lm.planning.text.LEAST_USED", 15_000)
     done = inside(tmp_path, "train", long, "--tokens", 16_000, "--dry-run", *TINY)
     assert "(what 16,000 tokens can use)" in done.err
     planned = tomllib.loads(done.out)
     assert planned["characters"] == MARGIN * 16_000
     assert "valid_characters" not in planned
     assert numbers(done.err)[0] <= MARGIN * 16_000
-    monkeypatch.setattr("gru_lm.training.text_plan.LEAST_VALIDATED", 2_000)
+    monkeypatch.setattr("gru_lm.planning.text.LEAST_VALIDATED", 2_000)
     done = inside(tmp_path, "train", long, "--tokens", 16_000, "--dry-run", *TINY)
     assert tomllib.loads(done.out)["valid_characters"] == 2_000
     done = inside(tmp_path, "train", long, "--epochs", 1, "--dry-run", *TINY)
@@ -108,7 +108,7 @@ def test_a_test_text_that_would_take_much_of_the_minutes_is_left_out(
 ) -> None:
     options = ["--split", "0.8,0.1,0.1", "--minutes", 0.05, *TINY, "--json"]
     assert inside(tmp_path, "train", long, *options, "--out", "a").json()["test"]["tokens"]
-    monkeypatch.setattr("gru_lm.trainer.TEST_SHARE", 0.0)
+    monkeypatch.setattr("gru_lm.commands.train.fit.TEST_SHARE", 0.0)
     done = inside(tmp_path, "train", long, *options, "--out", "b")
     assert "test" not in done.json()
     assert "the test text will not be measured" in done.err

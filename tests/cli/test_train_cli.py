@@ -19,9 +19,9 @@ import pytest
 import torch
 
 import gru_lm
-from gru_lm import trainer
+from gru_lm.commands.train import fit
 from gru_lm.model.cells import CELLS
-from gru_lm.model.recurrent import choose_backend
+from gru_lm.model.devices import choose_backend
 from gru_lm.training.checkpoint import read
 from tests.conftest import TINY, Program, words
 from tests.inside import error, inside, listing
@@ -139,13 +139,13 @@ def test_held_out_texts_of_their_own(text: Path, tmp_path: Path) -> None:
 def test_the_test_text_is_measured_by_what_trained(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backends, restore_model = [], trainer.restore_model
+    backends, restore_model = [], fit.restore_model
 
     def noted(*args: Any, **options: Any) -> Any:
         backends.append(options["backend"])
         return restore_model(*args, **options)
 
-    monkeypatch.setattr(trainer, "restore_model", noted)
+    monkeypatch.setattr(fit, "restore_model", noted)
     inside(tmp_path, "train", text, "--test", text, "--steps", 1, *TINY, "--device", "cpu")
     assert backends == [choose_backend(torch.device("cpu"))]
 
@@ -153,13 +153,13 @@ def test_the_test_text_is_measured_by_what_trained(
 def test_a_sample_is_no_part_of_the_time_of_measuring(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    complete = trainer.complete
+    complete = fit.complete
 
     def slow(*args: Any, **options: Any) -> Any:
         time.sleep(1)
         return complete(*args, **options)
 
-    monkeypatch.setattr(trainer, "complete", slow)
+    monkeypatch.setattr(fit, "complete", slow)
     result = inside(tmp_path, "train", text, "--steps", 1, *TINY, "--json").json()
     assert 0 < result["valid"]["seconds"] < 1
 

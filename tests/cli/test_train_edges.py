@@ -135,7 +135,9 @@ def test_room_for_the_optimizer_is_asked_for_before_the_first_step(
     optimizer: str, tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr("gru_lm.training.runs.Run.check_space", lambda _, size: asked.append(size))
+    monkeypatch.setattr(
+        "gru_lm.training.directory.Run.check_space", lambda _, size: asked.append(size)
+    )
     inside(tmp_path, "train", text, *SHORT, "--optimizer", optimizer, "--out", "run")
     written = (tmp_path / "run" / "step-00000003.safetensors").stat().st_size
     assert asked[0] == pytest.approx(written, rel=0.2)

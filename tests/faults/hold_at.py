@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gru_lm import atomic, cli, trainer
+from gru_lm import atomic, cli
+from gru_lm.commands.train import fit
 from gru_lm.signals import StopFlag
 from gru_lm.text import store
-from gru_lm.training import optimizers, runs
+from gru_lm.training import directory as run_directory
+from gru_lm.training import optimizers
 
 came: list[int] = []
 wanted = int(os.environ.get("SIGNALS", "1"))
@@ -56,13 +58,13 @@ POINTS: dict[str, Callable[[], None]] = {
     "mid-step": lambda: before(
         optimizers.Schedule, "__call__", lambda _, progress: progress >= 0.5
     ),
-    "validation": lambda: before(trainer, "validate"),
-    "sampling": lambda: before(trainer, "complete"),
+    "validation": lambda: before(fit, "validate"),
+    "sampling": lambda: before(fit, "complete"),
     "saving": lambda: before(
         atomic, "write_bytes", lambda path, _: path.name == "step-00000004.safetensors"
     ),
     "renaming": lambda: before(atomic.Path, "rename", lambda path, _: "00000004" in path.name),
-    "linking the best": lambda: before(runs.atomic, "link"),
+    "linking the best": lambda: before(run_directory.atomic, "link"),
 }
 
 

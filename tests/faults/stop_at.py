@@ -6,15 +6,16 @@ import signal
 import sys
 from typing import Any
 
-from gru_lm import cli, trainer
+from gru_lm import cli
+from gru_lm.commands.train import fit
 from gru_lm.errors import Stopped
 
 
 def main() -> int:
     step, args = int(sys.argv[1]), sys.argv[2:]
-    original = trainer.Trainer.__post_init__
+    original = fit.Trainer.__post_init__
 
-    def with_stop(self: trainer.Trainer) -> None:
+    def with_stop(self: fit.Trainer) -> None:
         original(self)
         asked = self.stop
 
@@ -25,7 +26,7 @@ def main() -> int:
 
         self.stop = stop
 
-    trainer.Trainer.__post_init__ = with_stop  # type: ignore[method-assign]
+    fit.Trainer.__post_init__ = with_stop  # type: ignore[method-assign]
     return cli.run(args, started=0.0)
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from gru_lm.commands.load import load_model
 from gru_lm.errors import InputError
-from gru_lm.opened import open_model
 from gru_lm.training.checkpoint import read
 from gru_lm.training.state import restore
 from tests.conftest import TINY, words
@@ -108,7 +108,7 @@ HOSTILE = {
 def use(path: Path) -> None:
     """Open a checkpoint for all that it is opened for."""
     checkpoint = read(path)
-    open_model(checkpoint, device="cpu")
+    load_model(checkpoint, device="cpu")
     restore(checkpoint, device=torch.device("cpu"), backend="fused")
 
 

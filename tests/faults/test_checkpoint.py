@@ -23,8 +23,8 @@ from typing import Any
 import pytest
 import torch
 
+from gru_lm.commands.load import load_model
 from gru_lm.errors import InputError
-from gru_lm.opened import open_model
 from gru_lm.training.checkpoint import encode, read
 from gru_lm.training.state import restore
 from tests.conftest import Program
@@ -317,7 +317,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
 def use(path: Path) -> None:
     """Open a checkpoint for all that it is opened for."""
     checkpoint = read(path)
-    open_model(checkpoint, device="cpu")
+    load_model(checkpoint, device="cpu")
     restore(checkpoint, device=torch.device("cpu"), backend="fused")
 
 
@@ -345,7 +345,7 @@ def test_numbers_that_are_not_finite_are_refused(value: bytes, data: bytes, tmp_
     path = tmp_path / "x.safetensors"
     path.write_bytes(poked(data, WEIGHT, b"\0" * 40 + value))
     with pytest.raises(InputError, match="damaged or not a checkpoint") as caught:
-        open_model(read(path))
+        load_model(read(path))
     assert "not finite" in str(caught.value.why)
     for command in (("sample", path), ("eval", path, "x.txt")):
         (tmp_path / "x.txt").write_text("some text\n")

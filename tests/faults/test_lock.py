@@ -21,16 +21,16 @@ RACES = """
 import json, os, sys, time
 from pathlib import Path
 import gru_lm.cli
-from gru_lm import train
+from gru_lm.commands.train import run as train_run
 
 def racer(name, other, args):
-    original = train._fit
+    original = train_run._fit
     def fit(*a, **o):
         deadline = time.monotonic() + 5
         while not Path(other).exists() and time.monotonic() < deadline:
             time.sleep(0.005)
         return original(*a, **o)
-    train._fit = fit
+    train_run._fit = fit
     err = os.open(name + ".err", os.O_WRONLY | os.O_CREAT)
     os.dup2(err, 1)
     os.dup2(err, 2)

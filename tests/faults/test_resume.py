@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gru_lm import cli
-from gru_lm.train import resume
+from gru_lm.commands.train.run import resume
 from tests.conftest import TINY, Program, interrupt, wait_for, words
 from tests.inside import inside
 

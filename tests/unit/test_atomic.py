@@ -24,7 +24,7 @@ import resource, signal, sys, time
 limit = int(sys.argv.pop(1))
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that write() fails with EFBIG, as a full disk would
 from gru_lm import cli
-import gru_lm.training.runs as runs
+import gru_lm.training.directory as runs
 saved, original = 0, runs.Run.save
 def save(self, *args, **options):
     global saved

@@ -197,7 +197,7 @@ def test_a_run_in_bfloat16_goes_elsewhere_and_comes_back(
     options = ("--steps", 3, "--width", 8, "--tokenizer", "byte", "--precision", "bf16")
     inside(tmp_path, "train", text, "--out", "run", *options)
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr("gru_lm.resumed.bf16_available", lambda: False)
+        elsewhere.setattr("gru_lm.commands.train.resume.bf16_available", lambda: False)
         for more in ((), ("--steps", 2)):
             said = inside(tmp_path, "train", "--resume", "run", *more).err
             assert "resumed in float32: this processor has no bf16" in said

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from gru_lm.model.cells import CELLS, Cell
-from gru_lm.model.recurrent import Recurrent, choose_device
+from gru_lm.model.devices import choose_device
+from gru_lm.model.recurrent import Recurrent
 from gru_lm.model.regularize import Regularization
 
 D, H, B, T = 3, 4, 2, 5

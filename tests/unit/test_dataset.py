@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gru_lm.errors import Stopped
-from gru_lm.text.dataset import SLICES, Part, excerpt, split_texts
+from gru_lm.text.dataset import SLICES, Part, excerpt, open_texts
 from gru_lm.text.documents import readings
 from gru_lm.text.segments import LONGEST
 
@@ -132,17 +132,17 @@ def test_the_part_depends_on_the_text_and_the_number_alone() -> None:
 
 def test_what_is_held_out_is_never_trained_on(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(lines(range(40_000)), encoding="utf-8")
-    texts = split_texts(
+    texts = open_texts(
         [str(tmp_path)],
         valid=None,
         test=None,
-        shares=(Fraction(8, 10), Fraction(1, 10), Fraction(1, 10)),
         encoding="utf-8",
         stdin=None,
-        at_line_ends=lambda _: False,
         stop=lambda: None,
         progress=lambda _: None,
         note=lambda _: None,
+    ).split(
+        (Fraction(8, 10), Fraction(1, 10), Fraction(1, 10)), at_line_ends=False, stop=lambda: None
     )
     trained = excerpt(texts.train, 100_000, stop=lambda: None)
     held_out = excerpt(texts.valid, 20_000, stop=lambda: None)

@@ -18,23 +18,23 @@ import torch
 pytest.importorskip("lm_eval")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what its libraries say of each other is not ours to mend
-    from gru_lm.harness import GruLM, encode_pair, generation_options
+    from gru_lm.integrations.lm_eval import GruLM, encode_pair, generation_options
 
+from gru_lm.commands.load import LoadedModel, load_model
 from gru_lm.errors import UsageError
 from gru_lm.evaluation.conventions import lm_eval as by_lm_eval
 from gru_lm.generation.choice import Choice
 from gru_lm.generation.sampling import complete
-from gru_lm.opened import Opened, open_model
 from gru_lm.text.tokenizer import train_tokenizer
-from gru_lm.training.runs import find
+from gru_lm.training.directory import find
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "lm_eval"
 TEXTS = ["the cat sat\non the mat", "", "Ünïcode wörds, too: zebra!\n" * 30, "a"]
 
 
 @pytest.fixture(scope="module")
-def opened(trained: Path) -> Opened:
-    return open_model(find(trained, print))
+def opened(trained: Path) -> LoadedModel:
+    return load_model(find(trained, print))
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +46,14 @@ def asked(*args: Any) -> SimpleNamespace:
     return SimpleNamespace(args=args)
 
 
-def distributions(opened: Opened, tokens: list[int]) -> torch.Tensor:
+def distributions(opened: LoadedModel, tokens: list[int]) -> torch.Tensor:
     """Before each token of one text, in one go."""
     read = torch.tensor([[opened.tokenizer.newline_id, *tokens[:-1]]])
     with torch.inference_mode():
         return opened.model.log_probs(read, opened.model.initial_state(1))[0][0].double()
 
 
-def alone(opened: Opened, text: str, *, skipped: int = 0) -> float:
+def alone(opened: LoadedModel, text: str, *, skipped: int = 0) -> float:
     tokens = opened.tokenizer.encode_text(text)
     if not tokens:
         return 0.0
@@ -61,12 +61,12 @@ def alone(opened: Opened, text: str, *, skipped: int = 0) -> float:
     return float(found[skipped:].sum())
 
 
-def test_rolling_is_each_text_alone(harness: GruLM, opened: Opened) -> None:
+def test_rolling_is_each_text_alone(harness: GruLM, opened: LoadedModel) -> None:
     found = harness.loglikelihood_rolling([asked(text) for text in TEXTS])
     assert found == pytest.approx([alone(opened, text) for text in TEXTS], rel=1e-6)
 
 
-def test_loglikelihood_is_the_end_of_each_text_alone(harness: GruLM, opened: Opened) -> None:
+def test_loglikelihood_is_the_end_of_each_text_alone(harness: GruLM, opened: LoadedModel) -> None:
     pairs = [
         ("the c", "at sat"),
         ("", "mat"),
@@ -112,7 +112,7 @@ def _cuts(text: str) -> list[tuple[str, str]]:
     return [(text[:at], text[at:]) for at in range(len(text) + 1)]
 
 
-def test_generation_is_that_of_complete(harness: GruLM, opened: Opened) -> None:
+def test_generation_is_that_of_complete(harness: GruLM, opened: LoadedModel) -> None:
     sampling = {"do_sample": True, "temperature": 0.8, "top_k": 5, "seed": 3, "max_gen_toks": 12}
     found = harness.generate_until(
         [
@@ -152,7 +152,7 @@ def test_what_cannot_be_done_is_refused(trained: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_harness_finds_what_we_find(
-    trained: Path, opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Path, opened: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager

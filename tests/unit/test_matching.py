@@ -10,12 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gru_lm.commands.compare.matching import (
+    AGREEMENT,
+    fixed,
+    matched_widths,
+    parameters,
+    plan_cells,
+    quadratic,
+)
+from gru_lm.commands.train.prepare import Prepared, prepare
 from gru_lm.config import settings as configured
-from gru_lm.matching import AGREEMENT, fixed, matched_widths, parameters, plan_cells, quadratic
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
-from gru_lm.prepare import Prepared, prepare
-from gru_lm.training.planner import MOST_EPOCHS, Plan
+from gru_lm.planning.model import MOST_EPOCHS, Plan
 
 SHAPES = [
     ModelConfig(cell="gru", vocab_size=323, rows=70, layers=1, width=1, embed=16),
@@ -107,7 +114,7 @@ def test_plans_of_every_kind_and_planned_again(text: Path) -> None:
     gru, rnn = plans("width").values()
     assert (gru.plan.width, gru.plan.embed) == (rnn.plan.width, rnn.plan.embed)
     assert (gru.plan.cell, rnn.plan.cell) == ("gru", "rnn")
-    counts_V, again_V = gru.counts_V(), dataclasses.replace(gru, source=None).counts_V()
+    counts_V, again_V = gru.counts_V(), dataclasses.replace(gru, forecast=None).counts_V()
     assert counts_V.data_ptr() == again_V.data_ptr(), "the text is counted once"
     pieces = int((counts_V > 0).sum())
     gru, rnn = plans("arithmetic").values()

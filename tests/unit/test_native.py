@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from gru_lm.model.cells import CELLS, LSTM
+from gru_lm.model.devices import choose_backend
 from gru_lm.model.native import build
-from gru_lm.model.recurrent import Recurrent, choose_backend
+from gru_lm.model.recurrent import Recurrent
 from tests.conftest import Program
 
 kernels = pytest.mark.skipif(not build.available(), reason=f"no kernels: {build.problem()}")

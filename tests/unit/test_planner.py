@@ -13,7 +13,7 @@ from gru_lm.config import LARGEST, settings
 from gru_lm.errors import InputError, UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL
-from gru_lm.training.planner import (
+from gru_lm.planning.model import (
     BPTT,
     DECAY,
     LEAST_DROPOUT,
@@ -29,7 +29,7 @@ from gru_lm.training.planner import (
     plan_like,
     plan_model,
 )
-from gru_lm.training.text_plan import (
+from gru_lm.planning.text import (
     LEAST_CHARACTERS,
     LEAST_USED,
     LEAST_VALIDATED,

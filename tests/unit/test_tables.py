@@ -11,7 +11,7 @@ import pytest
 import sentencepiece
 import torch
 
-from gru_lm.evaluation.beside import Conventions
+from gru_lm.evaluation.collectors import Conventions
 from gru_lm.evaluation.tables import PerLine, PerToken, PerWord, details
 from gru_lm.evaluation.texts import measure
 from gru_lm.model.language_model import LanguageModel, ModelConfig

@@ -1,6 +1,6 @@
 """A run from its settings to its end: begun or gone on with, trained, measured, plotted, summed up.
 
-Prepares (prepare.py, resumed.py), trains (trainer.py) and leaves the run complete. Plain functions of
+Prepares (prepare.py, resume.py), trains (fit.py) and leaves the run complete. Plain functions of
 plain types: the command, a comparison and notebooks call them alike. Prints no result.
 """
 
@@ -16,20 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from gru_lm import atomic
+from gru_lm.commands.train.fit import Trainer
+from gru_lm.commands.train.prepare import Prepared, prepare
+from gru_lm.commands.train.resume import reopen
 from gru_lm.config import Settings
 from gru_lm.errors import DivergedError, Stopped
-from gru_lm.forecast import Forecast
-from gru_lm.prepare import Prepared, prepare
+from gru_lm.layout import LOSS, PIPED_TEXT
+from gru_lm.planning.forecast import Forecast
+from gru_lm.planning.model import DEFAULT_CELL, plan_budget, plan_like
 from gru_lm.reporting import console
 from gru_lm.reporting.plots import loss_png
-from gru_lm.resumed import reopen
 from gru_lm.signals import Stop, never
-from gru_lm.trainer import Trainer
-from gru_lm.training import runs
+from gru_lm.training import directory as run_directory
 from gru_lm.training.checkpoint import Checkpoint
+from gru_lm.training.directory import Run
 from gru_lm.training.loop import TrainState
-from gru_lm.training.planner import DEFAULT_CELL, plan_budget, plan_like
-from gru_lm.training.runs import Run
 from gru_lm.training.state import environment
 
 
@@ -58,7 +59,8 @@ def train(
         run.keep = chosen.keep
         run.write_settings(recorded(prepared.settings))
         console.note(f"run: {run.directory} (Ctrl-C saves)")
-        state = prepared.state()
+        state = prepared.state(source)
+        source = None  # its weights are no longer needed
         return _fit(run, prepared, state, started=started, with_test=with_test, stop=stop)
     finally:
         run.discard()
@@ -71,7 +73,7 @@ def _begin(chosen: Settings, start_from: Path | None) -> tuple[Settings, Checkpo
     chosen = plan_budget(chosen)
     if start_from is None:
         return chosen, None
-    source = runs.find(start_from, console.warn)
+    source = run_directory.find(start_from, console.warn)
     return plan_like(chosen, source.meta["model"]), source
 
 
@@ -121,7 +123,7 @@ def dry_run(
     chosen, source = _begin(chosen, start_from)
 
     with tempfile.TemporaryDirectory() as folder:
-        stdin = Path(folder) / "text.txt"
+        stdin = Path(folder) / PIPED_TEXT
         prepared = prepare(chosen, stdin=stdin, source=source, started=started, stop=stop)
     assert prepared.forecast is not None
     planned = prepared.settings
@@ -167,9 +169,9 @@ def _fit(
     finally:
         # A plot would hide a full disk, and hold up a second Ctrl-C.
         expected = isinstance(sys.exception(), Stopped | DivergedError | None)
-        if expected and (metrics := runs.metrics(run.directory)):
+        if expected and (metrics := run_directory.metrics(run.directory)):
             title = f"{prepared.plan.cell}, {state.model.parameter_count():,} parameters"
-            atomic.write_bytes(run.directory / "loss.png", loss_png(metrics, title))
+            atomic.write_bytes(run.directory / LOSS, loss_png(metrics, title))
     return trainer.result(ended)
 
 

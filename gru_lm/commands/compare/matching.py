@@ -20,11 +20,11 @@ from pathlib import Path
 
 import torch
 
+from gru_lm.commands.train.prepare import Prepared, prepare
 from gru_lm.config import Settings
 from gru_lm.model.language_model import LanguageModel, ModelConfig
-from gru_lm.prepare import Prepared, prepare
+from gru_lm.planning.model import MOST_EPOCHS
 from gru_lm.signals import Stop
-from gru_lm.training.planner import MOST_EPOCHS
 
 AGREEMENT = 0.005  # of the smaller one
 READING_SHARE = 0.1  # of a budget: a first reading that took more would have made a smaller plan

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gru_lm import trainer
+from gru_lm.commands.train import fit
+from gru_lm.commands.train.clock import EXIT_SECONDS, Pace
 from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, columns_read
-from gru_lm.pace import EXIT_SECONDS, Pace
 
 
 def pace(*, test: int = 0, before: float = 0.0) -> Pace:
@@ -58,8 +58,8 @@ def test_a_validation_is_foreseen_by_what_it_takes_once_memory_is_warm(
         assert len(tokens) == piece
         now += next(tries)
 
-    monkeypatch.setattr(trainer, "validate", validate)
-    monkeypatch.setattr(trainer, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(fit, "validate", validate)
+    monkeypatch.setattr(fit, "time", SimpleNamespace(monotonic=lambda: now))
     model = SimpleNamespace(train=lambda: None)
     model.eval = lambda: model
     run: Any = SimpleNamespace(
@@ -71,6 +71,6 @@ def test_a_validation_is_foreseen_by_what_it_takes_once_memory_is_warm(
         stop=lambda: None,
         pace=chosen,
     )
-    trainer.Trainer._try_validation(run, 60.0)
+    fit.Trainer._try_validation(run, 60.0)
     whole = 0.112 * columns_read(20 * piece) / piece
     assert whole < chosen.validation_seconds < 1.3 * whole

@@ -12,24 +12,25 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from gru_lm.commands.train.clock import Pace
 from gru_lm.config import Settings
 from gru_lm.errors import DivergedError, Stopped
 from gru_lm.evaluation.metrics import Counts, caveats
 from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, Totals, columns_read, validate
 from gru_lm.evaluation.texts import text_counts
 from gru_lm.generation.sampling import complete
+from gru_lm.layout import BEST
 from gru_lm.model.language_model import LanguageModel
-from gru_lm.pace import Pace
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
-from gru_lm.text.batches import Batches
 from gru_lm.text.dataset import Data
 from gru_lm.text.store import TokenStore
 from gru_lm.training.checkpoint import read
-from gru_lm.training.loop import StepReport, TrainState, train_steps
+from gru_lm.training.directory import Run
+from gru_lm.training.loop import StepReport, TrainState
 from gru_lm.training.optimizers import Budget, Schedule, slots_at_most
-from gru_lm.training.planner import Plan
-from gru_lm.training.runs import BEST, Run
+from gru_lm.training.plan import Plan
+from gru_lm.training.start import planned_steps
 from gru_lm.training.state import capture, restore_model
 
 VALIDATIONS = 10  # a run, where --eval-every does not say
@@ -167,21 +168,16 @@ class Trainer:
             seconds=self.settings.minutes * 60 if self.settings.minutes else None,
             began=self.state.began,
         )
-        return train_steps(
+        return planned_steps(
             self.state,
-            Batches(
-                tokens=self.data.train.tokens,
-                batch=self.plan.batch,
-                bptt=self.plan.bptt,
-                seed=self.settings.seed,
-            ),
+            self.plan,
+            self.data.train.tokens,
             budget=self.budget,
             schedule=Schedule(
                 kind=self.settings.schedule, lr=self.plan.lr, warmup=self.settings.warmup
             ),
             clip=self.settings.clip,
             seed=self.settings.seed,
-            precision=self.plan.precision,
             clock=self.pace.clock,
             average_decay=self.settings.average,
         )

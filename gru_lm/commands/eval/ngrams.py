@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gru_lm.commands.load import LoadedModel, own_text
 from gru_lm.evaluation.arpa import open_arpa
 from gru_lm.evaluation.metrics import Counts
 from gru_lm.evaluation.ngram import (
@@ -21,7 +22,6 @@ from gru_lm.evaluation.ngram import (
     tune_weight,
 )
 from gru_lm.evaluation.texts import measure
-from gru_lm.opened import Opened, own_text
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
 from gru_lm.text.documents import Document, readings
@@ -30,11 +30,13 @@ from gru_lm.text.documents import Document, readings
 class Interpolation:
     """An ARPA file beside a model of words: its own row, and that of both together."""
 
-    def __init__(self, opened: Opened, arpa: Path, *, weight: float | None, stop: Stop) -> None:
+    def __init__(
+        self, loaded: LoadedModel, arpa: Path, *, weight: float | None, stop: Stop
+    ) -> None:
         """`weight` is that of the n-grams; None: tuned on the run's own held-out text."""
-        self._opened = opened
+        self._opened = loaded
         self._ngram = open_arpa(arpa)
-        self._scores = TokenScores(self._ngram, opened.tokenizer)
+        self._scores = TokenScores(self._ngram, loaded.tokenizer)
         self._tuned_on: int | None = None
         if weight is None:
             weight, self._tuned_on = self._tuned(stop)
@@ -42,14 +44,14 @@ class Interpolation:
 
     def _tuned(self, stop: Stop) -> tuple[float, int]:
         """The weight that suits the run's own held-out text, and how many tokens that has."""
-        opened = self._opened
-        valid = own_text(opened, "valid", stop=stop)
-        scores = TokenScores(self._ngram, opened.tokenizer)
+        loaded = self._opened
+        valid = own_text(loaded, "valid", stop=stop)
+        scores = TokenScores(self._ngram, loaded.tokenizer)
         pairs = Pairs(scores)
         with console.progress("tuning the weight of the n-grams", None) as advance:
             measure(
-                opened.model,
-                opened.tokenizer,
+                loaded.model,
+                loaded.tokenizer,
                 valid.documents,
                 tables=[pairs],
                 stop=stop,

@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from gru_lm.commands.load import LoadedModel, load_model
 from gru_lm.errors import InputError, UsageError
 from gru_lm.evaluation.scoring import score
 from gru_lm.evaluation.texts import FASTEST
-from gru_lm.opened import Opened, open_model
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
 from gru_lm.text.files import known_encoding, newline_is_a_byte
 from gru_lm.text.sources import stdin_blocks
-from gru_lm.training import runs
+from gru_lm.training import directory as run_directory
 
 BOM = codecs.BOM_UTF8
 
@@ -46,11 +46,11 @@ def answer_lines(
             f"lines in {encoding} cannot be told apart as they come",
             hint=f"iconv -f {encoding} -t utf-8 | gru-lm eval {run} - --per-line -",
         )
-    opened = open_model(runs.find(run, console.warn), device=device, threads=threads)
+    loaded = load_model(run_directory.find(run, console.warn), device=device, threads=threads)
     answer("line\ttokens\tnats")
     number = 0
     for lines in _lines(encoding, stop):
-        for tokens, nats in _scored(opened, lines, stop):
+        for tokens, nats in _scored(loaded, lines, stop):
             number += 1
             answer(f"{number}\t{tokens}\t{nats:.9g}")
 
@@ -82,15 +82,15 @@ def _lines(encoding: str, stop: Stop) -> Iterator[list[str]]:
         yield lines
 
 
-def _scored(opened: Opened, lines: list[str], stop: Stop) -> list[tuple[int, float]]:
+def _scored(loaded: LoadedModel, lines: list[str], stop: Stop) -> list[tuple[int, float]]:
     """The tokens and nats of each line."""
-    encoded = [np.array(opened.tokenizer.encode_text(line + "\n"), np.int32) for line in lines]
+    encoded = [np.array(loaded.tokenizer.encode_text(line + "\n"), np.int32) for line in lines]
     nats = [0.0] * len(lines)
     batch, chunk = FASTEST["line"]
     for portion in score(
-        opened.model,
+        loaded.model,
         [(number, [tokens_N]) for number, tokens_N in enumerate(encoded)],
-        newline_id=opened.tokenizer.newline_id,
+        newline_id=loaded.tokenizer.newline_id,
         batch=batch,
         chunk=chunk,
         stop=stop,

@@ -17,34 +17,30 @@ from pathlib import Path
 from typing import Any
 
 from gru_lm import atomic
+from gru_lm.commands.compare.directory import (
+    MINUTES,
+    Comparison,
+    Question,
+    Record,
+)
+from gru_lm.commands.compare.matching import fixed, parameters, plan_cells
+from gru_lm.commands.load import LoadedModel, load_model, read_again
+from gru_lm.commands.train.run import resume, train
 from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import DivergedError, InputError, Stopped, UsageError
-from gru_lm.evaluation.beside import ByBlock
+from gru_lm.evaluation.collectors import ByBlock
 from gru_lm.evaluation.metrics import Counts, caveats
 from gru_lm.evaluation.paired import Ends, cells_differences, models_difference
 from gru_lm.evaluation.texts import Table, measure
-from gru_lm.matching import fixed, parameters, plan_cells
-from gru_lm.opened import Opened, open_model
-from gru_lm.prepare import read_again
+from gru_lm.layout import BEST, CURVES, PAGE, PIPED, RECORD, RESULT, holds_checkpoint
 from gru_lm.reporting import console
 from gru_lm.reporting.plots import curves_png
 from gru_lm.reporting.report import compare_page
 from gru_lm.signals import Stop, never
 from gru_lm.text.documents import Document, survey
 from gru_lm.text.sources import open_documents, spool_stdin
-from gru_lm.train import resume, train
-from gru_lm.training import runs
-from gru_lm.training.comparisons import (
-    MINUTES,
-    PIPED,
-    RECORD,
-    RESULT,
-    Comparison,
-    Question,
-    Record,
-)
+from gru_lm.training import directory as run_directory
 
-PAGE, CURVES = "report.html", "curves.png"
 ENOUGH_SEEDS = 5
 HELD_OUT = {"test": "the test text", "valid": "the validation text"}
 
@@ -110,7 +106,7 @@ def compare_models(
 
     Each reads every document as a stream. With `out`, a directory, page and result are written there.
     """
-    checkpoints = [runs.find(path, console.warn) for path in models]
+    checkpoints = [run_directory.find(path, console.warn) for path in models]
     if out:
         of_cells = (out / RECORD).exists()
         if of_cells or (out / PAGE).exists() != (out / RESULT).exists():
@@ -118,7 +114,7 @@ def compare_models(
                 "a comparison of cells" if of_cells else f"a {PAGE} or {RESULT} of something else"
             )
             raise UsageError(f"--out {out} holds {holds}", hint="name another directory")
-        runs.make_directory(out)
+        run_directory.make_directory(out)
     with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
         stdin = Path(folder) / "stdin"
         if "-" in on:
@@ -128,7 +124,7 @@ def compare_models(
             size = survey(documents, stop=stop, progress=advance).bytes
         sides, ends = [], []
         for path, checkpoint in zip(models, checkpoints, strict=True):
-            opened = open_model(checkpoint, device=device, threads=threads)
+            opened = load_model(checkpoint, device=device, threads=threads)
             ends.append(Ends(len(documents)))
             sides.append(
                 {
@@ -159,7 +155,7 @@ def compare_models(
 
 
 def _scored(
-    opened: Opened,
+    opened: LoadedModel,
     documents: Sequence[Document],
     table: Table,
     *,
@@ -249,7 +245,7 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
         directory = comparison.run(cell, seed)
         plan = replace(record.plan(cell), seed=seed)
         try:
-            if runs.holds_run(directory):
+            if holds_checkpoint(directory):
                 trained = resume(directory, with_test=False, stop=stop)
             else:
                 trained = train(plan, out=directory, with_test=False, stop=stop)
@@ -280,7 +276,9 @@ def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Do
 
 def _speed(directory: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
     """What a run came to, as it says itself."""
-    reported = [m["tokens_per_second"] for m in runs.metrics(directory) if "tokens_per_second" in m]
+    reported = [
+        m["tokens_per_second"] for m in run_directory.metrics(directory) if "tokens_per_second" in m
+    ]
     speed = trained["tokens_per_second"] or (reported or [None])[-1]  # if resumed at its very end
     found = {name: trained[name] for name in ("parameters", "steps", "tokens", "seconds")}
     return {**found, "tokens_per_second": speed}
@@ -290,8 +288,8 @@ def _measured(
     directory: Path, record: Record, plan: Settings, documents: Sequence[Document], *, stop: Stop
 ) -> dict[str, Any]:
     """The figures of a run's best model, and the sums of blocks they are made of."""
-    checkpoint = runs.find(directory, console.warn)
-    opened = open_model(checkpoint, device=plan.device, threads=plan.threads)
+    checkpoint = run_directory.find(directory, console.warn)
+    opened = load_model(checkpoint, device=plan.device, threads=plan.threads)
     if (opened.tokenizer.fingerprint, checkpoint.meta["data"]) != (record.tokenizer, record.data):
         raise InputError(
             f"{directory} was trained on another text than the comparison's other runs",
@@ -306,7 +304,7 @@ def _measured(
 def _curves(comparison: Comparison, record: Record) -> dict[str, list[list[dict[str, Any]]]]:
     curves: dict[str, list[list[dict[str, Any]]]] = {}
     for cell, seed in record.runs():
-        curves.setdefault(cell, []).append(runs.metrics(comparison.run(cell, seed)))
+        curves.setdefault(cell, []).append(run_directory.metrics(comparison.run(cell, seed)))
     return curves
 
 
@@ -333,7 +331,7 @@ def _result(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
         "caveats": list(dict.fromkeys(found)),
         "runs": [
             {name: value for name, value in row.items() if name not in ("blocks", "caveats")}
-            | {"checkpoint": str(directory / f"{row['cell']}-{row['seed']}" / runs.BEST)}
+            | {"checkpoint": str(directory / f"{row['cell']}-{row['seed']}" / BEST)}
             for row in rows
         ],
         "curves": str(directory / CURVES),

@@ -13,7 +13,7 @@ import math
 
 from gru_lm.config import Settings
 from gru_lm.errors import InputError
-from gru_lm.training.planner import (
+from gru_lm.planning.model import (
     BPTT,
     MANY_STREAMS,
     STREAMS,

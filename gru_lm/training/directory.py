@@ -34,30 +34,26 @@ import tomli_w
 from gru_lm import atomic
 from gru_lm.config import Settings, settings
 from gru_lm.errors import EnvironmentProblem, GruLmError, InputError, UsageError
-from gru_lm.text.files import BEFORE_TRAINING, RUN_FILES
-from gru_lm.training.checkpoint import SUFFIX, Checkpoint, damaged, read
+from gru_lm.layout import (
+    BEFORE_TRAINING,
+    BEST,
+    CONFIG,
+    LOCK,
+    METRICS,
+    PIPED_TEXT,
+    RUN_FILES,
+    SAMPLES,
+    holds_checkpoint,
+    step_path,
+    step_paths,
+)
+from gru_lm.training.checkpoint import Checkpoint, damaged, read
 
 if TYPE_CHECKING:
     from gru_lm.training.loop import TrainState
 
-BEST = "best" + SUFFIX
 SAMPLE = re.compile(rb"^--- step (\d{1,18})\n", re.MULTILINE)
 Warn = Callable[[str], None]
-
-
-def step_path(directory: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies."""
-    return directory / f"step-{step:08d}{SUFFIX}"
-
-
-def step_paths(directory: Path) -> list[Path]:
-    """The checkpoints of steps, newest first."""
-    return sorted(directory.glob(f"step-*{SUFFIX}"), reverse=True)
-
-
-def holds_run(directory: Path) -> bool:
-    """Whether there is a run in `directory`, whole or not."""
-    return bool(step_paths(directory)) or (directory / BEST).exists()
 
 
 def newest_whole(directory: Path, warn: Warn) -> Checkpoint:
@@ -90,7 +86,7 @@ def _first_whole(directory: Path, paths: Sequence[Path], warn: Warn) -> Checkpoi
 
 
 def _must_hold_run(directory: Path) -> None:
-    if not holds_run(directory):
+    if not holds_checkpoint(directory):
         what = "is a file: name its directory" if directory.is_file() else "holds no checkpoint"
         raise InputError(
             f"{directory} is not a run: it {what}", hint="gru-lm train FILE starts one"
@@ -99,7 +95,7 @@ def _must_hold_run(directory: Path) -> None:
 
 def read_settings(directory: Path) -> Settings:
     """The settings that a run recorded."""
-    path = directory / "config.toml"
+    path = directory / CONFIG
     try:
         return settings(tomllib.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, GruLmError) as error:
@@ -155,7 +151,7 @@ class Run:
         assert out is not None
         ours = not out.exists()
         make_directory(out)
-        begun = (out / ".lock").exists()
+        begun = (out / LOCK).exists()
         if not begun:  # first, or a kill in between would leave our mark on another's files
             _refuse_taken(out, RUN_FILES)
         run = cls(out, lock(out), ours=ours)
@@ -178,11 +174,11 @@ class Run:
     @property
     def text(self) -> Path:
         """Where text from standard input is kept."""
-        return self.directory / "text.txt"
+        return self.directory / PIPED_TEXT
 
     def write_settings(self, values: dict[str, Any]) -> None:
         """Record the settings, whose paths are absolute already."""
-        atomic.write_bytes(self.directory / "config.toml", tomli_w.dumps(values).encode())
+        atomic.write_bytes(self.directory / CONFIG, tomli_w.dumps(values).encode())
 
     def check_space(self, size: int) -> None:
         """Raise EnvironmentProblem unless keep + 1 checkpoints of `size` bytes, and the best, fit."""
@@ -211,11 +207,11 @@ class Run:
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        self._append("metrics.jsonl", json.dumps(values) + "\n")
+        self._append(METRICS, json.dumps(values) + "\n")
 
     def append_sample(self, step: int, text: str) -> None:
         """Add a sample to samples.txt."""
-        self._append("samples.txt", f"--- step {step}\n{text}\n\n")
+        self._append(SAMPLES, f"--- step {step}\n{text}\n\n")
 
     def rewind(self, state: TrainState, warn: Warn) -> None:
         """Bring the other files back to what `state`, just restored, knows.
@@ -235,9 +231,9 @@ class Run:
             <= (state.validated_step if "valid_nats_per_token" in line else state.step)
         ]
         atomic.write_bytes(
-            self.directory / "metrics.jsonl", "".join(line + "\n" for line in lines).encode()
+            self.directory / METRICS, "".join(line + "\n" for line in lines).encode()
         )
-        samples = self.directory / "samples.txt"
+        samples = self.directory / SAMPLES
         if samples.exists():
             content = samples.read_bytes()
             later = (
@@ -260,8 +256,8 @@ class Run:
 
     def discard(self) -> None:
         """Undo a run that never saved: nothing of it stays."""
-        if not holds_run(self.directory):
-            for name in (*RUN_FILES, ".lock"):
+        if not holds_checkpoint(self.directory):
+            for name in (*RUN_FILES, LOCK):
                 (self.directory / name).unlink(missing_ok=True)
             if self.ours:
                 with suppress(OSError):
@@ -283,7 +279,7 @@ class Run:
 
 
 def _refuse_taken(out: Path, names: Iterable[str]) -> None:
-    if holds_run(out):
+    if holds_checkpoint(out):
         raise UsageError(f"{out} holds a run", hint=f"gru-lm train --resume {out}")
     for name in sorted(names):
         if (out / name).exists():
@@ -311,7 +307,7 @@ def _is_best(path: Path, step: int) -> bool:
 
 def metrics(directory: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; one cut short by a crash is left out."""
-    path = directory / "metrics.jsonl"
+    path = directory / METRICS
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     found = []
     for line in lines:
@@ -322,7 +318,7 @@ def metrics(directory: Path) -> list[dict[str, Any]]:
 
 def lock(directory: Path) -> int:
     """The descriptor that holds a directory's lock until it is closed. Raises EnvironmentProblem."""
-    path = directory / ".lock"
+    path = directory / LOCK
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
+from gru_lm.commands.eval.options import Outputs
+from gru_lm.commands.eval.run import evaluate
+from gru_lm.commands.load import load_model
 from gru_lm.errors import InputError, UsageError
-from gru_lm.evaluate import Wanted, evaluate
-from gru_lm.opened import open_model
-from gru_lm.training.runs import find
+from gru_lm.training.directory import find
 from tests.conftest import TINY, Program, words
 from tests.inside import error, inside
 
@@ -41,8 +42,8 @@ def measured(
     run: Path, tmp_path: Path, text: str, **options: Any
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     (tmp_path / "text.txt").write_text(text)
-    wanted = Wanted(per_token=tmp_path / "out.tsv", **options)
-    result = evaluate(run, [str(tmp_path / "text.txt")], wanted=wanted)
+    outputs = Outputs(per_token=tmp_path / "out.tsv", **options)
+    result = evaluate(run, [str(tmp_path / "text.txt")], outputs=outputs)
     return result, tokens_of(tmp_path / "out.tsv")
 
 
@@ -76,8 +77,8 @@ def test_lm_eval_counts_words_its_way_and_no_token_between_documents(
         files.append(tmp_path / f"{number}.txt")
         files[-1].write_text(text)
     table = tmp_path / "out.tsv"
-    wanted = Wanted(convention="lm-eval", per_token=table)
-    result = evaluate(trained, [str(file) for file in files], wanted=wanted)
+    outputs = Outputs(convention="lm-eval", per_token=table)
+    result = evaluate(trained, [str(file) for file in files], outputs=outputs)
     bits = sum(float(row["surprisal_bits"]) for row in tokens_of(table) if row["piece"] != "</s>")
     found = result["as"]
     assert (found["words"], result["bytes"]) == (3 + 3, 20)
@@ -100,7 +101,7 @@ def test_baselines(trained: Path, tmp_path: Path) -> None:
     result, rows = measured(trained, tmp_path, words(300), baselines=True)
     found = {row["name"]: row for row in result["baselines"]}
     assert list(found) == ["uniform", "unigram", "bz2", "lzma"]
-    opened = open_model(find(trained, print))
+    opened = load_model(find(trained, print))
     uniform = math.log(opened.tokenizer.vocab_size)
     assert found["uniform"]["nats_per_token"] == pytest.approx(uniform)
     assert found["unigram"]["bits_per_byte"] < found["uniform"]["bits_per_byte"]
@@ -120,7 +121,7 @@ def test_adapted_rows_stand_beside_the_plain_figures(trained: Path, tmp_path: Pa
         assert row["tokens"] == plain["tokens"]
         assert row["bits_per_byte"] < plain["bits_per_byte"]
     with pytest.raises(InputError, match="training text is too short to take gradients of"):
-        evaluate(trained, [str(tmp_path / "text.txt")], wanted=Wanted(dynamic="rms"))
+        evaluate(trained, [str(tmp_path / "text.txt")], outputs=Outputs(dynamic="rms"))
 
 
 def test_pairs_are_judged_alone_or_beside_a_text(trained: Path, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_pairs_are_judged_alone_or_beside_a_text(trained: Path, tmp_path: Path) 
     assert shown.startswith("paradigm\tright\t95 % interval\tpairs\nx\t")
     pairs.write_text('{"sentence_good": "the cat sat"}\n')
     with pytest.raises(InputError, match=r"pairs\.jsonl.*line 1"):
-        evaluate(trained, wanted=Wanted(pairs=pairs))
+        evaluate(trained, outputs=Outputs(pairs=pairs))
 
 
 def test_lines_are_answered_as_they_come(trained: Path, program: Program, tmp_path: Path) -> None:
@@ -159,17 +160,17 @@ def test_lines_are_answered_as_they_come(trained: Path, program: Program, tmp_pa
     assert b"standard input, line 7: not utf-8" in errors
     (tmp_path / "text.txt").write_text("\n".join(lines) + "\n")
     table = tmp_path / "lines.tsv"
-    evaluate(trained, [str(tmp_path / "text.txt")], mode="line", wanted=Wanted(per_line=table))
+    evaluate(trained, [str(tmp_path / "text.txt")], mode="line", outputs=Outputs(per_line=table))
     expected = [row.split("\t") for row in table.read_text().splitlines()[1:]]
     found = [row.decode().rstrip("\n").split("\t") for row in answers]
     assert [row[:2] for row in found] == [row[:2] for row in expected]
-    for got, wanted in zip(found, expected, strict=True):
-        assert float(got[2]) == pytest.approx(float(wanted[2]), rel=1e-5)
+    for got, outputs in zip(found, expected, strict=True):
+        assert float(got[2]) == pytest.approx(float(outputs[2]), rel=1e-5)
 
 
 def test_wrong_use(trained: Path, of_words: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="unknown convention 'srlm'"):
-        evaluate(trained, wanted=Wanted(convention="srlm"))
+        evaluate(trained, outputs=Outputs(convention="srlm"))
     inside(Path.cwd(), "eval", trained, "x", "--per-line", "-", code=2)
     inside(Path.cwd(), "eval", trained, "--weight", "2", code=2)
     for options in (["--cache-theta", 1], ["--dynamic-lr", 1], ["--tune"], ["--weight", 0.5]):
@@ -184,12 +185,12 @@ def test_wrong_use(trained: Path, of_words: Path, tmp_path: Path) -> None:
         alone = ["eval", trained, "-", "--per-line", "-", "--encoding", encoding]
         assert said in error(tmp_path, *alone, code=2)
     with pytest.raises(UsageError, match="method"):
-        evaluate(trained, wanted=Wanted(dynamic="smg"))
+        evaluate(trained, outputs=Outputs(dynamic="smg"))
     with pytest.raises(UsageError, match="weight"):
-        evaluate(trained, wanted=Wanted(cache={"weight": 2.0}))
+        evaluate(trained, outputs=Outputs(cache={"weight": 2.0}))
     for mode in ("line", "columns"):
         with pytest.raises(UsageError, match="carries on through the text"):
-            evaluate(trained, mode=mode, wanted=Wanted(cache={}))
+            evaluate(trained, mode=mode, outputs=Outputs(cache={}))
 
 
 def test_tuning_on_what_is_measured_is_said(trained: Path, tmp_path: Path) -> None:
@@ -277,7 +278,7 @@ def test_ngrams_beside_a_model_of_words(of_words: Path, trained: Path, tmp_path:
     counts = f"\\data\\\nngram 1={len(known)}\nngram 2=1\n"
     other.write_text(f"{counts}\n\\1-grams:\n{rows}\n\\2-grams:\n-1.0\t<s> the\n\n\\end\\\n")
     own = [
-        evaluate(of_words, wanted=Wanted(interpolate=other, weight=weight))["interpolated"]
+        evaluate(of_words, outputs=Outputs(interpolate=other, weight=weight))["interpolated"]
         for weight in (0.02, None, 0.5)
     ]
     assert own[1]["tuned_on_tokens"] == own[1]["tokens"]
@@ -287,17 +288,17 @@ def test_ngrams_beside_a_model_of_words(of_words: Path, trained: Path, tmp_path:
     blank, _ = measured(of_words, tmp_path, "zebra", interpolate=arpa, weight=1.0)
     assert blank["ngram"]["perplexity_excluding_oovs"] is None
     with pytest.raises(UsageError, match="word"):
-        evaluate(trained, wanted=Wanted(interpolate=arpa))
+        evaluate(trained, outputs=Outputs(interpolate=arpa))
     # The end of a file is the model's alone, and so no gain.
     files = [str(tmp_path / "text.txt")] * 2
-    both = evaluate(of_words, files, wanted=Wanted(interpolate=arpa, weight=0.0))
+    both = evaluate(of_words, files, outputs=Outputs(interpolate=arpa, weight=0.0))
     assert both["interpolated"]["nats"] == pytest.approx(both["nats"])
     assert both["interpolated"]["tokens"] == both["tokens"]
 
 
 def test_the_harness_says_what_to_install(tmp_path: Path) -> None:
     code = "import runpy, sys; sys.modules['lm_eval'] = None; "
-    code += "runpy.run_module('gru_lm.harness', run_name='__main__')"
+    code += "runpy.run_module('gru_lm.integrations.lm_eval', run_name='__main__')"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )

@@ -8,41 +8,40 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 import torch
 
+from gru_lm.commands.load import read_sources, used_texts
 from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import InputError, UsageError, unknown_name
 from gru_lm.evaluation.metrics import caveats
-from gru_lm.forecast import Forecast, forecast
-from gru_lm.machine import fastest_precision, set_up
-from gru_lm.model.heads import choose_cutoffs
-from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.model.devices import choose_backend, fastest_precision, set_up
+from gru_lm.model.language_model import ModelConfig
 from gru_lm.model.native import build
-from gru_lm.model.recurrent import choose_backend
 from gru_lm.model.regularize import Regularization
-from gru_lm.rehearsal import tokens_per_second
-from gru_lm.reporting import console
-from gru_lm.signals import Stop
-from gru_lm.text.dataset import Data, Part, Texts, excerpt, make_tokenizer, split_texts, tokenize
-from gru_lm.text.sources import spool_stdin
-from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
-from gru_lm.training.checkpoint import Checkpoint
-from gru_lm.training.loop import TrainState
-from gru_lm.training.optimizers import make_optimizer
-from gru_lm.training.planner import Plan, plan_model
-from gru_lm.training.state import restore_model, restore_tokenizer
-from gru_lm.training.text_plan import (
+from gru_lm.planning.forecast import Forecast, forecast
+from gru_lm.planning.model import DEFAULT_CELL, plan_model
+from gru_lm.planning.text import (
     CHARACTERS_PER_TOKEN,
     plan_characters,
     plan_tokenizer,
     plan_valid_characters,
 )
+from gru_lm.planning.trial import tokens_per_second
+from gru_lm.reporting import console
+from gru_lm.signals import Stop
+from gru_lm.text.dataset import Data, Part, Texts, make_tokenizer, tokenize
+from gru_lm.text.sources import spool_stdin
+from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
+from gru_lm.training.checkpoint import Checkpoint
+from gru_lm.training.loop import TrainState
+from gru_lm.training.plan import Plan
+from gru_lm.training.start import fresh_state
+from gru_lm.training.state import restore_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +53,6 @@ class Prepared:
     data: Data
     device: torch.device
     backend: str
-    source: Checkpoint | None  # whose weights to begin with
     forecast: Forecast | None = None  # where a plan was made, not found
 
     def counts_V(self) -> torch.Tensor:  # noqa: N802
@@ -63,53 +61,19 @@ class Prepared:
 
     def model_config(self) -> ModelConfig:
         """The model that is planned."""
-        plan, vocab_size, counts_V = self.plan, self.data.tokenizer.vocab_size, self.counts_V()
-        cutoffs: tuple[int, ...] = ()
-        rows = 0
-        if plan.softmax == "adaptive":
-            cutoffs = choose_cutoffs(counts_V, embed=plan.embed)
-        elif (seen := int((counts_V > 0).sum())) + 1 < vocab_size:
-            rows = seen + 1  # one for all that do not occur
-        return ModelConfig(
-            cell=plan.cell,
-            vocab_size=vocab_size,
-            layers=plan.layers,
-            width=plan.width,
-            embed=plan.embed,
-            tied=plan.tied,
-            residual=plan.residual,
-            rows=rows,
-            cutoffs=cutoffs,
-        )
+        return self.plan.model_config(self.counts_V())
 
-    def state(self) -> TrainState:
-        """A fresh training state."""
-        plan, counts_V = self.plan, self.counts_V()
-        torch.manual_seed(self.settings.seed)
-        source = None
-        if self.source:
-            source = restore_model(
-                self.source, self.source.tensors(), device=self.device, backend=self.backend
-            )
-            source.make_room_for(counts_V)
-        model = LanguageModel(
-            source.config if source else self.model_config(),
-            regularization=_regularization(plan),
+    def state(self, source: Checkpoint | None = None) -> TrainState:
+        """A fresh training state; `source` is a checkpoint whose weights to start from."""
+        state = fresh_state(
+            self.plan,
+            self.model_config(),
+            self.counts_V(),
+            device=self.device,
             backend=self.backend,
-        ).to(self.device)
-        if source:
-            model.load_state_dict(source.state_dict())
-        else:
-            model.set_unigram(counts_V)
-        optimizer = make_optimizer(
-            model,
-            plan.optimizer,
-            weight_decay=plan.weight_decay,
-            beta2=plan.beta2,
-            precision=plan.precision,
+            seed=self.settings.seed,
+            source=source,
         )
-        scaler = torch.amp.GradScaler(self.device.type, enabled=plan.precision == "fp16")
-        state = TrainState(model, optimizer, scaler, model.initial_state(plan.batch))
         if self.settings.average is not None:
             state.start_average()
         return state
@@ -123,52 +87,86 @@ def prepare(
     `stdin` is where "-" is kept, `source` a checkpoint whose tokenizer and weights to begin with,
     `started` when the budget began on the monotonic clock.
     """
-    device = set_up(chosen)
+    device = set_up(
+        chosen.device,
+        threads=chosen.threads,
+        precision=chosen.precision,
+        deterministic=chosen.deterministic,
+    )
+    _check_model(chosen)
     if device.type == "cpu" and (why := build.problem()):
         console.note(f"no kernel of our own, PyTorch's instead: {why}")
     tokenizer = _given_tokenizer(chosen, source)
     if "-" in (*chosen.text, chosen.valid, chosen.test):
         spool_stdin(stdin, stop=stop)
-    kind = ""
-
-    def at_line_ends(characters: int) -> bool:
-        nonlocal kind
-        planned = plan_tokenizer(chosen, characters=characters)
-        kind = tokenizer.kind if tokenizer else planned
-        if kind not in KINDS:
-            raise unknown_name("tokenizer", kind, KINDS)
-        return kind == "word"
-
-    whole = _read_texts(chosen, stdin=stdin, at_line_ends=at_line_ends, stop=stop)
+    sources = read_sources(chosen, stdin=stdin, stop=stop)
+    characters = sources.training_characters(chosen.shares())
+    kind = _kind(chosen, tokenizer, characters=characters)
+    whole = sources.split(chosen.shares(), at_line_ends=kind == "word", stop=stop)
     asked = chosen
     chosen = plan_part(chosen, whole, kind=kind, device=device)
-    texts = _used_texts(whole, chosen, stop=stop)
+    texts = used_texts(whole, chosen, stop=stop)
     if tokenizer is None:
         with console.progress("training the tokenizer", None):
             tokenizer = make_tokenizer(kind, texts.train, vocab_size=chosen.vocab_size, stop=stop)
     data = read_data(texts, tokenizer, stop=stop)
+    prepared = _planned(chosen, data, device=device, source=source, started=started, stop=stop)
+    _announce(prepared.settings, data, whole, asked=asked)
+    console.note(f"expected: {prepared.forecast}")
+    return prepared
 
-    def prepared(plan: Plan) -> Prepared:
+
+@dataclass
+class _Trials:
+    """How fast plans train on this machine, each tried once."""
+
+    chosen: Settings
+    data: Data
+    device: torch.device
+    source: Checkpoint | None
+    stop: Stop
+    speeds: dict[tuple[int, int], float] = field(default_factory=dict)  # by layers and width
+
+    def prepared(self, plan: Plan) -> Prepared:
+        """All that is needed to train as `plan` says."""
+        tokenizer = self.data.tokenizer
         return Prepared(
             settings=dataclasses.replace(
-                chosen,
+                self.chosen,
                 tokenizer=tokenizer.kind,
                 vocab_size=tokenizer.vocab_size,
                 **dataclasses.asdict(plan),
             ),
             plan=plan,
-            data=data,
-            device=device,
-            backend=choose_backend(device),
-            source=source,
+            data=self.data,
+            device=self.device,
+            backend=choose_backend(self.device),
         )
 
-    speeds: dict[tuple[int, int], float] = {}
-
-    def speed(plan: Plan) -> float:
-        found = speeds[plan.layers, plan.width] = tokens_per_second(prepared(plan), stop=stop)
+    def __call__(self, plan: Plan) -> float:
+        """Training tokens a second."""
+        found = self.speeds[plan.layers, plan.width] = tokens_per_second(
+            self.prepared(plan).state(self.source),
+            plan,
+            self.data.train.tokens,
+            clip=self.chosen.clip,
+            seed=self.chosen.seed,
+            stop=self.stop,
+        )
         return found
 
+
+def _planned(
+    chosen: Settings,
+    data: Data,
+    *,
+    device: torch.device,
+    source: Checkpoint | None,
+    started: float,
+    stop: Stop,
+) -> Prepared:
+    """The plan for `data`, its speed tried, and what it comes to."""
+    trials = _Trials(chosen, data, device, source, stop)
     with console.progress("trying the speed of this machine", None):
         plan = plan_model(
             chosen,
@@ -176,15 +174,41 @@ def prepare(
             vocab_size=int((data.counts_V > 0).sum()),
             device=device.type,
             precision=fastest_precision(device),
-            speed=speed,
+            speed=trials,
             elapsed=time.monotonic() - started,
         )
-    ready = prepared(plan)
-    _announce(ready.settings, data, whole, asked=asked)
-    per_second = speeds.get((plan.layers, plan.width))
-    expected = forecast(ready, per_second, elapsed=time.monotonic() - started)
-    console.note(f"expected: {expected}")
-    return dataclasses.replace(ready, forecast=expected)
+    prepared = trials.prepared(plan)
+    expected = forecast(
+        prepared.settings,
+        plan,
+        prepared.model_config(),
+        tokens=len(data.train.tokens),
+        per_second=trials.speeds.get((plan.layers, plan.width)),
+        elapsed=time.monotonic() - started,
+    )
+    return dataclasses.replace(prepared, forecast=expected)
+
+
+def _check_model(chosen: Settings) -> None:
+    """Raise UsageError for names and limits of the model that need no text, before any is read."""
+    ModelConfig(
+        cell=chosen.cell or DEFAULT_CELL,
+        vocab_size=2,
+        layers=chosen.layers or 1,
+        width=chosen.width or 1,
+        embed=chosen.embed or 1,
+        tied=chosen.tied is not False,
+        cutoffs=(1,) if chosen.softmax == "adaptive" else (),
+    )
+
+
+def _kind(chosen: Settings, tokenizer: Tokenizer | None, *, characters: int) -> str:
+    """The kind of the tokenizer, given or planned."""
+    planned = plan_tokenizer(chosen, characters=characters)
+    kind = tokenizer.kind if tokenizer else planned
+    if kind not in KINDS:
+        raise unknown_name("tokenizer", kind, KINDS)
+    return kind
 
 
 def _given_tokenizer(chosen: Settings, source: Checkpoint | None) -> Tokenizer | None:
@@ -201,36 +225,6 @@ def _given_tokenizer(chosen: Settings, source: Checkpoint | None) -> Tokenizer |
     return read_tokenizer(Path(chosen.tokenizer or ""))
 
 
-def _read_texts(
-    chosen: Settings, *, stdin: Path, at_line_ends: Callable[[int], bool], stop: Stop
-) -> Texts:
-    """The texts that the settings name, cut into training and held-out parts."""
-    with console.progress("reading", None) as advance:
-        texts = split_texts(
-            chosen.text,
-            valid=chosen.valid,
-            test=chosen.test,
-            shares=chosen.shares(),
-            encoding=chosen.encoding,
-            stdin=stdin,
-            at_line_ends=at_line_ends,
-            stop=stop,
-            progress=advance,
-            note=console.note,
-        )
-    if texts.valid.characters == 0:
-        raise InputError(
-            "no text is held out to validate on", hint="--split 0.9,0.1, or --valid FILE"
-        )
-    return texts
-
-
-def read_again(chosen: Settings, *, stdin: Path, is_word: bool, stop: Stop) -> tuple[Texts, Texts]:
-    """The texts of a run with complete settings: all of them, and what of them it used."""
-    whole = _read_texts(chosen, stdin=stdin, at_line_ends=lambda _: is_word, stop=stop)
-    return whole, _used_texts(whole, chosen, stop=stop)
-
-
 def plan_part(chosen: Settings, whole: Texts, *, kind: str, device: torch.device) -> Settings:
     """Settings that say how much of the text is used, where that is not all."""
     speed: dict[str, Any] = {
@@ -241,15 +235,6 @@ def plan_part(chosen: Settings, whole: Texts, *, kind: str, device: torch.device
         chosen,
         characters=plan_characters(chosen, characters=whole.train.characters, **speed),
         valid_characters=plan_valid_characters(chosen, characters=whole.valid.characters, **speed),
-    )
-
-
-def _used_texts(whole: Texts, chosen: Settings, *, stop: Stop) -> Texts:
-    """The part of the texts that the settings say is used; all of the test text."""
-    return dataclasses.replace(
-        whole,
-        train=excerpt(whole.train, chosen.characters, stop=stop),
-        valid=excerpt(whole.valid, chosen.valid_characters, stop=stop),
     )
 
 
@@ -269,10 +254,6 @@ def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
     if not len(data.valid.tokens):
         raise InputError("the held-out text holds no token", hint="--valid FILE with some text")
     return data
-
-
-def _regularization(plan: Plan) -> Regularization:
-    return Regularization(**{f.name: getattr(plan, f.name) for f in fields(Regularization)})
 
 
 def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from gru_lm.errors import UsageError
 from gru_lm.training.checkpoint import read
+from gru_lm.training.directory import Run
 from gru_lm.training.loop import TrainState
-from gru_lm.training.runs import Run
 from tests.conftest import TINY, words
 from tests.faults.hostile import changed
 from tests.inside import error, inside, listing

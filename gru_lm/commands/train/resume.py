@@ -12,17 +12,19 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from gru_lm.commands.load import read_again
+from gru_lm.commands.train.prepare import Prepared, read_data
 from gru_lm.config import BUDGETS, Settings, settings
 from gru_lm.errors import InputError, UsageError
-from gru_lm.machine import set_up
+from gru_lm.layout import CONFIG
+from gru_lm.model.devices import choose_backend, choose_device, set_up
 from gru_lm.model.native.kernels import bf16_available
-from gru_lm.model.recurrent import choose_backend, choose_device
-from gru_lm.prepare import Prepared, read_again, read_data
+from gru_lm.planning.model import MOST_EPOCHS
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
+from gru_lm.training.directory import Run, newest_whole, read_settings
 from gru_lm.training.loop import TrainState
-from gru_lm.training.planner import MOST_EPOCHS, Plan
-from gru_lm.training.runs import Run, newest_whole, read_settings
+from gru_lm.training.plan import Plan
 from gru_lm.training.state import environment, restore, restore_tokenizer
 
 
@@ -49,7 +51,12 @@ def reopen(
     if where.type == "cpu" and chosen.precision == "bf16" and not bf16_available():
         console.warn("resumed in float32: this processor has no bf16")
         here = dataclasses.replace(chosen, precision="float32")
-    set_up(here, threads=threads, device=device)
+    set_up(
+        device or chosen.device,
+        threads=threads or chosen.threads,
+        precision=here.precision,
+        deterministic=chosen.deterministic,
+    )
     tokenizer = restore_tokenizer(checkpoint, checkpoint.tensors())
     is_word = tokenizer.kind == "word"
     _, texts = read_again(chosen, stdin=run.text, is_word=is_word, stop=stop)
@@ -88,7 +95,6 @@ def reopen(
         data=data,
         device=where,
         backend=backend,
-        source=None,
     )
     return prepared, state
 
@@ -99,7 +105,7 @@ def _settings(
     """The settings to go on with: those of config.toml, which must be the checkpoint's but for the
     budget.
     """
-    path = run.directory / "config.toml"
+    path = run.directory / CONFIG
     ours = noted.portable()
     changed = [n for n in sorted({*ours, *begun}) if ours.get(n) != begun.get(n)]
     if fixed := [name for name in changed if name not in BUDGETS]:

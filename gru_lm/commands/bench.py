@@ -18,18 +18,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from gru_lm import __version__
 from gru_lm.config import Settings
 from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, columns
-from gru_lm.machine import fastest_precision
+from gru_lm.model.devices import fastest_precision
 from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.planning.model import DEFAULT_MINUTES, plan_model
 from gru_lm.signals import Stop, never
-from gru_lm.text.batches import Batches
-from gru_lm.training.loop import TrainState, train_steps
-from gru_lm.training.optimizers import Budget, Schedule, make_optimizer
-from gru_lm.training.planner import DEFAULT_MINUTES, Plan, plan_model
+from gru_lm.training.loop import TrainState
+from gru_lm.training.plan import Plan
+from gru_lm.training.start import fresh_state, rehearsal_steps
 
 SEEN = 65  # characters of an English text
 VOCABULARY = 323  # pieces: those, the 256 bytes that spell all others, <unk> and </s>
@@ -38,7 +39,6 @@ WIDTHS = {
     "cpu": (128, 256, 512),
     "cuda": (256, 512, 1024),
 }  # what the planner chooses, and beside it
-LR = 1e-4  # moves the weights, and never far: the speed of any other
 ROUNDS = 9
 FEWEST = 3  # rounds, however slow the machine
 
@@ -129,15 +129,7 @@ def subjects(cells: Sequence[str], widths: Sequence[int], device: torch.device) 
             device=device.type,
             precision=fastest_precision(device),
         )
-        config = ModelConfig(
-            cell=cell,
-            vocab_size=VOCABULARY,
-            layers=plan.layers,
-            width=width,
-            embed=plan.embed,
-            tied=plan.tied,
-            rows=SEEN + 1,  # one for all that do not occur
-        )
+        config = plan.model_config(_counts())
         found.append(Subject(plan, config))
     return found
 
@@ -154,16 +146,15 @@ def warm_up(
 
     `progress` hears of subjects done.
     """
-    tokens_N = np.random.default_rng(0).integers(SEEN, size=TOKENS, dtype=np.uint16)
-    counts_V = torch.from_numpy(np.bincount(tokens_N, minlength=VOCABULARY))
+    tokens_N = _characters()
+    counts_V = _counts()
     works = []
     for subject in chosen:
-        model = LanguageModel(subject.config, backend=backend).to(device)
-        model.set_unigram(counts_V)
         plan = subject.plan
+        state = fresh_state(plan, subject.config, counts_V, device=device, backend=backend, seed=0)
         for kind, steps, tokens in (
-            ("train", _training(model, plan, tokens_N), plan.batch * plan.bptt),
-            ("eval", _evaluating(model, tokens_N), COLUMN_BATCH * COLUMN_CHUNK),
+            ("train", _training(state, plan, tokens_N), plan.batch * plan.bptt),
+            ("eval", _evaluating(state.model, tokens_N), COLUMN_BATCH * COLUMN_CHUNK),
         ):
             work = Work(subject, kind, steps.__next__, tokens, device)
             work.turn(0, stop)  # compiles, and takes memory
@@ -222,32 +213,19 @@ def machine(device: torch.device, backend: str) -> dict[str, Any]:
     }
 
 
-def _training(model: LanguageModel, plan: Plan, tokens_N: np.ndarray) -> Iterator[object]:
+def _characters() -> npt.NDArray[np.uint16]:
+    return np.random.default_rng(0).integers(SEEN, size=TOKENS, dtype=np.uint16)
+
+
+def _counts() -> torch.Tensor:
+    return torch.from_numpy(np.bincount(_characters(), minlength=VOCABULARY))
+
+
+def _training(state: TrainState, plan: Plan, tokens_N: np.ndarray) -> Iterator[object]:
     """Training steps, for ever."""
-    state = TrainState(
-        model,
-        make_optimizer(
-            model,
-            plan.optimizer,
-            weight_decay=plan.weight_decay,
-            beta2=plan.beta2,
-            precision=plan.precision,
-        ),
-        torch.amp.GradScaler(enabled=False),
-        model.initial_state(plan.batch),
-    )
-    steps = train_steps(
-        state,
-        Batches(tokens=tokens_N, batch=plan.batch, bptt=plan.bptt, seed=0),
-        budget=Budget(steps=None, seconds=None),
-        schedule=Schedule(kind="constant", lr=LR, warmup=0),
-        clip=1.0,
-        seed=0,
-        precision=plan.precision,
-        clock=time.monotonic,
-    )
+    steps = rehearsal_steps(state, plan, tokens_N)
     while True:
-        model.train()
+        state.model.train()
         yield next(steps)
 
 

@@ -25,13 +25,13 @@ from typing import Any
 from gru_lm import atomic
 from gru_lm.config import BUDGETS, Settings, settings
 from gru_lm.errors import GruLmError, InputError, UsageError, unknown_name
+from gru_lm.layout import LOCK, PIPED, RECORD, RESULT, RESULTS
 from gru_lm.model.cells import CELLS
-from gru_lm.training import runs
+from gru_lm.training import directory as run_directory
 
 MATCHES = ("parameters", "width", "arithmetic", "time")
 DEFAULTS = {"cells": ["gru", "lstm"], "match": "parameters", "seeds": 3}
 MINUTES = 1.0  # a run, where no budget is given
-RECORD, PIPED, RESULT, RESULTS = "compare.json", "piped.txt", "result.json", "results"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,20 +125,20 @@ class Comparison:
         """
         directory = out or _unnamed(Question.of(asked))
         ours = not directory.exists()
-        runs.make_directory(directory)
+        run_directory.make_directory(directory)
         if not ((directory / RECORD).exists() or _is_free(directory)):
             raise UsageError(
                 f"--out {directory} holds other files, and no comparison",
                 hint="name a directory of its own",
             )
-        lock = runs.lock(directory)
+        lock = run_directory.lock(directory)
         try:
             for folder in (directory, directory / RESULTS):
                 atomic.sweep(folder)
             yield cls(directory)
         finally:
             if not (directory / RECORD).exists():
-                for name in (PIPED, ".lock"):
+                for name in (PIPED, LOCK):
                     (directory / name).unlink(missing_ok=True)
                 if ours:
                     with suppress(OSError):
@@ -216,7 +216,7 @@ def _is_free(directory: Path) -> bool:
     if not directory.exists():
         return True
     names = {path.name for path in directory.iterdir()} if directory.is_dir() else {""}
-    own = {".lock", PIPED} if ".lock" in names else set()
+    own = {LOCK, PIPED} if LOCK in names else set()
     return all(name in own or name.endswith(".tmp") for name in names)
 
 

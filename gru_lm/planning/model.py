@@ -20,13 +20,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from gru_lm.config import Settings
 from gru_lm.errors import InputError, UsageError, unknown_name
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL
+from gru_lm.training.plan import Plan
 
 DEFAULT_CELL = "gru"
 DEFAULT_OPTIMIZER = "muon"
@@ -56,7 +56,6 @@ FRESH, DROPOUT = 12.0, 0.115
 FRESH_TIED, DROPOUT_TIED = 5.0, 0.066
 MOST_EPOCHS = 60.0  # more only learn the text by heart
 LEAST_DROPOUT, MOST_DROPOUT = 0.05, 0.5  # less made no difference
-TRAINING_SHARE = 0.95  # of what is left of it: the rest goes to validations and checkpoints
 # AdamW's weights remember 1 / (rate · decay) of its steps. Those of a tied matrix should remember so
 # many epochs, whatever the rate and the text (Wang and Aitchison 2024); twice MOST_DECAY was too much.
 # Where no matrix is tied, as for characters, DECAY was best.
@@ -99,79 +98,6 @@ def plan_like(settings: Settings, model: Mapping[str, Any]) -> Settings:
             hint="leave them out",
         )
     return dataclasses.replace(settings, **shape)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """The settings that the rule may choose, all chosen."""
-
-    cell: str
-    layers: int
-    width: int
-    embed: int
-    tied: bool
-    softmax: str
-    dropout: float
-    batch: int
-    bptt: int
-    optimizer: str
-    lr: float
-    weight_decay: float
-    beta2: float
-    precision: str
-    epochs: float | None = None  # at most
-    output_dropout: float | None = None  # None: as dropout
-    residual: bool = False
-    input_dropout: float = 0.0
-    embedding_dropout: float = 0.0
-    weight_drop: float = 0.0
-    locked: bool = True
-    ar: float = 0.0
-    tar: float = 0.0
-
-    @classmethod
-    def of(cls, settings: Settings) -> Plan:
-        """The plan that complete settings hold."""
-        return cls(**{f.name: getattr(settings, f.name) for f in dataclasses.fields(cls)})
-
-    def total_steps(self, settings: Settings, *, tokens: int) -> int | None:
-        """The budget in steps, if any part of it can be counted in steps."""
-        step_tokens = self.batch * self.bptt
-        limits = [settings.steps] if settings.steps else []
-        if settings.tokens:
-            limits.append(math.ceil(settings.tokens / step_tokens))
-        if settings.epochs:
-            limits.append(math.ceil(settings.epochs * tokens / step_tokens))
-        return min(limits, default=None)
-
-    def weights(self, vocab_size: int) -> float:
-        """Weights that a token is multiplied with, in a model for this vocabulary."""
-        rows = vocab_size if self.softmax == "full" else vocab_size / 10  # on average
-        return self._without_rows(vocab_size) + rows * (self.embed if self.tied else self.width)
-
-    def held(self, vocab_size: int) -> float:
-        """Weights of the whole model, roughly: an adaptive softmax has narrow rows for rare pieces."""
-        rows = vocab_size if self.softmax == "full" else 0.4 * vocab_size
-        return self._without_rows(vocab_size) + rows * (self.embed + (not self.tied) * self.width)
-
-    def _without_rows(self, vocab_size: int) -> float:
-        gates, inputs = len(CELLS[self.cell].gates), 0 if vocab_size <= SMALL else self.embed
-        recurrent = gates * self.width * (inputs + (2 * self.layers - 1) * self.width)
-        return recurrent + (
-            self.width * self.embed if self.tied and self.embed != self.width else 0
-        )
-
-    def tokens(
-        self, settings: Settings, *, tokens: int, per_second: float, elapsed: float
-    ) -> float:
-        """Training tokens that the budget will see of a text of `tokens`, at this speed."""
-        limits = []
-        if steps := self.total_steps(settings, tokens=tokens):
-            limits.append(steps * self.batch * self.bptt)
-        if settings.minutes:
-            seconds = max(0.0, settings.minutes * 60 - elapsed)
-            limits.append(int(seconds * TRAINING_SHARE * per_second))
-        return min(limits)
 
 
 def plan_model(

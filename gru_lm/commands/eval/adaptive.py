@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from gru_lm.commands.load import LoadedModel, own_text
 from gru_lm.errors import unknown_name
 from gru_lm.evaluation.adaptation import Tuned, beginning
 from gru_lm.evaluation.cache import CacheSettings, score_with_cache, tune_cache
@@ -30,7 +31,6 @@ from gru_lm.evaluation.dynamic import (
 from gru_lm.evaluation.metrics import Counts
 from gru_lm.evaluation.scoring import Portion
 from gru_lm.evaluation.texts import Reading
-from gru_lm.opened import Opened, own_text
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
 from gru_lm.text.batches import Batches
@@ -49,7 +49,7 @@ def check_settings(
 
 
 def with_cache(
-    opened: Opened,
+    loaded: LoadedModel,
     documents: Sequence[Document],
     *,
     given: Mapping[str, Any],
@@ -58,13 +58,13 @@ def with_cache(
     stop: Stop,
 ) -> Row:
     """The figures with the neural cache. `given` are settings; with `tune` the others are found."""
-    model, newline_id = opened.model, opened.tokenizer.newline_id
+    model, newline_id = loaded.model, loaded.tokenizer.newline_id
     settings, tuned = CacheSettings(**given), None
     if tune:
         with console.progress("tuning the cache", 1.0) as advance:
             tuned = tune_cache(
                 model,
-                _own_sequences(opened, stop=stop),
+                _own_sequences(loaded, stop=stop),
                 newline_id=newline_id,
                 given=given,
                 stop=stop,
@@ -72,12 +72,12 @@ def with_cache(
             )
         settings = tuned.best
     score = partial(score_with_cache, settings=settings)
-    counts = _counts(opened, documents, "scoring with the cache", score, size=size, stop=stop)
+    counts = _counts(loaded, documents, "scoring with the cache", score, size=size, stop=stop)
     return _row("cache", settings, tuned, counts)
 
 
 def dynamically(
-    opened: Opened,
+    loaded: LoadedModel,
     documents: Sequence[Document],
     *,
     method: str,
@@ -87,14 +87,14 @@ def dynamically(
     stop: Stop,
 ) -> Row:
     """The figures of dynamic evaluation by `method`, as `with_cache`."""
-    model, newline_id = opened.model, opened.tokenizer.newline_id
+    model, newline_id = loaded.model, loaded.tokenizer.newline_id
     settings, tuned, rms = _dynamic_settings(method, given), None, None
     if method == "rms":
         whole = STREAMS * BATCHES * settings.segment
         with console.progress("measuring gradients of the training text", whole) as advance:
             rms = gradient_rms(
                 model,
-                _training_batches(opened, settings.segment, stop=stop),
+                _training_batches(loaded, settings.segment, stop=stop),
                 stop=stop,
                 progress=advance,
             )
@@ -102,7 +102,7 @@ def dynamically(
         with console.progress("tuning dynamic evaluation", 1.0) as advance:
             tuned = tune_dynamic(
                 model,
-                _own_sequences(opened, stop=stop),
+                _own_sequences(loaded, stop=stop),
                 newline_id=newline_id,
                 start=settings,
                 given=given,
@@ -112,7 +112,7 @@ def dynamically(
             )
         settings = tuned.best
     score = partial(score_dynamically, settings=settings, rms=rms)
-    counts = _counts(opened, documents, "dynamic evaluation", score, size=size, stop=stop)
+    counts = _counts(loaded, documents, "dynamic evaluation", score, size=size, stop=stop)
     return _row(f"dynamic {method}", settings, tuned, counts)
 
 
@@ -123,7 +123,7 @@ def _dynamic_settings(method: str, given: Mapping[str, Any]) -> DynamicSettings:
 
 
 def _counts(
-    opened: Opened,
+    loaded: LoadedModel,
     documents: Sequence[Document],
     what: str,
     score: Callable[..., Iterator[Portion]],
@@ -131,12 +131,12 @@ def _counts(
     size: int,
     stop: Stop,
 ) -> list[Counts]:
-    reading = Reading(opened.tokenizer, documents)
+    reading = Reading(loaded.tokenizer, documents)
     with console.progress(what, size) as advance:
         portions = score(
-            opened.model,
+            loaded.model,
             reading.sequences(),
-            newline_id=opened.tokenizer.newline_id,
+            newline_id=loaded.tokenizer.newline_id,
             stop=stop,
             progress=lambda tokens_N: advance(reading.bytes_of(tokens_N)),
         )
@@ -162,17 +162,17 @@ def _row(
     return row | sum(counts, Counts()).figures()
 
 
-def _own_sequences(opened: Opened, *, stop: Stop) -> Any:
+def _own_sequences(loaded: LoadedModel, *, stop: Stop) -> Any:
     """The run's own held-out text, to tune on."""
-    valid = own_text(opened, "valid", stop=stop)
-    return Reading(opened.tokenizer, valid.documents).sequences()
+    valid = own_text(loaded, "valid", stop=stop)
+    return Reading(loaded.tokenizer, valid.documents).sequences()
 
 
 def _training_batches(
-    opened: Opened, segment: int, *, stop: Stop
+    loaded: LoadedModel, segment: int, *, stop: Stop
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Batches of STREAMS parallel streams from the beginning of the run's training text."""
-    train = Reading(opened.tokenizer, own_text(opened, "train", stop=stop).documents)
+    train = Reading(loaded.tokenizer, own_text(loaded, "train", stop=stop).documents)
     text, tokens = beginning(train.sequences(), STREAMS * BATCHES * segment)
     batches = Batches(
         tokens=np.concatenate([chunk for _, chunks in text for chunk in chunks]),

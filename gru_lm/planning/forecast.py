@@ -1,21 +1,19 @@
 """What a plan will come to: tokens, passes over the text, memory, disk. Reckoned, not tried.
 
-Knows what is prepared; makes no model that takes memory.
+Takes settings and a plan; makes no model that takes memory.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
+from gru_lm.config import Settings
 from gru_lm.model.cross_entropy import SLICE
-from gru_lm.model.language_model import LanguageModel
+from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.training.optimizers import slots_at_most
-
-if TYPE_CHECKING:
-    from gru_lm.prepare import Prepared
+from gru_lm.training.plan import Plan
 
 FLOAT = 4  # bytes
 PROCESS = 400e6  # bytes that a process takes which has imported PyTorch and matplotlib
@@ -43,14 +41,20 @@ class Forecast:
         )
 
 
-def forecast(prepared: Prepared, tokens_per_second: float | None, *, elapsed: float) -> Forecast:
-    """What `prepared` will come to, `elapsed` seconds of its budget being gone."""
-    plan, settings, data = prepared.plan, prepared.settings, prepared.data
-    size = len(data.train.tokens)
-    tokens = plan.tokens(
-        settings, tokens=size, per_second=tokens_per_second or 0.0, elapsed=elapsed
-    )
-    config = prepared.model_config()
+def forecast(
+    settings: Settings,
+    plan: Plan,
+    config: ModelConfig,
+    *,
+    tokens: int,
+    per_second: float | None,
+    elapsed: float,
+) -> Forecast:
+    """What `plan` comes to on a training text of `tokens`, `elapsed` seconds of the budget being gone.
+
+    `per_second` are the tokens that it trains on a second, where that was tried.
+    """
+    trained = plan.tokens(settings, tokens=tokens, per_second=per_second or 0.0, elapsed=elapsed)
     with torch.device("meta"):
         parameters = sum(p.numel() for p in LanguageModel(config).parameters())
     slots = slots_at_most(plan.optimizer) + (settings.average is not None)
@@ -59,9 +63,9 @@ def forecast(prepared: Prepared, tokens_per_second: float | None, *, elapsed: fl
     logits = min(N * (config.rows or config.vocab_size), SLICE)
     blocks = BLOCKS_ADAPTIVE if config.cutoffs else BLOCKS
     return Forecast(
-        tokens=int(tokens),
-        epochs=tokens / size,
-        tokens_per_second=tokens_per_second,
+        tokens=int(trained),
+        epochs=trained / tokens,
+        tokens_per_second=per_second,
         memory=int(PROCESS + FLOAT * ((2 + slots) * parameters + KEPT * units + blocks * logits)),
         disk=FLOAT * (1 + slots) * parameters * (settings.keep + 1),
     )

@@ -1,0 +1,1 @@
+"""`gru-lm compare`: cells or finished models, measured against each other."""

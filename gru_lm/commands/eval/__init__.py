@@ -1,0 +1,1 @@
+"""`gru-lm eval`: all that is measured of a run on texts."""

@@ -1,0 +1,242 @@
+"""Everything that `gru-lm eval` measures of a run on texts, gathered into one plain dictionary.
+
+The plain figures come first; what else was asked for is beside them, each thing under a name of its own,
+and never mixed into them. Prints no result.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gru_lm.commands.eval.options import Outputs, check_outputs
+from gru_lm.errors import UsageError, unknown_name
+from gru_lm.evaluation import CONVENTIONS, MODES
+from gru_lm.evaluation.metrics import Counts, caveats
+from gru_lm.signals import Stop, never
+
+if TYPE_CHECKING:
+    from gru_lm.commands.eval.outputs import Collectors
+    from gru_lm.commands.load import LoadedModel
+    from gru_lm.text.documents import Document
+
+
+def evaluate(
+    run: Path,
+    files: Sequence[str] = (),
+    *,
+    mode: str = "stream",
+    batch: int | None = None,
+    chunk: int | None = None,
+    threads: int | None = None,
+    device: str = "auto",
+    encoding: str = "utf-8",
+    outputs: Outputs | None = None,
+    stop: Stop = never,
+) -> dict[str, Any]:
+    """Score texts, or the run's own held-out text; returns what `eval --json` prints.
+
+    With pairs and no files it is the pairs alone. `stop` is polled and raises Stopped. What a user can
+    mend is raised as a GruLmError; the files that are to be written are then as they were before.
+    """
+    outputs = outputs or Outputs()
+    _check_usage(run, files, mode, outputs)
+
+    from gru_lm.reporting import console
+    from gru_lm.text.documents import survey
+    from gru_lm.text.sources import open_documents, spool_stdin
+    from gru_lm.training import directory as run_directory
+
+    with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
+        checkpoint = run_directory.find(run, console.warn)
+        stdin = Path(folder) / "stdin"
+        documents: list[Document] = []
+        if files:
+            if "-" in files:
+                spool_stdin(stdin, stop=stop)
+            documents = open_documents(
+                files, encoding=encoding, stdin=stdin, stop=stop, note=console.note
+            )
+        # Torch comes only now: what is refused is refused without it.
+        from gru_lm.commands.eval.adaptive import check_settings
+        from gru_lm.commands.load import load_model, own_text
+
+        check_settings(
+            cache=outputs.cache, method=outputs.dynamic, dynamic=outputs.dynamic_settings
+        )
+        loaded = load_model(checkpoint, device=device, threads=threads)
+        if not files and not outputs.pairs:
+            documents = list(own_text(loaded, "valid", stop=stop).documents)
+        check_outputs(outputs, documents)
+        # A first pass finds whatever cannot be read before the long work, and how long that will be.
+        with console.progress("reading", None) as advance:
+            text = survey(documents, stop=stop, progress=advance)
+        found: list[str] = []
+        if outputs.tune or (outputs.interpolate and outputs.weight is None):
+            own = own_text(loaded, "valid", stop=stop)
+            if text.fingerprint == survey(own.documents, stop=stop).fingerprint:
+                found.append("what is tuned here is tuned on the very text that is measured")
+        if outputs.dynamic == "rms":
+            own_text(loaded, "train", stop=stop)
+        result: dict[str, Any] = {
+            "checkpoint": str(checkpoint.path),
+            "device": str(loaded.device),
+            "caveats": found,
+        }
+        if outputs.pairs:
+            result["pairs"] = pairs = _pairs(loaded, outputs.pairs, stop=stop)
+            found += caveats(loaded.tokenizer, pairs["unknown_rate"], of="the pairs")
+        if documents:
+            result = _on_texts(
+                loaded,
+                documents,
+                result,
+                size=text.bytes,
+                mode=mode,
+                batch=batch,
+                chunk=chunk,
+                outputs=outputs,
+                stop=stop,
+            )
+    return result
+
+
+def _check_usage(run: Path, files: Sequence[str], mode: str, outputs: Outputs) -> None:
+    """Raise UsageError for what does not go together, before anything is read."""
+    if mode not in MODES:
+        raise unknown_name("mode", mode, MODES)
+    if outputs.convention not in (None, *CONVENTIONS):
+        raise unknown_name("convention", outputs.convention or "", CONVENTIONS)
+    if outputs.pairs and not files and outputs != Outputs(pairs=outputs.pairs):
+        raise UsageError(
+            "--pairs alone judges pairs, and nothing else",
+            hint=f"name a text too: gru-lm eval {run} FILE --pairs {outputs.pairs}",
+        )
+    if mode != "stream" and (outputs.cache is not None or outputs.dynamic):
+        raise UsageError(
+            f"what adapts carries on through the text, not --mode {mode}", hint="leave --mode out"
+        )
+
+
+def _pairs(loaded: LoadedModel, path: Path, *, stop: Stop) -> dict[str, Any]:
+    """How many minimal pairs the model judges rightly."""
+    from gru_lm.evaluation.minimal_pairs import judged, read_pairs, score_pairs
+    from gru_lm.reporting import console
+
+    pairs = read_pairs(path, stop=stop)
+    with console.progress("judging pairs", 2 * len(pairs)) as advance:
+        scores = score_pairs(loaded.model, loaded.tokenizer, pairs, stop=stop, progress=advance)
+    return judged(pairs, scores)
+
+
+def _on_texts(
+    loaded: LoadedModel,
+    documents: Sequence[Document],
+    result: dict[str, Any],
+    *,
+    size: int,
+    mode: str,
+    batch: int | None,
+    chunk: int | None,
+    outputs: Outputs,
+    stop: Stop,
+) -> dict[str, Any]:
+    """`result` with the figures of the documents; files are in place when it returns."""
+    from gru_lm import atomic
+    from gru_lm.commands.eval.ngrams import Interpolation
+    from gru_lm.commands.eval.outputs import Collectors
+    from gru_lm.evaluation.texts import measure
+    from gru_lm.reporting import console
+
+    with ExitStack() as stack:
+        # All at once: one that cannot be written is refused before the long work.
+        files = {path: stack.enter_context(atomic.replacing(path)) for path in outputs.files()}
+        ngrams = mixture = None
+        if outputs.interpolate:
+            ngrams = Interpolation(loaded, outputs.interpolate, weight=outputs.weight, stop=stop)
+            mixture = ngrams.mixture()
+        collectors = Collectors(outputs, loaded.tokenizer, documents, files, mixture)
+        started = time.monotonic()
+        with console.progress("scoring", size) as advance:
+            counts = measure(
+                loaded.model,
+                loaded.tokenizer,
+                documents,
+                mode=mode,
+                batch=batch,
+                chunk=chunk,
+                tables=collectors.tables,
+                of_distribution=collectors.of_distribution(),
+                stop=stop,
+                progress=advance,
+            )
+        seconds = time.monotonic() - started
+        collectors.finish()
+        total = sum(counts, Counts())
+        result = _plain(collectors, counts, mode=mode, seconds=seconds) | result
+        result["caveats"] += caveats(loaded.tokenizer, total.unknown_rate())
+        if outputs.convention:
+            result["as"], found = collectors.convention(total)
+            result["caveats"] += found
+        if outputs.baselines:
+            result["baselines"] = collectors.baselines(total, stop=stop)
+        if ngrams and mixture:
+            result |= ngrams.rows(mixture, documents, total)
+            result["caveats"] += ngrams.caveats()
+        result |= _adapted(loaded, documents, outputs, size=size, stop=stop)
+        if outputs.context_curve:
+            result["context_curve"] = collectors.context_curve(loaded, stop=stop)
+        collectors.write_page(result, total)
+    return result
+
+
+def _plain(
+    collectors: Collectors, counts: Sequence[Counts], *, mode: str, seconds: float
+) -> dict[str, Any]:
+    """The plain figures: of all documents, and of each where there are several."""
+    total = sum(counts, Counts())
+    interval = collectors.by_block.interval().interval
+    result: dict[str, Any] = {
+        **total.figures(),
+        "ci95": interval and list(interval),
+        "mode": mode,
+        "seconds": round(seconds, 3),
+        "tokens_per_second": round(total.tokens / seconds, 1) if seconds else None,
+    }
+    if len(counts) > 1:
+        names = collectors.names()
+        result["files"] = [
+            {"file": name, **each.figures()} for name, each in zip(names, counts, strict=True)
+        ]
+    return result
+
+
+def _adapted(
+    loaded: LoadedModel, documents: Sequence[Document], outputs: Outputs, *, size: int, stop: Stop
+) -> dict[str, Any]:
+    from gru_lm.commands.eval.adaptive import dynamically, with_cache
+
+    rows = []
+    if outputs.cache is not None:
+        rows.append(
+            with_cache(
+                loaded, documents, given=outputs.cache, tune=outputs.tune, size=size, stop=stop
+            )
+        )
+    if outputs.dynamic:
+        rows.append(
+            dynamically(
+                loaded,
+                documents,
+                method=outputs.dynamic,
+                given=outputs.dynamic_settings,
+                tune=outputs.tune,
+                size=size,
+                stop=stop,
+            )
+        )
+    return {"adapted": rows} if rows else {}

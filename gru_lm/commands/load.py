@@ -1,0 +1,106 @@
+"""A run from disk: its model and tokenizer, ready to score or to sample; and its own text.
+
+Everything a checkpoint holds is checked before torch takes any memory for it. Writes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gru_lm.config import Settings
+from gru_lm.errors import InputError
+from gru_lm.layout import PIPED_TEXT
+from gru_lm.model.devices import choose_backend, set_up
+from gru_lm.model.language_model import LanguageModel
+from gru_lm.reporting import console
+from gru_lm.signals import Stop
+from gru_lm.text.dataset import Part, Sources, Texts, excerpt, open_texts
+from gru_lm.text.tokenizer import Tokenizer
+from gru_lm.training import directory as run_directory
+from gru_lm.training.checkpoint import Checkpoint
+from gru_lm.training.state import restore_model, restore_tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in eval mode on its device, and what came with it."""
+
+    model: LanguageModel
+    tokenizer: Tokenizer
+    checkpoint: Checkpoint
+    device: torch.device
+
+
+def load_model(
+    checkpoint: Checkpoint, *, device: str = "auto", threads: int | None = None
+) -> LoadedModel:
+    """The model and tokenizer in `checkpoint`. Raises what cannot be used: file or device."""
+    where = set_up(device, threads=threads)
+    tensors = checkpoint.tensors()
+    tokenizer = restore_tokenizer(checkpoint, tensors)
+    backend = choose_backend(where)
+    model = restore_model(checkpoint, tensors, device=where, backend=backend).eval()
+    return LoadedModel(model, tokenizer, checkpoint, where)
+
+
+def own_text(loaded: LoadedModel, part: str, *, stop: Stop) -> Part:
+    """The "train" or "valid" text of the run of a checkpoint, of which it may have used a part.
+
+    Raises InputError where it is gone or has changed.
+    """
+    directory = loaded.checkpoint.path.parent
+    hint = f"gru-lm eval {loaded.checkpoint.path} FILE"
+    try:
+        chosen = run_directory.read_settings(directory)
+        is_word = loaded.tokenizer.kind == "word"
+        stdin = directory / PIPED_TEXT
+        texts, used = read_again(chosen, stdin=stdin, is_word=is_word, stop=stop)
+    except InputError as error:
+        error.hint = hint
+        raise
+    if used.fingerprints()[part] != loaded.checkpoint.meta["data"][part]:
+        what = {"valid": "held-out", "train": "training"}[part]
+        raise InputError(
+            f"the {what} text of {directory} has changed since its training", hint=hint
+        )
+    return texts.valid if part == "valid" else texts.train
+
+
+def read_sources(chosen: Settings, *, stdin: Path, stop: Stop) -> Sources:
+    """The texts that the settings name. Raises InputError where nothing would be held out."""
+    with console.progress("reading", None) as advance:
+        sources = open_texts(
+            chosen.text,
+            valid=chosen.valid,
+            test=chosen.test,
+            encoding=chosen.encoding,
+            stdin=stdin,
+            stop=stop,
+            progress=advance,
+            note=console.note,
+        )
+    if not sources.holds_out(chosen.shares()):
+        raise InputError(
+            "no text is held out to validate on", hint="--split 0.9,0.1, or --valid FILE"
+        )
+    return sources
+
+
+def used_texts(whole: Texts, chosen: Settings, *, stop: Stop) -> Texts:
+    """The part of the texts that the settings say is used; all of the test text."""
+    return dataclasses.replace(
+        whole,
+        train=excerpt(whole.train, chosen.characters, stop=stop),
+        valid=excerpt(whole.valid, chosen.valid_characters, stop=stop),
+    )
+
+
+def read_again(chosen: Settings, *, stdin: Path, is_word: bool, stop: Stop) -> tuple[Texts, Texts]:
+    """The texts of a run with complete settings: all of them, and what of them it used."""
+    sources = read_sources(chosen, stdin=stdin, stop=stop)
+    whole = sources.split(chosen.shares(), at_line_ends=is_word, stop=stop)
+    return whole, used_texts(whole, chosen, stop=stop)

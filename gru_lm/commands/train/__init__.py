@@ -1,0 +1,1 @@
+"""`gru-lm train`: prepare, fit, resume."""

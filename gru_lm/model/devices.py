@@ -1,0 +1,92 @@
+"""What computes here: device, backend, threads, precision. The one place that sets them.
+
+Knows no text and no settings. Invariant: what is refused is refused before PyTorch takes any memory.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import suppress
+
+import torch
+
+from gru_lm.errors import EnvironmentProblem, UsageError
+from gru_lm.model.native import build
+from gru_lm.model.native.kernels import bf16_available
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
+# Of training, beside the fastest and float32.
+_PRECISIONS: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("bf16", "fp16")}
+
+
+def set_up(
+    device: str,
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    deterministic: bool = False,
+) -> torch.device:
+    """Prepare PyTorch to compute on `device`; returns it.
+
+    Raises UsageError for a name that is not a device and for a `precision` that it cannot train in, and
+    EnvironmentProblem for a device that is not there.
+    """
+    where = choose_device(device)
+    if precision not in (None, "float32", fastest_precision(where), *_PRECISIONS[where.type]):
+        or_else = ", or AVX512_BF16 and a C compiler" if precision == "bf16" else ""
+        raise UsageError(
+            f"--precision {precision} needs CUDA{or_else}",
+            hint="--precision float32; a run that has begun so goes on only where that is",
+        )
+    if threads:
+        torch.set_num_threads(threads)
+    if deterministic and where.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    return where
+
+
+def fastest_precision(device: torch.device) -> str:
+    """What a run is trained in unless told otherwise."""
+    return "bf16" if device.type == "cpu" and bf16_available() else "float32"
+
+
+def choose_backend(device: torch.device) -> str:
+    """The fastest backend that there is for `device`; compiles the kernels if need be."""
+    return "native" if device.type == "cpu" and build.available() else "fused"
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:I".
+
+    Raises UsageError for another name, EnvironmentProblem for a device that is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal())):
+        raise UsageError(f"unknown device {name!r}", hint="--device auto, cpu, cuda or cuda:0")
+    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, on every device
+    if kind == "cuda":
+        count = torch.cuda.device_count()
+        if int(index or 0) >= count:
+            raise EnvironmentProblem(
+                f"no device {name}: PyTorch sees {count} CUDA device(s)", hint="--device cpu"
+            )
+        return torch.device("cuda", int(index or 0))
+    _keep_memory()
+    return torch.device("cpu")
+
+
+def _keep_memory() -> None:
+    """Let the process keep the memory it frees, where its C library is glibc.
+
+    By default large blocks go back to the kernel at every step, and the page faults of taking them
+    again are a fifth of a small step's time.
+    """
+    with suppress(AttributeError, OSError):
+        c_library = ctypes.CDLL(None)
+        c_library.mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        c_library.mallopt(M_TRIM_THRESHOLD, -1)

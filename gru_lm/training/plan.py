@@ -1,0 +1,116 @@
+"""A plan: every hyperparameter of a training run that a rule may choose, all chosen.
+
+Who chooses is planning's business. Here is what follows from a plan: its model, its steps and tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+from gru_lm.config import Settings
+from gru_lm.model.cells import CELLS
+from gru_lm.model.heads import choose_cutoffs
+from gru_lm.model.language_model import SMALL, ModelConfig
+from gru_lm.model.regularize import Regularization
+
+TRAINING_SHARE = 0.95  # of the time left: the rest goes to validations and checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The settings that the rule may choose, all chosen."""
+
+    cell: str
+    layers: int
+    width: int
+    embed: int
+    tied: bool
+    softmax: str
+    dropout: float
+    batch: int
+    bptt: int
+    optimizer: str
+    lr: float
+    weight_decay: float
+    beta2: float
+    precision: str
+    epochs: float | None = None  # at most
+    output_dropout: float | None = None  # None: as dropout
+    residual: bool = False
+    input_dropout: float = 0.0
+    embedding_dropout: float = 0.0
+    weight_drop: float = 0.0
+    locked: bool = True
+    ar: float = 0.0
+    tar: float = 0.0
+
+    @classmethod
+    def of(cls, settings: Settings) -> Plan:
+        """The plan that complete settings hold."""
+        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls)})
+
+    def total_steps(self, settings: Settings, *, tokens: int) -> int | None:
+        """The budget in steps, if any part of it can be counted in steps."""
+        step_tokens = self.batch * self.bptt
+        limits = [settings.steps] if settings.steps else []
+        if settings.tokens:
+            limits.append(math.ceil(settings.tokens / step_tokens))
+        if settings.epochs:
+            limits.append(math.ceil(settings.epochs * tokens / step_tokens))
+        return min(limits, default=None)
+
+    def model_config(self, counts_V: Tensor) -> ModelConfig:
+        """The model for a training text in which the pieces occur so often."""
+        cutoffs: tuple[int, ...] = ()
+        rows = 0
+        if self.softmax == "adaptive":
+            cutoffs = choose_cutoffs(counts_V, embed=self.embed)
+        elif (seen := int((counts_V > 0).sum())) + 1 < len(counts_V):
+            rows = seen + 1  # one for all that do not occur
+        return ModelConfig(
+            cell=self.cell,
+            vocab_size=len(counts_V),
+            layers=self.layers,
+            width=self.width,
+            embed=self.embed,
+            tied=self.tied,
+            residual=self.residual,
+            rows=rows,
+            cutoffs=cutoffs,
+        )
+
+    def regularization(self) -> Regularization:
+        """What is dropped and penalised in training."""
+        return Regularization(**{f.name: getattr(self, f.name) for f in fields(Regularization)})
+
+    def weights(self, vocab_size: int) -> float:
+        """Weights that a token is multiplied with, in a model for this vocabulary."""
+        rows = vocab_size if self.softmax == "full" else vocab_size / 10  # on average
+        return self._without_rows(vocab_size) + rows * (self.embed if self.tied else self.width)
+
+    def held(self, vocab_size: int) -> float:
+        """Weights of the whole model, roughly: an adaptive softmax has narrow rows for rare pieces."""
+        rows = vocab_size if self.softmax == "full" else 0.4 * vocab_size
+        return self._without_rows(vocab_size) + rows * (self.embed + (not self.tied) * self.width)
+
+    def _without_rows(self, vocab_size: int) -> float:
+        gates, inputs = len(CELLS[self.cell].gates), 0 if vocab_size <= SMALL else self.embed
+        recurrent = gates * self.width * (inputs + (2 * self.layers - 1) * self.width)
+        return recurrent + (
+            self.width * self.embed if self.tied and self.embed != self.width else 0
+        )
+
+    def tokens(
+        self, settings: Settings, *, tokens: int, per_second: float, elapsed: float
+    ) -> float:
+        """Training tokens that the budget will see of a text of `tokens`, at this speed."""
+        limits = []
+        if steps := self.total_steps(settings, tokens=tokens):
+            limits.append(steps * self.batch * self.bptt)
+        if settings.minutes:
+            seconds = max(0.0, settings.minutes * 60 - elapsed)
+            limits.append(int(seconds * TRAINING_SHARE * per_second))
+        return min(limits)
