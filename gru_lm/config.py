@@ -1,6 +1,6 @@
-"""What can be set, once: every field is a flag (with dashes), a TOML key and a JSON key.
+"""All settings of a training run: each field is a flag (with dashes), a TOML key and a JSON key.
 
-Values come from defaults < a TOML file < --set key=value < flags; None means "the planner chooses".
+Precedence: defaults < a TOML file < --set key=value < flags; None means "the planner chooses".
 A `Settings` that exists is valid. Knows nothing of what the settings are for: names of cells,
 optimizers and devices are checked where they are used.
 """
@@ -20,14 +20,14 @@ from gru_lm.errors import InputError, UsageError, unknown_name
 TEXT, MODEL, BUDGET, TRAINING, MACHINE, KEEPING = (
     "Text and tokenizer",
     "Model",
-    "Budget (whichever ends first)",
+    "Budget (the first to run out ends the run)",
     "Training",
     "Machine",
-    "What is kept",
+    "Checkpoints and validation",
 )
 
-LARGEST = 2**63 - 1  # of whole numbers, in a checkpoint too: a seed may be as large
-BUDGETS = ("minutes", "epochs", "steps", "tokens")  # the fields that say how long to train
+LARGEST = 2**63 - 1  # limit of integers, which a checkpoint stores in 64 bits
+BUDGETS = ("minutes", "epochs", "steps", "tokens")
 
 
 def _option(
@@ -45,136 +45,138 @@ def _option(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything about a training run but where it is written. Raises UsageError if invalid."""
+    """All settings of a training run except its directory. Raises UsageError if invalid."""
 
     text: tuple[str, ...] = ("@docstrings",)
-    valid: str | None = _option(
-        TEXT, "Held-out text to validate on, instead of the last part of TEXT."
-    )
-    test: str | None = _option(TEXT, "Held-out text, measured once, at the end.")
+    valid: str | None = _option(TEXT, "Validation text (default: the last tenth of TEXT).")
+    test: str | None = _option(TEXT, "Test text, measured once, at the end.")
     split: str = _option(
-        TEXT, "Shares of TEXT that train, validate and, if a third is given, test.", "0.9,0.1"
+        TEXT, "Shares of TEXT for training, validation and, optionally, testing.", "0.9,0.1"
     )
-    encoding: str = _option(TEXT, "How the text files are encoded.", "utf-8")
+    encoding: str = _option(TEXT, "Encoding of the text files.", "utf-8")
     tokenizer: str | None = _option(
-        TEXT, "char, byte, bpe, unigram, word, or a SentencePiece FILE.model."
+        TEXT, "char, byte, bpe, unigram, word, or a SentencePiece FILE.model (default: planned)."
     )
-    vocab_size: int | None = _option(TEXT, "Pieces in the vocabulary, at most.", low=1)
+    vocab_size: int | None = _option(TEXT, "Size of the vocabulary, at most.", low=1)
     characters: int | None = _option(
         TEXT,
-        "Characters of the training text to use, at most (else what the budget can use).",
+        "Size of the training text, at most, in characters (default: what the budget can use).",
         low=1,
     )
     valid_characters: int | None = _option(
         TEXT,
-        "Characters of the held-out text to validate on, at most (else what the budget can score).",
+        "Size of the validation text, at most, in characters (default: what the budget can score).",
         low=1,
     )
 
     cell: str | None = _option(
-        MODEL, "The recurrent cell: gru (if not given), gru-before, lstm, lstm-thread, rnn."
+        MODEL, "Recurrent cell: gru, gru-before, lstm, lstm-thread or rnn (default: gru)."
     )
-    layers: int | None = _option(MODEL, "Recurrent layers.", low=1)
-    width: int | None = _option(MODEL, "Hidden units a layer.", low=1)
-    embed: int | None = _option(MODEL, "Size of a token's embedding.", low=1)
-    tied: bool | None = _option(MODEL, "Share the embedding's matrix with the output.")
-    residual: bool | None = _option(MODEL, "Layers above the first add to what they read.")
+    layers: int | None = _option(MODEL, "Number of recurrent layers.", low=1)
+    width: int | None = _option(MODEL, "Hidden units in each layer.", low=1)
+    embed: int | None = _option(MODEL, "Embedding size.", low=1)
+    tied: bool | None = _option(MODEL, "Tie the embedding and output matrices.")
+    residual: bool | None = _option(MODEL, "Residual connections around all layers but the first.")
     softmax: str = _option(
         MODEL,
-        "How the next piece is predicted: full weighs all pieces alike; adaptive computes rare ones "
-        "only when needed, much faster from some thousands of pieces on.",
+        "full, or adaptive: narrow clusters for rare pieces, much faster beyond a few thousand pieces.",
         "auto",
         choices=("auto", "full", "adaptive"),
     )
     dropout: float | None = _option(
         MODEL,
-        "Share of units dropped between and after layers; of embeddings or, where pieces are few, of "
-        "recurrent weights as well.",
+        "Dropout between and after the layers, and on the embeddings (small vocabularies: DropConnect "
+        "on the recurrent weights instead).",
         low=0,
         high=0.95,
     )
     output_dropout: float | None = _option(
-        MODEL, "The same after the last layer, if it is to be another.", low=0, high=0.95
+        MODEL, "Dropout after the last layer (default: same as --dropout).", low=0, high=0.95
     )
     input_dropout: float | None = _option(
-        MODEL, "The same of the embeddings, if it is to be another.", low=0, high=0.95
+        MODEL, "Dropout on the embeddings (default: same as --dropout).", low=0, high=0.95
     )
     embedding_dropout: float | None = _option(
-        MODEL, "Share of the vocabulary dropped from a batch's input.", low=0, high=0.95
+        MODEL, "Dropout of whole rows of the embedding matrix.", low=0, high=0.95
     )
     weight_drop: float | None = _option(
-        MODEL, "The same of the recurrent weights, if it is to be another.", low=0, high=0.95
+        MODEL,
+        "DropConnect on the recurrent weights (default: same as --dropout).",
+        low=0,
+        high=0.95,
     )
     locked: bool | None = _option(
-        MODEL, "Drop the same units at all steps of a batch (the default)."
+        MODEL, "Locked dropout: one mask for all time steps of a batch (the default)."
     )
-    ar: float | None = _option(MODEL, "Penalty on the square of the last layer's outputs.", low=0)
-    tar: float | None = _option(
-        MODEL, "Penalty on the square of their change from step to step.", low=0
-    )
+    ar: float | None = _option(MODEL, "L2 penalty on the last layer's outputs (AR).", low=0)
+    tar: float | None = _option(MODEL, "L2 penalty on their change from step to step (TAR).", low=0)
 
-    minutes: float | None = _option(BUDGET, "Wall time of the whole command.", low=0.01, high=1e6)
+    minutes: float | None = _option(
+        BUDGET, "Wall time of the command (default: 5).", low=0.01, high=1e6
+    )
     epochs: float | None = _option(BUDGET, "Passes over the training text.", low=0.0001, high=1e6)
     steps: int | None = _option(BUDGET, "Optimizer steps.", low=1)
     tokens: int | None = _option(BUDGET, "Training tokens.", low=1)
 
-    batch: int | None = _option(TRAINING, "Parallel streams of text.", low=1)
-    bptt: int | None = _option(TRAINING, "Tokens backpropagated through; the state goes on.", low=1)
-    lr: float | None = _option(TRAINING, "Highest learning rate.", low=0)
+    batch: int | None = _option(TRAINING, "Batch size: parallel streams of text.", low=1)
+    bptt: int | None = _option(TRAINING, "Length of truncated backpropagation, in tokens.", low=1)
+    lr: float | None = _option(TRAINING, "Peak learning rate.", low=0)
     optimizer: str | None = _option(
         TRAINING,
-        "muon (if not given): adamw, with orthogonal updates of the cells' square matrices; adamw; sgd "
-        "with momentum 0.9; nt-asgd: sgd without, averaging weights once validations no longer fall.",
+        "muon (the default): orthogonalised updates for recurrent matrices, AdamW for the rest; adamw; "
+        "sgd: momentum 0.9; nt-asgd: plain SGD, then an average of the weights once validation stalls.",
         choices=("muon", "adamw", "sgd", "nt-asgd"),
     )
     average: float | None = _option(
         TRAINING,
-        "Decay (such as 0.999) a step of an average of the weights, which is then the model.",
+        "Exponential moving average of the weights, used as the model; the decay, such as 0.999.",
         low=0,
         high=0.999999,
     )
     schedule: str = _option(
         TRAINING,
-        "How the learning rate falls over the budget: to nothing, unless constant.",
+        "Learning-rate schedule over the budget; all but constant end at zero.",
         "cosine",
         choices=("cosine", "linear", "constant"),
     )
     warmup: float = _option(
-        TRAINING, "Share of the budget in which the learning rate rises.", 0.02, low=0, high=1
+        TRAINING, "Share of the budget spent on linear warm-up.", 0.02, low=0, high=1
     )
-    clip: float = _option(TRAINING, "Largest norm of the gradient; 0: no limit.", 1.0, low=0)
+    clip: float = _option(TRAINING, "Gradient clipping: largest norm; 0 for none.", 1.0, low=0)
     weight_decay: float | None = _option(
-        TRAINING, "Decay of the weight matrices; of those that Muon moves, at most 0.1.", low=0
+        TRAINING, "Weight decay of the matrices (at most 0.1 for those under Muon).", low=0
     )
     beta2: float | None = _option(
         TRAINING,
-        "How much AdamW keeps of its mean squared gradients each step (if not given): 0.999 where text "
-        "is seen once, 0.99 where often.",
+        "AdamW's β₂ (default: 0.999, or 0.99 for a text that is seen several times).",
         low=0,
         high=0.999999,
     )
-    seed: int = _option(TRAINING, "Where all randomness starts.", 0, low=0)
+    seed: int = _option(TRAINING, "Random seed.", 0, low=0)
 
     device: str = _option(MACHINE, "auto, cpu, cuda or cuda:I.", "auto")
-    threads: int | None = _option(MACHINE, "CPU threads.", low=1, high=4096)
+    threads: int | None = _option(
+        MACHINE, "CPU threads (default: all available cores).", low=1, high=4096
+    )
     precision: str | None = _option(
         MACHINE,
-        "Precision of the products in training (else bf16 on a processor that has AVX512_BF16, float32 "
-        "elsewhere): bf16 goes with CUDA too, fp16 with CUDA alone. Weights, states and evaluation are "
-        "float32.",
+        "Precision of matrix products in training: float32, bf16 (CUDA; a CPU with AVX512_BF16: "
+        "the default) or fp16 (CUDA). Weights, states and evaluation are float32.",
         choices=("float32", "bf16", "fp16"),
     )
-    deterministic: bool = _option(MACHINE, "Bit-identical resumes on CUDA too, if slower.", False)
+    deterministic: bool = _option(
+        MACHINE, "Deterministic CUDA kernels: exact resume, slower.", False
+    )
 
     save_every: int | None = _option(
-        KEEPING, "Steps between checkpoints (else about every 60 s).", low=1
+        KEEPING, "Steps between checkpoints (default: about every 60 s).", low=1
     )
     eval_every: int | None = _option(
-        KEEPING, "Steps between validations (else 10 times a run).", low=1
+        KEEPING, "Steps between validations (default: 10 validations a run).", low=1
     )
-    keep: int = _option(KEEPING, "Checkpoints kept, beside the best.", 2, low=1)
+    keep: int = _option(KEEPING, "Checkpoints to keep besides the best.", 2, low=1)
     patience: int | None = _option(
-        KEEPING, "End after this many validations without a new best.", low=1
+        KEEPING, "Early stopping: validations without improvement before the run ends.", low=1
     )
 
     def __post_init__(self) -> None:
@@ -183,7 +185,7 @@ class Settings:
         self.shares()
         if self.average is not None and self.optimizer == "nt-asgd":
             raise UsageError(
-                "--average does not go with --optimizer nt-asgd, which has an average of its own",
+                "--average does not go with --optimizer nt-asgd, which already averages the weights",
                 hint="leave --average out",
             )
         if not self.text:
@@ -199,13 +201,13 @@ class Settings:
             shares = []
         if len(shares) not in (2, 3) or min(shares) < 0 or sum(shares) != 1 or shares[0] == 0:
             raise UsageError(
-                f"--split {self.split}: not two or three shares that add up to 1",
+                f"--split {self.split} is not two or three shares that add up to 1",
                 hint="--split 0.9,0.1 or --split 0.8,0.1,0.1",
             )
         train, valid, *test = shares
         if test and (self.valid or self.test):
             raise UsageError(
-                f"--split {self.split} and a held-out file both say what to hold out",
+                f"--split {self.split} does not go with --valid or --test",
                 hint="two shares with --valid or --test, three without",
             )
         return train, valid, test[0] if test else Fraction(0)
@@ -217,7 +219,7 @@ class Settings:
         return {name: value for name, value in values.items() if value is not None}
 
     def portable(self) -> dict[str, Any]:
-        """The same for a checkpoint: without where the text lies, which is the run directory's."""
+        """The settings that go into a checkpoint: all but the paths of the texts."""
         paths = ("text", "valid", "test")
         return {name: value for name, value in self.given().items() if name not in paths}
 
@@ -260,7 +262,7 @@ def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
     for pair in pairs:
         key, equals, value = pair.partition("=")
         if not equals:
-            raise UsageError(f"--set {pair}: not key=value", hint="--set width=512")
+            raise UsageError(f"--set {pair} is not KEY=VALUE", hint="--set width=512")
         try:
             values[key.strip()] = tomllib.loads(f"value = {value}")["value"]
         except ValueError:
@@ -269,7 +271,7 @@ def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
 
 
 def settings(*layers: Mapping[str, Any]) -> Settings:
-    """Settings from mappings, the later ones stronger; None in a layer says nothing.
+    """Settings from mappings; later ones take precedence, and None sets nothing.
 
     Raises UsageError for an unknown key (with the nearest known one) and for a wrong type or value.
     """

@@ -1,7 +1,7 @@
-"""The command line: every command is a thin Typer shell over a plain function, one file each.
+"""The command line: each command is a thin Typer shell over a plain function, one file each.
 
-Here the shells are put together, and what they raise becomes an exit code and at most three lines on
-stderr. Importing this imports no torch, so that --help answers at once.
+Assembles the shells, and turns exceptions into an exit code and at most three lines on stderr.
+Importing this module imports no torch, so --help answers at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -27,28 +28,80 @@ from gru_lm.cli.bench import bench_cli
 from gru_lm.cli.compare import compare_cli
 from gru_lm.cli.eval import eval_cli
 from gru_lm.cli.info import info_cli
+from gru_lm.cli.options import Group, laid_out
 from gru_lm.cli.sample import sample_cli
 from gru_lm.cli.train import train_cli
 from gru_lm.errors import EnvironmentProblem, GruLmError, Stopped, nearest
 
 app = typer.Typer(
+    cls=Group,
     help="Train, sample and measure recurrent language models.",
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Every command has --help, and --debug for a traceback. Start with: gru-lm train",
+    epilog="Start with: gru-lm train mytext.txt\n\n"
+    "Every command has --help, and --debug for a traceback.",
 )
-COMMANDS: dict[str, Callable[..., None]] = {
-    "train": train_cli,
-    "sample": sample_cli,
-    "eval": eval_cli,
-    "compare": compare_cli,
-    "info": info_cli,
-    "bench": bench_cli,
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command: its shell, the options that its help shows first, and two examples."""
+
+    shell: Callable[..., None]
+    common: tuple[str, ...]
+    examples: tuple[str, str]
+
+
+COMMANDS = {
+    "train": Entry(
+        train_cli,
+        (
+            *("minutes", "cell", "tokenizer", "valid", "out", "resume", "from"),
+            *("width", "layers", "dry-run", "json"),
+        ),
+        (
+            "gru-lm train mytext.txt --minutes 5",
+            "gru-lm train mytext.txt --cell lstm --tokenizer word --minutes 30",
+        ),
+    ),
+    "sample": Entry(
+        sample_cli,
+        ("prompt", "length", "samples", "temperature", "top-p", "top-k", "stop", "seed", "json"),
+        (
+            'gru-lm sample runs/gru-1 --prompt "Once upon" --length 200',
+            "gru-lm sample runs/gru-1 --samples 3 --temperature 0.7 --json",
+        ),
+    ),
+    "eval": Entry(
+        eval_cli,
+        (
+            *("html", "per-token", "per-word", "per-line", "baselines", "as", "pairs", "mode"),
+            "json",
+        ),
+        (
+            "gru-lm eval runs/gru-1 other.txt --baselines",
+            "gru-lm eval runs/gru-1 other.txt --per-word words.tsv --html page.html",
+        ),
+    ),
+    "compare": Entry(
+        compare_cli,
+        ("cells", "match", "minutes", "seeds", "tokenizer", "out", "on", "fail-if-worse", "json"),
+        (
+            "gru-lm compare mytext.txt --cells gru,lstm --minutes 1 --seeds 3",
+            "gru-lm compare runs/gru-1 runs/lstm-1 --on other.txt",
+        ),
+    ),
+    "info": Entry(info_cli, ("json",), ("gru-lm info runs/gru-1", "gru-lm info runs/gru-1 --json")),
+    "bench": Entry(
+        bench_cli,
+        ("cells", "width", "seconds", "threads", "device", "json"),
+        ("gru-lm bench", "gru-lm bench --cells gru,lstm --width 256 --threads 1"),
+    ),
 }
-for _name, _command in COMMANDS.items():
-    app.command(_name)(_command)
+for _name, _entry in COMMANDS.items():
+    app.command(_name, cls=laid_out(_entry.common, _entry.examples))(_entry.shell)
 app.add_typer(corpus.app, name="corpus")
 
 INTERNAL = 70
@@ -64,7 +117,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _program(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     del version

@@ -1,6 +1,6 @@
-"""`gru-lm bench`: how fast each cell trains and is evaluated on this machine.
+"""`gru-lm bench`: the speed of each cell on this machine, in training and evaluation.
 
-What is measured, and how, is commands/bench.py's; here it is gathered and shown.
+Options and printing; commands/bench.py measures.
 """
 
 from __future__ import annotations
@@ -113,21 +113,20 @@ def bench_cli(
     width: Annotated[
         str | None,
         typer.Option(
-            metavar="H,...", help="Hidden units a layer.", show_default="three that are common"
+            metavar="H,...", help="Hidden units in each layer.", show_default="three common widths"
         ),
     ] = None,
     seconds: Annotated[
-        float, typer.Option(help="Wall time of the whole command, about.")
+        float, typer.Option(help="Approximate wall time of the whole command.")
     ] = SECONDS,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:I.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure how many tokens a second each cell trains on and evaluates, on this machine.
+    """Measure the speed of each cell on this machine, in tokens a second.
 
-    Whole training steps, as train does them with characters; and the forward
-    pass, as validation does it. The cells take turns for some rounds, and
-    medians are shown. Close other programs for figures that mean something.
+    Times whole training steps on characters, and the forward pass of validation. The cells take turns,
+    and medians are shown. Close other programs for reliable figures.
     """
     from gru_lm.reporting import console
 

@@ -1,6 +1,6 @@
-"""`gru-lm compare`: which cell predicts a text better; or which of two finished models.
+"""`gru-lm compare`: which cell, or which of two finished models, predicts a text better.
 
-What is done is compare.py's; here it is asked for and shown.
+Options and printing; commands/compare/ does the work.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gru_lm.config import parse_set, read_toml, settings
 from gru_lm.errors import UsageError
 from gru_lm.signals import watch_signals
 
-# Settings that go with finished models too.
+# Settings that also go with finished models.
 OF_MODELS = ("encoding", "threads", "device")
 RUN_COLUMNS = (
     ("seed", "seed", ""),
@@ -43,53 +43,55 @@ def compare_cli(
         list[str] | None,
         typer.Argument(
             metavar="TEXT|RUN",
-            help="Text to train on, as for train; with --on, two finished runs.",
+            help="Text to train on, as for train; or, with --on, two finished runs.",
             show_default=False,
         ),
     ] = None,
     cells: Annotated[
-        str | None, typer.Option(metavar="A,B[,...]", help="(default: gru,lstm)")
+        str | None, typer.Option(metavar="A,B[,...]", help="Cells to compare (default: gru,lstm).")
     ] = None,
     match: Annotated[
         str | None,
         typer.Option(
             metavar="parameters|width|arithmetic|time",
-            help="What all cells have alike, each with the planner's learning rate for its width. "
-            "(default: parameters)",
+            help="What is held equal between the cells (default: parameters).",
         ),
     ] = None,
     seeds: Annotated[
         int | None,
-        typer.Option(help="Runs of each cell; under 3 nothing can be told. (default: 3)"),
+        typer.Option(help="Runs of each cell; a verdict needs at least 3 (default: 3)."),
     ] = None,
     on: Annotated[
         list[str] | None,
-        typer.Option(metavar="FILE", help="Compare two finished runs on this text."),
+        typer.Option(metavar="FILE", help="Text on which to compare two finished runs."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Its directory; one that was begun goes on. (default: compare-<n>)"),
+        typer.Option(help="Directory; an interrupted comparison continues (default: compare-<n>)."),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Settings of all runs.")
+        Path | None, typer.Option(metavar="FILE.toml", help="Settings of all runs, from a file.")
     ] = None,
     set_values: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated."),
     ] = None,
     fail_if_worse: Annotated[
         bool,
-        typer.Option("--fail-if-worse", help="Exit 1 if the first is found worse than another."),
+        typer.Option(
+            "--fail-if-worse", help="Exit with 1 if the first is found worse than another."
+        ),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end.")
     ] = False,
     **flags: Any,
 ) -> None:
-    """Compare cells on TEXT, a minute a run unless told; or two finished runs: RUN_A RUN_B --on FILE.
+    """Compare cells on TEXT, or two finished runs: RUN_A RUN_B --on FILE.
 
-    Every cell is trained with every seed and measured on the same held-out text. What may be said is
-    said in one sentence, with its interval over seeds and text. Ctrl-C saves; the same command, or
-    --out DIR alone, goes on.
+    Trains every cell with every seed, one minute a run by default, and measures all runs on the same
+    held-out text. The verdict is one sentence with an interval over seeds and text. Ctrl-C saves; the
+    same command, or --out DIR alone, continues.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     own: dict[str, Any] = {"match": match, "seeds": seeds}
@@ -136,7 +138,7 @@ def _settings(layers: list[dict[str, Any]], text: list[str] | None) -> dict[str,
 
     if text and all(holds_checkpoint(Path(spec)) for spec in text):
         raise UsageError(
-            "which text are these runs to be compared on?",
+            "no text to compare these runs on",
             hint=f"gru-lm compare {' '.join(text)} --on FILE",
         )
     names = {name.replace("-", "_") for layer in layers for name in layer}

@@ -1,6 +1,6 @@
-"""`gru-lm corpus list | get | show`: named corpora for people and pipes.
+"""`gru-lm corpus list | get | show`: named corpora.
 
-Knows no recipe's inside: text/corpora.py does. Standard output carries the answer alone.
+Options and printing; text/corpora.py knows the recipes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
-app = typer.Typer(help="Named corpora: what there is, where it lies, what it says.")
+from gru_lm.cli.options import Group, laid_out
+
+app = typer.Typer(cls=Group, help="List, fetch and print the named corpora.")
 
 Name = Annotated[str, typer.Argument(help="Name of a corpus, with or without the @.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -94,7 +97,11 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     console.table(("name", "bytes", "words", "here", "licence", "source"), cells)
 
 
-@app.command("list")
+def _laid_out(*examples: str) -> type[TyperCommand]:
+    return laid_out(("json",), [f"gru-lm corpus {example}" for example in examples])
+
+
+@app.command("list", cls=_laid_out("list", "list --json"))
 def list_cli(as_json: Json = False) -> None:
     """List the named corpora: size, licence, source, and whether they are on this machine."""
     from gru_lm.reporting import console
@@ -106,7 +113,7 @@ def list_cli(as_json: Json = False) -> None:
         _print_table(rows)
 
 
-@app.command("get")
+@app.command("get", cls=_laid_out("get @shakespeare", "get docstrings --json"))
 def get_cli(name: Name, as_json: Json = False) -> None:
     """Fetch a corpus into the cache, unless it is there, and print its folder."""
     from gru_lm.reporting import console
@@ -118,7 +125,10 @@ def get_cli(name: Name, as_json: Json = False) -> None:
         console.result(got["path"])
 
 
-@app.command("show")
+@app.command(
+    "show",
+    cls=_laid_out("show @docstrings", "show docstrings --json"),
+)
 def show_cli(name: Name, as_json: Json = False) -> None:
     """Print the text of a corpus."""
     corpus_show(name, as_json=as_json)

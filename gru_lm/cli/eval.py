@@ -16,7 +16,7 @@ from gru_lm.errors import UsageError
 from gru_lm.evaluation import CONVENTIONS, MODES
 from gru_lm.signals import watch_signals
 
-TABLES, BESIDE, ADAPTING = "Tables and pages", "Beside the figures", "Adapting to the text"
+TABLES, OPTIONAL, ADAPTING = "Tables and pages", "Optional figures", "Adaptive models"
 
 
 def _out(name: str, what: str) -> Any:
@@ -30,7 +30,7 @@ def eval_cli(
         typer.Argument(
             metavar="FILE",
             help="Files, folders, globs, - (standard input) or @names of corpora; "
-            "without any, the run's own held-out text.",
+            "default: the run's own held-out text.",
             show_default=False,
         ),
     ] = None,
@@ -39,127 +39,132 @@ def eval_cli(
         str,
         typer.Option(
             metavar="|".join(MODES),
-            help="stream: the state is carried through each document. line: it is reset at each "
-            "line. columns: as validation while training does it.",
+            help="stream: the state is carried through each document; line: it is reset at each line; "
+            "columns: parallel columns, as in validation during training.",
         ),
     ] = "stream",
-    encoding: Annotated[str, typer.Option(help="How the files are encoded.")] = "utf-8",
+    encoding: Annotated[str, typer.Option(help="Encoding of the files.")] = "utf-8",
     batch: Annotated[
         int | None,
-        typer.Option(min=1, help="Documents, lines or columns side by side; changes the speed."),
+        typer.Option(
+            min=1, help="Documents, lines or columns scored in parallel; affects speed alone."
+        ),
     ] = None,
     chunk: Annotated[
-        int | None, typer.Option(min=1, help="Tokens a pass; changes the speed.")
+        int | None, typer.Option(min=1, help="Tokens in one forward pass; affects speed alone.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:I.")] = "auto",
     per_token: Annotated[
-        Path | None, _out("OUT.tsv", "Write surprisal and entropy of every token.")
+        Path | None, _out("OUT.tsv", "Write the surprisal and entropy of every token.")
     ] = None,
     per_word: Annotated[
         Path | None,
-        _out("OUT.tsv", "Write the surprisal of every word, as tokenised and corrected."),
+        _out("OUT.tsv", "Write the surprisal of every word."),
     ] = None,
     per_line: Annotated[
         Path | None,
         _out(
-            "OUT.tsv", "Write tokens and nats of every line; - answers standard input line by line."
+            "OUT.tsv",
+            "Write the tokens and nats of every line; - scores standard input line by line.",
         ),
     ] = None,
     html: Annotated[
         Path | None,
-        _out("OUT.html", "Write a page: figures, loss along the text, the text coloured."),
+        _out(
+            "OUT.html",
+            "Write a report: figures, loss along the text, surprisal in colour.",
+        ),
     ] = None,
     context_curve: Annotated[
-        Path | None, _out("OUT.png", "Measure and plot the loss against the length of context.")
+        Path | None, _out("OUT.png", "Measure and plot the loss against the context length.")
     ] = None,
     convention: Annotated[
         str | None,
         typer.Option(
             "--as",
             metavar="|".join(CONVENTIONS),
-            help="Print what that tool would, in its layout.",
-            rich_help_panel=BESIDE,
+            help="Print the figures in the convention and layout of another tool.",
+            rich_help_panel=OPTIONAL,
         ),
     ] = None,
     baselines: Annotated[
         bool,
         typer.Option(
             "--baselines",
-            help="Uniform, unigram, and the compressors bz2 and lzma on the same text.",
-            rich_help_panel=BESIDE,
+            help="Add uniform, unigram, bz2 and lzma on the same text.",
+            rich_help_panel=OPTIONAL,
         ),
     ] = False,
     pairs: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Judge minimal pairs: JSON Lines as BLiMP's, a folder or a zip of them.",
-            rich_help_panel=BESIDE,
+            help="Minimal pairs: JSON Lines in BLiMP's format, or a folder or zip of them.",
+            rich_help_panel=OPTIONAL,
         ),
     ] = None,
     interpolate: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.arpa",
-            help="n-grams, alone and together with a model of words.",
-            rich_help_panel=BESIDE,
+            help="Add an n-gram model, alone and interpolated with a word model.",
+            rich_help_panel=OPTIONAL,
         ),
     ] = None,
     weight: Annotated[
         str,
         typer.Option(
             metavar="W|auto",
-            help="Of the n-grams, 0 to 1; auto: what suits the run's own held-out text.",
-            rich_help_panel=BESIDE,
+            help="Weight of the n-gram model, 0 to 1; auto: tuned on the run's held-out text.",
+            rich_help_panel=OPTIONAL,
         ),
     ] = "auto",
     cache: Annotated[
         bool,
-        typer.Option("--cache", help="With the neural cache.", rich_help_panel=ADAPTING),
+        typer.Option("--cache", help="Add the neural cache.", rich_help_panel=ADAPTING),
     ] = False,
     cache_window: Annotated[
         int | None,
-        typer.Option(min=1, help="Tokens it remembers. (default: 2000)", rich_help_panel=ADAPTING),
+        typer.Option(min=1, help="Tokens in the cache (default: 2000).", rich_help_panel=ADAPTING),
     ] = None,
     cache_theta: Annotated[
         float | None,
-        typer.Option(help="How much likeness counts. (default: 0.1)", rich_help_panel=ADAPTING),
+        typer.Option(help="Flatness θ of the cache (default: 0.1).", rich_help_panel=ADAPTING),
     ] = None,
     cache_weight: Annotated[
         float | None,
-        typer.Option(help="Its share of the mixture. (default: 0.15)", rich_help_panel=ADAPTING),
+        typer.Option(help="Weight of the cache (default: 0.15).", rich_help_panel=ADAPTING),
     ] = None,
     dynamic: Annotated[
         str | None,
         typer.Option(
             metavar="sgd|rms",
-            help="With dynamic evaluation: the weights follow the text.",
+            help="Add dynamic evaluation: the weights are updated along the text.",
             rich_help_panel=ADAPTING,
         ),
     ] = None,
     dynamic_lr: Annotated[
-        float | None, typer.Option(help="Its learning rate.", rich_help_panel=ADAPTING)
+        float | None,
+        typer.Option(help="Learning rate of dynamic evaluation.", rich_help_panel=ADAPTING),
     ] = None,
     dynamic_decay: Annotated[
         float | None,
-        typer.Option(
-            help="How fast it goes back to the trained weights.", rich_help_panel=ADAPTING
-        ),
+        typer.Option(help="Decay towards the trained weights.", rich_help_panel=ADAPTING),
     ] = None,
     tune: Annotated[
         bool,
         typer.Option(
             "--tune",
-            help="Find the best settings of cache and dynamic evaluation on the run's held-out text.",
+            help="Tune cache and dynamic evaluation on the run's held-out text.",
             rich_help_panel=ADAPTING,
         ),
     ] = False,
 ) -> None:
     """Measure how well a model predicts texts: bits per byte, perplexities, surprisals.
 
-    Every token is scored, the first too. Between two files the state is reset, and the end of the
-    first is scored as one more token. What adapts, and what others count, is beside the plain figures.
+    Every token is scored, including the first. The state is reset between files. Adaptive models and
+    the conventions of other tools are reported in addition to the plain figures, never mixed into them.
     """
     from gru_lm.reporting import console, figures
 

@@ -1,4 +1,4 @@
-"""`gru-lm info RUN`: what a checkpoint is, without building the model."""
+"""`gru-lm info RUN`: describe a checkpoint without building the model."""
 
 from __future__ import annotations
 
@@ -12,11 +12,9 @@ import typer
 
 def info_cli(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory or a checkpoint.")],
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON: all of it, fingerprints and counters too.")
-    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all metadata as JSON.")] = False,
 ) -> None:
-    """Say what a run or a checkpoint is: its model, tokenizer, progress and settings."""
+    """Describe a run or a checkpoint: model, tokenizer, progress and settings."""
     from gru_lm.reporting import console
 
     values = info(run)
@@ -44,7 +42,7 @@ def info(path: Path) -> dict[str, Any]:
 
 
 def _for_people(values: dict[str, Any]) -> dict[str, Any]:
-    """What is worth reading, in the order in which one asks."""
+    """The metadata worth reading, in reading order."""
     model = values["model"]
     return {
         "checkpoint": values["checkpoint"],

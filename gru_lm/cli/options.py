@@ -1,16 +1,67 @@
-"""The fields of config.Settings as Typer options, so that one place says what can be set."""
+"""How options are declared and shown: settings as options, and the layout of `--help`."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, get_type_hints
 
 import typer
+from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from gru_lm.config import Settings
+
+COMMON, OTHER = "Common options", "Other options"
+MOST_COMMON = 12
+
+
+class _WithoutTypes:
+    """A command or group whose help shows no type beside flags that take no value."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if isinstance(param, TyperOption) and param.is_flag:
+                param.metavar = ""
+        return params
+
+
+class Group(_WithoutTypes, TyperGroup):
+    """A group of commands."""
+
+
+def laid_out(common: Sequence[str], examples: Sequence[str]) -> type[TyperCommand]:
+    """A command class whose `--help` opens with the options `common`, and ends with `examples`.
+
+    `common` are flags without dashes, in the order people need them; --help is the last of them. All
+    other options stay in the panels that they name.
+    """
+    assert len(common) < MOST_COMMON
+    order = [f"--{name}" for name in (*common, "help")]
+
+    class LaidOut(_WithoutTypes, TyperCommand):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.epilog = "\n\n".join(["Examples:", *(f"  {example}" for example in examples)])
+
+        def get_params(self, ctx: Any) -> list[Any]:
+            params = super().get_params(ctx)
+            first: dict[str, TyperOption] = {}
+            for param in params:
+                if not isinstance(param, TyperOption):
+                    continue
+                name = next((name for name in order if name in param.opts), None)
+                if name:
+                    first[name] = param
+                    param.rich_help_panel = COMMON
+                elif not param.rich_help_panel:
+                    param.rich_help_panel = OTHER
+            shown = [first[name] for name in order]
+            return [*shown, *(param for param in params if param not in shown)]
+
+    return LaidOut
 
 
 def with_settings(shell: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""`gru-lm sample RUN`: text out of a model, on standard output as it is made."""
+"""`gru-lm sample RUN`: generate text, written to standard output as it is made."""
 
 from __future__ import annotations
 
@@ -74,23 +74,29 @@ def sample_cli(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory or a checkpoint.")],
     prompt: Annotated[
         str | None,
-        typer.Option(help="Text to go on from; without it, what is piped in.", show_default=False),
+        typer.Option(
+            help="Text to continue (default: standard input, if piped).", show_default=False
+        ),
     ] = None,
-    length: Annotated[int, typer.Option(min=0, help="Tokens to sample at most.")] = LENGTH,
-    samples: Annotated[int, typer.Option(min=1, help="Texts to sample.")] = 1,
+    length: Annotated[int, typer.Option(min=0, help="Number of tokens, at most.")] = LENGTH,
+    samples: Annotated[int, typer.Option(min=1, help="Number of texts.")] = 1,
     temperature: Annotated[
-        float, typer.Option(help="Below 1 safer, above 1 wilder; 0: greedy.")
+        float, typer.Option(help="Sharper below 1, flatter above 1; 0 is greedy.")
     ] = 1,
-    top_k: Annotated[int, typer.Option(help="Of the K most probable tokens; 0: of all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Of the fewest tokens that hold mass P.")] = 1,
+    top_k: Annotated[int, typer.Option(help="Only the K most probable tokens; 0 for all.")] = 0,
+    top_p: Annotated[
+        float, typer.Option(help="Nucleus sampling: only the likeliest tokens of mass P.")
+    ] = 1,
     min_p: Annotated[
-        float, typer.Option(help="Of tokens at least P times as probable as the most probable one.")
+        float,
+        typer.Option(help="Only tokens at least P times as probable as the most probable one."),
     ] = 0,
     typical: Annotated[
-        float, typer.Option(help="Of the tokens of mass P whose surprisal is the most typical.")
+        float,
+        typer.Option(help="Locally typical sampling: only the most typical tokens of mass P."),
     ] = 1,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1: tokens seen before become less probable.")
+        float, typer.Option(help="Above 1, repeated tokens become less probable.")
     ] = 1,
     stop_strings: Annotated[
         list[str] | None,
@@ -103,17 +109,18 @@ def sample_cli(
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="The same seed gives the same text.", show_default="a new one"),
+        typer.Option(min=0, help="Random seed: same seed, same text.", show_default="random"),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object a line.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object per sample.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:I.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="Threads of the processor.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
 ) -> None:
-    """Sample text from a model.
+    """Generate text from a model.
 
-    The prompt comes first, then what the model makes of it. Several samples are separated by a blank
-    line. The filters apply in this order: repetition penalty, temperature, top-k, top-p, min-p,
-    typical.
+    Prints the prompt and its continuation; several samples are separated by a blank line. Filters apply
+    in this order: repetition penalty, temperature, top-k, top-p, min-p, typical.
     """
     if "" in (stop_strings or ()):
         raise UsageError("--stop is empty", hint="leave it out, or name a string")

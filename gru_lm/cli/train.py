@@ -1,7 +1,6 @@
 """`gru-lm train`: from text to a trained run.
 
-What is done is train.py's; here it is asked for and shown. The options of `train_cli` are the fields of
-config.Settings: one place says what can be set.
+Options and printing; commands/train/ does the work. Most options are the fields of config.Settings.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from gru_lm.signals import watch_signals
 if TYPE_CHECKING:
     from gru_lm.planning.forecast import Forecast
 
-# What may be given when a run is resumed: where it is computed, and another budget.
+# Options that go with --resume.
 RESUMABLE = ("threads", "device", *BUDGETS)
 
 
@@ -31,39 +30,44 @@ def train_cli(
         list[str] | None,
         typer.Argument(
             metavar="TEXT",
-            help="Files, folders, globs, - (standard input) or @names of corpora.",
+            help="Files, folders, globs, - (standard input) or named corpora (@shakespeare).",
             show_default=False,
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run directory. (default: runs/<cell>-<n>)")
+        Path | None, typer.Option(help="Run directory (default: runs/<cell>-<n>).")
     ] = None,
     resume_run: Annotated[
         Path | None,
         typer.Option(
             "--resume",
             metavar="RUN",
-            help="Go on with an interrupted run, as it was; only --threads and --device may differ. "
-            "With a budget: go on with any run for so long, the learning rate falling once more.",
+            help="Resume an interrupted run; with a budget such as --minutes, train a run for longer "
+            "with a new learning-rate schedule.",
         ),
     ] = None,
     from_run: Annotated[
         Path | None,
         typer.Option(
-            "--from", metavar="RUN", help="Start from another run's weights and tokenizer."
+            "--from",
+            metavar="RUN",
+            help="Initialise from another run: its weights and its tokenizer.",
         ),
     ] = None,
     config: Annotated[
-        Path | None, typer.Option(metavar="FILE.toml", help="Settings; flags are stronger.")
+        Path | None,
+        typer.Option(metavar="FILE.toml", help="Settings file; flags take precedence."),
     ] = None,
     set_values: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="One setting.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated."),
     ] = None,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the settings and leave.")
+        bool, typer.Option("--print-config", help="Print the settings as TOML and exit.")
     ] = False,
     only_plan: Annotated[
-        bool, typer.Option("--dry-run", help="Read the text, print the whole plan and leave.")
+        bool,
+        typer.Option("--dry-run", help="Print the full plan and its forecast, without training."),
     ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end.")
@@ -72,9 +76,9 @@ def train_cli(
 ) -> None:
     """Train a language model on TEXT.
 
-    Nothing is required: without TEXT it is the documentation of Python's own library (@docstrings),
-    without a budget five minutes. What is left open is planned for this text, time and machine, and
-    printed. Ctrl-C saves; --resume RUN goes on, and --resume RUN --minutes M for longer.
+    Everything is optional. TEXT defaults to @docstrings, the documentation of Python's standard
+    library, and the budget to five minutes. Whatever is not given is planned from the text, the budget
+    and the measured speed of this machine, and printed. Ctrl-C saves; --resume RUN continues.
     """
     from gru_lm.commands.train.run import dry_run, resume, train
     from gru_lm.reporting import console
@@ -93,7 +97,7 @@ def train_cli(
                 if refused:
                     name = refused[0].replace("_", "-")
                     raise UsageError(
-                        "--resume goes on with the run's own settings, not with "
+                        "--resume keeps the run's own settings and does not go with "
                         f"{'TEXT' if name == 'text' else f'--{name}'}",
                         why="only --threads, --device and a budget (--minutes M) go with it",
                         hint=f"gru-lm train --resume {resume_run}",
@@ -124,7 +128,7 @@ def train_cli(
 
 
 def _print_settings(chosen: Settings, expected: Forecast | None, as_json: bool) -> None:
-    """The settings as TOML, or as JSON with what is expected of them beside them."""
+    """The settings as TOML, or as JSON together with the forecast."""
     import tomli_w
 
     from gru_lm.reporting import console
