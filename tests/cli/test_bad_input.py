@@ -91,7 +91,7 @@ CASES: dict[str, tuple[list[object], int, list[str]]] = {
     "a missing config": (["text.txt", "--config", "no.toml"], 3, ["no.toml"]),
     "a config that is none": (["text.txt", "--config", "bad.toml"], 2, ["bad.toml is not TOML"]),
     "an unknown setting": (["text.txt", "--set", "cel=gru"], 2, ["'cel'", "did you mean cell?"]),
-    "no pair": (["text.txt", "--set", "cell"], 2, ["not key=value"]),
+    "no pair": (["text.txt", "--set", "cell"], 2, ["is not KEY=VALUE"]),
     "from nothing": (["text.txt", "--from", "gone"], 3, ["no run or checkpoint gone"]),
     "from a folder": (["text.txt", "--from", "nothing"], 3, ["nothing is not a run"]),
     "from a text": (["text.txt", "--from", "text.txt"], 3, ["text.txt is damaged or not"]),
@@ -179,7 +179,7 @@ def test_a_directory_that_holds_a_run(trained: Path, folder: Path) -> None:
 def test_a_resume_takes_no_other_settings(extra: list[object], trained: Path, folder: Path) -> None:
     before = listing(trained)
     message = error(folder, "train", "--resume", trained, *extra, code=2)
-    assert "--resume goes on with the run's own settings" in message
+    assert "--resume keeps the run's own settings" in message
     assert listing(trained) == before
 
 

@@ -60,7 +60,7 @@ def test_a_word_model_of_ones_own_cuts_at_line_ends_and_resumes(tmp_path: Path, 
 def test_resume_takes_no_other_option(trained: Path, tmp_path: Path) -> None:
     for other in (["--dry-run"], ["--print-config"], ["--weight-decay", 0], ["--from", trained]):
         said = error(tmp_path, "train", "--resume", trained, *other, code=2)
-        assert f"--resume goes on with the run's own settings, not with {other[0]}" in said
+        assert f"--resume keeps the run's own settings and does not go with {other[0]}" in said
 
 
 def test_the_plan_of_a_run_that_starts_from_another_can_be_used(

@@ -47,7 +47,7 @@ def test_keys_may_have_dashes_as_flags_do() -> None:
         ({"split": "0.9,0.2"}, "--split 0.9,0.2"),
         ({"split": "0,1"}, "--split 0,1"),
         ({"split": "1.5,-0.5"}, "--split"),
-        ({"split": "1"}, "--split 1:"),
+        ({"split": "1"}, "--split 1 is not"),
         ({"split": "1/0,1"}, "--split"),
         ({"widht": 3}, "unknown setting 'widht'"),
     ],
@@ -79,7 +79,7 @@ def test_a_set_value_is_toml_or_else_a_string() -> None:
         "split": "0.8,0.2",
         "valid": "a=b",
     }
-    with pytest.raises(UsageError, match="not key=value"):
+    with pytest.raises(UsageError, match="is not KEY=VALUE"):
         parse_set(["width"])
 
 
