@@ -74,7 +74,7 @@ def test_the_plan_of_a_run_that_starts_from_another_can_be_used(
 
 def test_three_shares_and_a_held_out_file_contradict_each_other(tmp_path: Path, text: Path) -> None:
     args = ["train", text, *SHORT, "--valid", text, "--split", "0.8,0.1,0.1"]
-    assert "both say what to hold out" in error(tmp_path, *args, code=2)
+    assert "does not go with --valid or --test" in error(tmp_path, *args, code=2)
 
 
 def test_a_held_out_text_without_a_token(tmp_path: Path, text: Path) -> None:
