@@ -70,7 +70,7 @@ def test_a_budget_uses_what_it_can(
 ) -> None:
     monkeypatch.setattr("gru_lm.planning.text.LEAST_USED", 15_000)
     done = inside(tmp_path, "train", long, "--tokens", 16_000, "--dry-run", *TINY)
-    assert "(what 16,000 tokens can use)" in done.err
+    assert "(as much as 16,000 tokens can use)" in done.err
     planned = tomllib.loads(done.out)
     assert planned["characters"] == MARGIN * 16_000
     assert "valid_characters" not in planned

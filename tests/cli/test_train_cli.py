@@ -127,7 +127,7 @@ def test_held_out_texts_of_their_own(text: Path, tmp_path: Path) -> None:
     (tmp_path / "test.txt").write_text(words(60, seed=2))
     options = ["--valid", "valid.txt", "--test", "test.txt", "--steps", 2, *TINY, "--json"]
     done = inside(tmp_path, "train", text, "--out", "run", *options)
-    assert f"{len(text.read_text()):,} characters to train on" in done.err
+    assert f"{len(text.read_text()):,} characters for training" in done.err
     result = done.json()
     assert result["valid"]["characters"] == len(words(50, seed=1))
     assert result["test"]["characters"] == len(words(60, seed=2))
@@ -285,7 +285,7 @@ def test_several_files_are_documents(tmp_path: Path) -> None:
         len(words(60, seed=seed).encode()) for seed in (9, 0, 1, 2)
     )  # named twice, read once
     text, tokens = done.err.splitlines()[:2]
-    assert "characters to train on" in text
+    assert "characters for training" in text
     count = int(tokens.split()[-3].replace(",", ""))
     assert count + done.json()["valid"]["bytes"] == size + 3  # and an end between each two
 

@@ -112,7 +112,7 @@ def prepare(
     data = read_data(texts, tokenizer, stop=stop)
     prepared = _planned(chosen, data, device=device, source=source, started=started, stop=stop)
     _announce(prepared.settings, data, whole, asked=asked)
-    console.note(f"expected: {prepared.forecast}")
+    console.note(f"forecast: {prepared.forecast}")
     return prepared
 
 
@@ -257,7 +257,7 @@ def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
 
 
 def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) -> None:
-    """Print what was chosen, so that nothing is hidden; `asked` are the settings before."""
+    """Print the plan; `asked` are the settings before planning."""
 
     def used(part: Part, of: Part) -> str:
         less = part.characters < of.characters
@@ -277,8 +277,8 @@ def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) ->
     )
     planned = chosen.characters != asked.characters
     console.note(
-        f"text: {names}: {used(data.texts.train, whole.train)} characters to train on"
-        f"{f' (what {budget} can use)' if planned else ''}, "
+        f"text: {names}: {used(data.texts.train, whole.train)} characters for training"
+        f"{f' (as much as {budget} can use)' if planned else ''}, "
         f"{used(data.texts.valid, whole.valid)} held out"
     )
     console.note(
@@ -295,12 +295,12 @@ def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) ->
         for field in fields(Regularization)
         if (value := getattr(chosen, field.name))
     ]
-    if against == ["locked"]:  # of dropout, of which there is none
+    if against == ["locked"]:  # without dropout it has no effect
         against.clear()
     console.note(f"regularization: {', '.join(against) or 'none'}")
     console.note(
         f"training: {budget}; {chosen.batch} streams x {chosen.bptt} steps, {chosen.optimizer}, "
-        f"lr {chosen.lr:g}, {chosen.schedule}, decay {chosen.weight_decay:g}, β₂ {chosen.beta2:g}, "
-        f"{chosen.precision}"
-        f"{'' if chosen.average is None else f', average {chosen.average:g}'}"
+        f"lr {chosen.lr:g}, {chosen.schedule} schedule, weight decay {chosen.weight_decay:g}, "
+        f"β₂ {chosen.beta2:g}, {chosen.precision}"
+        f"{'' if chosen.average is None else f', weights averaged ({chosen.average:g})'}"
     )
