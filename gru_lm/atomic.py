@@ -1,15 +1,17 @@
 """The only writer of durable bytes: a file is its old content or its new content, never between.
 
 Write to an exclusive temporary name in the same directory, fsync, rename, fsync the directory. A
-temporary carries its writer's process id, so that the next run can sweep those of the dead. Knows
-nothing of what the bytes mean.
+temporary is locked (flock) as long as its writer lives, whatever container that runs in, so that others
+can sweep those of the dead. Knows nothing of what the bytes mean.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +19,8 @@ from typing import BinaryIO
 
 from gru_lm.errors import EnvironmentProblem
 
-_TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp$")
+# Eight random digits; the process id is what earlier versions wrote.
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}|\d{1,7})\.tmp")
 
 
 def fsync_directory(directory: Path) -> None:
@@ -30,23 +33,20 @@ def fsync_directory(directory: Path) -> None:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
     """A binary file to write and seek in; it becomes `path` when the block ends well.
 
-    Raises EnvironmentProblem, with the path, where the disk is full or refuses; the old `path` is
-    then untouched and the temporary is gone.
+    Its mode is `mode` less the umask. Raises EnvironmentProblem, with the path, where the disk is full
+    or refuses; the old `path` is then untouched and the temporary is gone.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary, descriptor = _make_temporary(path, mode)
         try:
-            descriptor = os.open(
-                temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666
-            )
             with os.fdopen(descriptor, "w+b") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.rename(path)
+                temporary.rename(path)  # before the lock goes with the descriptor
             fsync_directory(path.parent)
         except BaseException:
             with suppress(OSError):
@@ -56,10 +56,10 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise disk_problem(path, error) from error
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`, atomically and durably."""
+def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Replace `path` by `data`, atomically and durably; with `mode` less the umask."""
     try:
-        with replacing(path) as file:
+        with replacing(path, mode=mode) as file:
             file.write(data)
     except EnvironmentProblem as error:
         error.message += f" ({len(data):,} bytes)"
@@ -68,9 +68,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def link(source: Path, path: Path) -> None:
     """Make `path` another name of `source`'s bytes, atomically; a copy where links are refused."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with suppress(OSError):
-        temporary.unlink()
+    temporary = _temporary_name(path)
     try:
         os.link(source, temporary)
         try:
@@ -85,24 +83,85 @@ def link(source: Path, path: Path) -> None:
         write_bytes(path, source.read_bytes())
 
 
-def sweep(directory: Path) -> None:
-    """Remove the temporaries in `directory` that dead processes left behind."""
-    for path in directory.glob(".*.tmp"):
-        match = _TEMPORARY.match(path.name)
-        if match and not _alive(int(match.group(1))):
-            path.unlink(missing_ok=True)
+@contextmanager
+def scratch(directory: Path) -> Iterator[Path]:
+    """A folder in `directory` to work in, of mode 0700; it is gone when the block ends.
 
-
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # our own temporaries are open only inside `replacing`
+    After a kill the next `sweep` removes it. Raises OSError.
+    """
+    while True:
+        folder = _temporary_name(directory / "scratch")
+        folder.mkdir(mode=0o700)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        if _claimed(descriptor, folder):
+            break
+        os.close(descriptor)
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def sweep(directory: Path) -> None:
+    """Remove the temporaries in `directory` whose writers are dead.
+
+    Where a file system has no locks, none can be told to be, and all stay.
+    """
+    for path in directory.glob(".*.tmp"):
+        if is_temporary(path.name):
+            with suppress(OSError):  # in use, or gone
+                _remove_unlocked(path)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is one that is being written, or was when its writer died."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def _temporary_name(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.urandom(4).hex()}.tmp")
+
+
+def _make_temporary(path: Path, mode: int) -> tuple[Path, int]:
+    """A new file beside `path` and its descriptor, which holds its lock."""
+    while True:
+        temporary = _temporary_name(path)
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = os.open(temporary, flags, mode)
+        if _claimed(descriptor, temporary):
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _claimed(descriptor: int, path: Path) -> bool:
+    """Lock what was just made at `path`; False where a sweep has been quicker."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    except PermissionError:
-        pass
-    return True
+    except OSError:  # no locks on this file system, and so no sweep
+        return True
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _remove_unlocked(path: Path) -> None:
+    flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags | os.O_RDWR)  # NFS locks nothing that is open for reading
+    except IsADirectoryError:
+        descriptor = os.open(path, flags | os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
 
 
 def disk_problem(path: Path, error: OSError) -> EnvironmentProblem:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +21,20 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+# Neither read nor write the user's cache. Set before any test module is imported, for collecting them
+# compiles the kernels; the workers of pytest-xdist inherit it.
+if "GRU_LM_TESTS" not in os.environ:
+    os.environ["GRU_LM_TESTS"] = tempfile.mkdtemp(prefix="gru-lm-tests-")
+    atexit.register(shutil.rmtree, os.environ["GRU_LM_TESTS"], ignore_errors=True)
+os.environ |= {"XDG_CACHE_HOME": os.environ["GRU_LM_TESTS"], "OMP_NUM_THREADS": "1"}
+os.environ.pop("MPLCONFIGDIR", None)
 # No example has a deadline: machines are shared, and time is not what a test measures.
 hypothesis.settings.register_profile("gru-lm", deadline=None)
 hypothesis.settings.load_profile("gru-lm")
 
 # As small as a run gets: a few steps take no time.
 TINY = "--tokenizer char --width 8 --layers 1 --embed 4 --batch 2 --bptt 8 --threads 1".split()
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The user's cache is neither read nor written."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield
 
 
 def own_cache(folder: Path, patch: pytest.MonkeyPatch) -> None:
@@ -115,7 +117,7 @@ def program(tmp_path: Path) -> Program:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of 30 steps on a small text, to be read only; its text lies beside it as text.txt."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(words(400), encoding="utf-8")

@@ -23,7 +23,7 @@ import typer
 from typer.exceptions import TyperException
 
 from gru_lm import __version__
-from gru_lm.cli import corpus
+from gru_lm.cli import cache, corpus
 from gru_lm.cli.bench import bench_cli
 from gru_lm.cli.compare import compare_cli
 from gru_lm.cli.eval import eval_cli
@@ -103,6 +103,7 @@ COMMANDS = {
 for _name, _entry in COMMANDS.items():
     app.command(_name, cls=laid_out(_entry.common, _entry.examples))(_entry.shell)
 app.add_typer(corpus.app, name="corpus")
+app.add_typer(cache.app, name="cache")
 
 INTERNAL = 70
 PIPE_CLOSED = 141
@@ -148,6 +149,9 @@ def run(args: Sequence[str], *, started: float) -> int:
     try:
         if sys.platform not in ("linux", "darwin"):
             raise EnvironmentProblem(f"gru-lm runs on Linux and macOS, not on {sys.platform}")
+        from gru_lm import caches
+
+        caches.listener = _note
         args = [arg for arg in args if arg != "--debug"] or ["--help"]
         result = app(args, prog_name="gru-lm", standalone_mode=False, obj=started)
         return result if isinstance(result, int) else 0
@@ -157,6 +161,12 @@ def run(args: Sequence[str], *, started: float) -> int:
         if debug:
             traceback.print_exc()
         return _report(error)
+
+
+def _note(text: str) -> None:
+    from gru_lm.reporting import console
+
+    console.note(text)
 
 
 def _report(error: BaseException) -> int:

@@ -49,7 +49,7 @@ def bench(
     from gru_lm.model.native import build
     from gru_lm.reporting import console
 
-    where = set_up(device, threads=threads)
+    where = set_up(device, threads=threads, stop=stop)
     chosen = timing.subjects(cells or tuple(CELLS), widths or timing.WIDTHS[where.type], where)
     if where.type == "cpu" and (why := build.problem()):
         console.note(f"no kernel of our own, PyTorch's instead: {why}")

@@ -51,7 +51,7 @@ def sample(
     from gru_lm.commands.load import load_model
     from gru_lm.generation.sampling import generate
 
-    loaded = load_model(checkpoint, device=device, threads=threads)
+    loaded = load_model(checkpoint, device=device, threads=threads, stop=stop)
     tokens = loaded.tokenizer.encode_text(prompt)
     if unknown := sum(token == loaded.tokenizer.unknown_id for token in tokens):
         console.warn(f"{unknown} of the prompt's {len(tokens)} tokens are not in the vocabulary")

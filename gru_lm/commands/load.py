@@ -17,7 +17,7 @@ from gru_lm.layout import PIPED_TEXT
 from gru_lm.model.devices import choose_backend, set_up
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.reporting import console
-from gru_lm.signals import Stop
+from gru_lm.signals import Stop, never
 from gru_lm.text.dataset import Part, Sources, Texts, excerpt, open_texts
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training import directory as run_directory
@@ -36,10 +36,14 @@ class LoadedModel:
 
 
 def load_model(
-    checkpoint: Checkpoint, *, device: str = "auto", threads: int | None = None
+    checkpoint: Checkpoint,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+    stop: Stop = never,
 ) -> LoadedModel:
     """The model and tokenizer in `checkpoint`. Raises what cannot be used: file or device."""
-    where = set_up(device, threads=threads)
+    where = set_up(device, threads=threads, stop=stop)
     tensors = checkpoint.tensors()
     tokenizer = restore_tokenizer(checkpoint, tensors)
     backend = choose_backend(where)

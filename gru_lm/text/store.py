@@ -9,11 +9,9 @@ written with.
 from __future__ import annotations
 
 import json
-import os
-import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gru_lm import atomic
+from gru_lm import atomic, caches
 from gru_lm.signals import Stop, never
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.parallel import BLOCK, encode_all, gather
@@ -29,7 +27,7 @@ from gru_lm.text.parallel import BLOCK, encode_all, gather
 if TYPE_CHECKING:
     from gru_lm.text.tokenizer import Tokenizer
 
-UNUSED_DAYS = 30
+SUFFIX = ".tokens"
 _MAGIC = b"gru-lm tokens 1\n"
 _HEADER_BYTES = 1024
 _CHUNK = 2**20  # tokens or bytes handled at once
@@ -83,19 +81,17 @@ def build_store(
     Raises EnvironmentProblem where `directory` cannot be written, and what `stop` and a document's
     `pieces` raise; nothing is left behind then.
     """
-    path = directory / f"{key}.tokens"
+    path = directory / f"{key}{SUFFIX}"
     cached = _open(path, key, stop)
     if cached is not None:
-        with suppress(OSError):
-            os.utime(path)  # so that it counts as used
+        caches.mark_used(path)
         progress(cached.characters)
         return cached
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise atomic.disk_problem(directory, error) from error
-    atomic.sweep(directory)
-    _forget_unused(directory)
+    caches.remove(path)
     _build(documents, tokenizer, path, key=key, workers=workers, stop=stop, progress=progress)
     built = _open(path, key, stop)
     assert built is not None, f"{path} was just written"
@@ -134,7 +130,7 @@ def _build(
 
     blocks = gather(map(measured, readings(documents)), tokenizer.encoder, BLOCK)
     encoded = encode_all(tokenizer, blocks, workers=workers, stop=stop)
-    with atomic.replacing(path) as file, closing(encoded):
+    with atomic.replacing(path, mode=0o600) as file, closing(encoded):
         file.write(bytes(_HEADER_BYTES))
         for ids in encoded:
             if tokenizer.unknown_id is not None:
@@ -150,7 +146,7 @@ def _build(
 def _open(path: Path, key: str, stop: Stop) -> TokenStore | None:
     """The store at `path`, or None where there is none or it is not what was written."""
     try:
-        with path.open("rb") as file:
+        with caches.opened(path) as file:
             packed = file.read(_HEADER_BYTES)
             header = _Header(**json.loads(packed.removeprefix(_MAGIC)))
             if _packed(header) != packed or header.key != key or header.dtype not in _DTYPES:
@@ -159,23 +155,15 @@ def _open(path: Path, key: str, stop: Stop) -> TokenStore | None:
             while data := file.read(_CHUNK):
                 stop()
                 crc32, size = zlib.crc32(data, crc32), size + len(data)
-        dtype = np.dtype(header.dtype)
-        if (crc32, size) != (header.crc32, header.tokens * dtype.itemsize):
-            return None
-        # An empty file cannot be mapped.
-        tokens: Tokens = (
-            np.memmap(path, dtype=dtype, mode="r", offset=_HEADER_BYTES, shape=(header.tokens,))
-            if header.tokens
-            else np.empty(0, dtype=dtype)
-        )
+            dtype = np.dtype(header.dtype)
+            if (crc32, size) != (header.crc32, header.tokens * dtype.itemsize):
+                return None
+            # The file that was read, whatever lies at its path now; an empty one cannot be mapped.
+            tokens: Tokens = (
+                np.memmap(file, dtype=dtype, mode="r", offset=_HEADER_BYTES, shape=(header.tokens,))
+                if header.tokens
+                else np.empty(0, dtype=dtype)
+            )
     except (OSError, ValueError, TypeError, RecursionError):
         return None
     return TokenStore(tokens, header.characters, header.bytes, header.unknown, path)
-
-
-def _forget_unused(directory: Path) -> None:
-    oldest = time.time() - UNUSED_DAYS * 24 * 3600
-    for path in directory.glob("*.tokens"):
-        with suppress(OSError):
-            if path.stat().st_mtime < oldest:
-                path.unlink()

@@ -20,6 +20,9 @@ import sentencepiece
 from gru_lm.text import segments
 from gru_lm.text import tokenizer_model as models
 
+# Of how text becomes ids; another one wherever any tokenizer may give other ids than before.
+VERSION = f"1, SentencePiece {sentencepiece.__version__}"
+
 Ids = npt.NDArray[np.uint32]
 _LONGEST_REMEMBERED = 32  # characters
 _MOST_REMEMBERED = 2**17  # words; about 20 MB

@@ -53,7 +53,7 @@ def compare(folder: Path, stop: Callable[[], None] = lambda: None, **asked: Any)
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished comparison of two cells and three seeds, beside its text and test text."""
     folder = tmp_path_factory.mktemp("compared")
     (folder / "text.txt").write_text(words(400), encoding="utf-8")

@@ -24,7 +24,7 @@ RANKS = "model.head.rank_V"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six steps, all kept."""
     folder = tmp_path_factory.mktemp("adaptive")
     (folder / "text.txt").write_text(words(100), encoding="utf-8")

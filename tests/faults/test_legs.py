@@ -39,7 +39,7 @@ def final(run: Path) -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def legs(tmp_path_factory: pytest.TempPathFactory, cache: None) -> tuple[Path, Path]:
+def legs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished run, and the same after a second leg that nothing interrupted."""
     folder = tmp_path_factory.mktemp("legs")
     (folder / "text.txt").write_text(words(100), encoding="utf-8")

@@ -47,7 +47,7 @@ def final(run: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was never stopped, and whose every step is kept."""
     folder = tmp_path_factory.mktemp("whole")
     (folder / "text.txt").write_text(words(100), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
 import subprocess
@@ -82,10 +83,13 @@ def test_the_mode_is_0666_less_the_umask(tmp_path: Path, mask: int) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~mask
 
 
-def test_nobody_else_writes_through_our_temporary(tmp_path: Path) -> None:
+def test_nobody_else_writes_through_our_temporary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, victim = tmp_path / "file", tmp_path / "victim"
     victim.write_bytes(b"precious")
-    (tmp_path / f".file.{os.getpid()}.tmp").symlink_to(victim)
+    monkeypatch.setattr(os, "urandom", bytes)
+    (tmp_path / ".file.00000000.tmp").symlink_to(victim)
     with pytest.raises(EnvironmentProblem):
         atomic.write_bytes(path, b"new")
     assert victim.read_bytes() == b"precious"
@@ -115,15 +119,76 @@ def test_link_copies_where_links_are_refused(
     assert listing(tmp_path) == {"one": b"1", "best": b"1"}
 
 
+WRITES = """
+import sys, time
+from pathlib import Path
+from gru_lm import atomic
+
+with atomic.replacing(Path("file")) as file, atomic.scratch(Path(".")) as folder:
+    file.write(b"new")
+    (folder / "made").touch()
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
 def test_the_temporaries_of_the_dead_are_swept_and_no_others(tmp_path: Path) -> None:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    dead, ours, alive = (f".file.{pid}.tmp" for pid in (child.pid, os.getpid(), os.getppid()))
+    """A lock tells who lives: in another container, process ids say nothing."""
     other = [".file.tmp", "file.1.tmp", ".hidden", "step-1.safetensors", ".file.x1.tmp"]
-    for name in (dead, ours, alive, *other):
+    old = [f".file.{pid}.tmp" for pid in (1, os.getpid(), os.getppid())]  # of earlier versions
+    for name in (*old, *other):
         (tmp_path / name).touch()
+    command = [sys.executable, "-c", WRITES]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as writer:
+        assert writer.stdout
+        writer.stdout.readline()
+        with atomic.replacing(tmp_path / "ours") as file:
+            before = set(listing(tmp_path)) - set(old)
+            assert len(before) == len(other) + 4  # files of two writers, and a folder with its file
+            atomic.sweep(tmp_path)
+            assert set(listing(tmp_path)) == before
+            file.write(b"ours")
+        writer.kill()
+        writer.wait()
     atomic.sweep(tmp_path)
-    assert set(listing(tmp_path)) == {alive, *other}
+    assert set(listing(tmp_path)) == {"ours", *other}
+
+
+def test_a_sweep_between_making_and_locking_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, swept = fcntl.flock, []
+
+    def late(descriptor: int, operation: int) -> None:
+        if not swept:
+            swept.append(True)
+            atomic.sweep(tmp_path)
+        flock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    atomic.write_bytes(tmp_path / "file", b"new")
+    assert swept
+    assert listing(tmp_path) == {"file": b"new"}
+    swept.clear()
+    with atomic.scratch(tmp_path) as folder:
+        assert swept
+        assert folder.is_dir()
+    assert listing(tmp_path) == {"file": b"new"}
+
+
+def test_where_there_are_no_locks_all_is_written_and_nothing_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with atomic.replacing(tmp_path / "file") as file:
+        atomic.sweep(tmp_path)
+        file.write(b"new")
+    assert listing(tmp_path) == {"file": b"new"}
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def test_the_average_is_kept_resumed_and_used(
 
 
 @pytest.fixture(scope="module")
-def averaging(tmp_path_factory: pytest.TempPathFactory, cache: None) -> bytes:
+def averaging(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The last checkpoint of a run with an average."""
     folder = tmp_path_factory.mktemp("averaging")
     (folder / "text.txt").write_text(words(100), encoding="utf-8")

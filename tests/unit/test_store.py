@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -14,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gru_lm.errors import EnvironmentProblem, Stopped
-from gru_lm.text.store import UNUSED_DAYS, TokenStore, build_store, unigram_counts
+from gru_lm.errors import EnvironmentProblem, InputError, Stopped
+from gru_lm.text.documents import Slice
+from gru_lm.text.sources import open_documents
+from gru_lm.text.store import TokenStore, build_store, unigram_counts
 from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
 
 KEY = "ab" * 32
@@ -141,13 +144,62 @@ def test_a_file_of_another_key_is_not_used(tmp_path: Path, byte: Tokenizer) -> N
     assert build([document("this")], byte, tmp_path).tokens.tolist() == list(b"this")
 
 
-def test_unused_files_are_forgotten(tmp_path: Path, byte: Tokenizer) -> None:
-    old, new = (build([document(key)], byte, tmp_path, key=key).path for key in ("old", "new"))
-    long_ago = time.time() - (UNUSED_DAYS + 1) * 24 * 3600
-    os.utime(old, (long_ago, long_ago))
-    build([document("x")], byte, tmp_path)
-    assert not old.exists()
-    assert new.exists()
+@pytest.mark.parametrize("kind", ["directory", "fifo", "link", "link to nothing", "open to all"])
+def test_what_is_no_store_of_ours_is_replaced(tmp_path: Path, byte: Tokenizer, kind: str) -> None:
+    text = document("hello you")
+    path = build([text], byte, tmp_path).path
+    whole = path.read_bytes()
+    outside = tmp_path / "outside"
+    if kind == "open to all":
+        path.chmod(0o666)
+    else:
+        path.unlink()
+    if kind == "directory":
+        path.mkdir()
+        (path / "file").touch()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        outside.write_bytes(whole)
+        path.symlink_to(outside)
+    elif kind == "link to nothing":
+        path.symlink_to(outside)
+    assert build([text], byte, tmp_path).tokens.tolist() == list(b"hello you")
+    assert len(text.reads) == 2
+    assert path.read_bytes() == whole
+    assert stat.S_IMODE(path.lstat().st_mode) == 0o600
+    assert outside.exists() == (kind == "link")
+
+
+@pytest.mark.parametrize("change", ["rewritten", "lengthened", "replaced"])
+def test_a_text_that_changes_while_its_first_part_is_tokenized_leaves_no_store(
+    tmp_path: Path, byte: Tokenizer, change: str
+) -> None:
+    path, cache = tmp_path / "text.txt", tmp_path / "cache"
+    path.write_text("one line of text\n" * 20_000)
+    (whole,) = open_documents([str(path)])
+    parts = [Slice(whole, 0, 100_000), Slice(whole, 150_000, 250_000)]
+    seen: list[int] = []
+
+    def alter(amount: int) -> None:
+        seen.append(amount)
+        if len(seen) != 3:
+            return
+        if change == "rewritten":
+            with path.open("r+b") as file:
+                file.seek(60_000)
+                file.write(b"other text")
+        elif change == "lengthened":
+            with path.open("ab") as file:
+                file.write(b"other text")
+        else:
+            (tmp_path / "new").write_text("two lines of text\n" * 20_000)
+            (tmp_path / "new").rename(path)
+
+    with pytest.raises(InputError, match=r"text\.txt changed while it was read"):
+        build_store(parts, byte, directory=cache, key=KEY, progress=alter)
+    assert len(seen) > 3
+    assert list(cache.iterdir()) == []
 
 
 def test_stop_leaves_nothing(tmp_path: Path, byte: Tokenizer) -> None:

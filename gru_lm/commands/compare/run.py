@@ -124,7 +124,7 @@ def compare_models(
             size = survey(documents, stop=stop, progress=advance).bytes
         sides, ends = [], []
         for path, checkpoint in zip(models, checkpoints, strict=True):
-            opened = load_model(checkpoint, device=device, threads=threads)
+            opened = load_model(checkpoint, device=device, threads=threads, stop=stop)
             ends.append(Ends(len(documents)))
             sides.append(
                 {
@@ -289,7 +289,7 @@ def _measured(
 ) -> dict[str, Any]:
     """The figures of a run's best model, and the sums of blocks they are made of."""
     checkpoint = run_directory.find(directory, console.warn)
-    opened = load_model(checkpoint, device=plan.device, threads=plan.threads)
+    opened = load_model(checkpoint, device=plan.device, threads=plan.threads, stop=stop)
     if (opened.tokenizer.fingerprint, checkpoint.meta["data"]) != (record.tokenizer, record.data):
         raise InputError(
             f"{directory} was trained on another text than the comparison's other runs",

@@ -46,7 +46,9 @@ def answer_lines(
             f"lines in {encoding} cannot be told apart as they come",
             hint=f"iconv -f {encoding} -t utf-8 | gru-lm eval {run} - --per-line -",
         )
-    loaded = load_model(run_directory.find(run, console.warn), device=device, threads=threads)
+    loaded = load_model(
+        run_directory.find(run, console.warn), device=device, threads=threads, stop=stop
+    )
     answer("line\ttokens\tnats")
     number = 0
     for lines in _lines(encoding, stop):

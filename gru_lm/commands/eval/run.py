@@ -68,7 +68,7 @@ def evaluate(
         check_settings(
             cache=outputs.cache, method=outputs.dynamic, dynamic=outputs.dynamic_settings
         )
-        loaded = load_model(checkpoint, device=device, threads=threads)
+        loaded = load_model(checkpoint, device=device, threads=threads, stop=stop)
         if not files and not outputs.pairs:
             documents = list(own_text(loaded, "valid", stop=stop).documents)
         check_outputs(outputs, documents)

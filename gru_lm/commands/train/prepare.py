@@ -12,12 +12,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 import torch
 
+from gru_lm import caches
 from gru_lm.commands.load import read_sources, used_texts
 from gru_lm.config import BUDGETS, Settings
-from gru_lm.errors import InputError, UsageError, unknown_name
+from gru_lm.errors import EnvironmentProblem, InputError, UsageError, unknown_name
 from gru_lm.evaluation.metrics import caveats
 from gru_lm.model.devices import choose_backend, fastest_precision, set_up
 from gru_lm.model.language_model import ModelConfig
@@ -92,6 +92,7 @@ def prepare(
         threads=chosen.threads,
         precision=chosen.precision,
         deterministic=chosen.deterministic,
+        stop=stop,
     )
     _check_model(chosen)
     if device.type == "cpu" and (why := build.problem()):
@@ -240,17 +241,24 @@ def plan_part(chosen: Settings, whole: Texts, *, kind: str, device: torch.device
 
 def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
     """The tokens of all parts of the text."""
-    cache = platformdirs.user_cache_path("gru-lm") / "tokens"
     characters = sum(part.characters for part in (texts.train, texts.valid, texts.test))
-    with console.progress("tokenizing", characters) as advance:
-        data = tokenize(
-            texts,
-            tokenizer,
-            cache=cache,
-            workers=torch.get_num_threads(),
-            stop=stop,
-            progress=advance,
-        )
+
+    def tokenized(cache: Path) -> Data:
+        with console.progress("tokenizing", characters) as advance:
+            return tokenize(
+                texts,
+                tokenizer,
+                cache=cache,
+                workers=torch.get_num_threads(),
+                stop=stop,
+                progress=advance,
+            )
+
+    cache = caches.folder(caches.TOKENS)
+    try:
+        data = tokenized(cache)
+    except EnvironmentProblem:  # the disk is full there
+        data = tokenized(caches.folder(caches.TOKENS, failed=cache))
     if not len(data.valid.tokens):
         raise InputError("the held-out text holds no token", hint="--valid FILE with some text")
     return data

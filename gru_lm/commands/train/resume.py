@@ -56,6 +56,7 @@ def reopen(
         threads=threads or chosen.threads,
         precision=here.precision,
         deterministic=chosen.deterministic,
+        stop=stop,
     )
     tokenizer = restore_tokenizer(checkpoint, checkpoint.tensors())
     is_word = tokenizer.kind == "word"

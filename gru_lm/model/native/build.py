@@ -2,7 +2,8 @@
 
 Any C compiler serves; without one, or where anything fails, there is no library and a reason. Cached by
 source, compiler, flags and processor, so that a shared home directory is safe; two processes that start
-at once both build, and the later rename wins. Nothing else is written.
+at once both build, and either library serves. A library's name ends in the hash of its bytes. Invariant:
+the bytes that are loaded are those that were checked, or just compiled.
 """
 
 from __future__ import annotations
@@ -11,41 +12,49 @@ import ctypes
 import hashlib
 import os
 import platform
+import select
+import shlex
 import shutil
+import signal
 import subprocess
-import tempfile
-from functools import cache
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-import platformdirs
+from gru_lm import atomic, caches
+from gru_lm.errors import EnvironmentProblem
+from gru_lm.signals import Stop, never
 
 FOLDER = Path(__file__).parent
 SOURCES = sorted(FOLDER.glob("*.[ch]"))
 FLAGS = ("-O3", "-shared", "-fPIC", "-std=gnu11")
 # The first that works: this very processor's instructions; OpenMP, for the threads that PyTorch has.
 CHOICES = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",))
-SECONDS = 60.0  # that a compiler may take
+SECONDS = 60.0  # that all compilers together may take
+MOST_SAID = 1 << 16  # bytes of a compiler's output that are kept
 
 
 class BuildError(Exception):
     """There can be no library here, and why."""
 
 
-@cache
-def library() -> ctypes.CDLL:
-    """The kernels. Raises BuildError, every time again, where there can be none."""
-    try:
-        compiler = _compiler()
-        path = _path(compiler)
-        if not path.exists():
-            _compile(compiler, path)
-        loaded = ctypes.CDLL(str(path))
-        loaded.recurrence_units.restype = ctypes.c_size_t
-        loaded.outer_product_depth.restype = ctypes.c_size_t
-        loaded.product_scratch_bf16.restype = ctypes.c_size_t
-    except (OSError, subprocess.SubprocessError, AttributeError) as error:
-        raise BuildError(str(error)) from error
-    return loaded
+_known: list[ctypes.CDLL | BuildError] = []  # once it is known
+
+
+def library(stop: Stop = never) -> ctypes.CDLL:
+    """The kernels. Raises BuildError, every time again, where there can be none.
+
+    `stop` is polled while they are compiled, and what it raises ends the compiler too.
+    """
+    if not _known:
+        try:
+            _known.append(_ready(stop))
+        except BuildError as error:
+            _known.append(error)
+    if isinstance(_known[0], BuildError):
+        raise _known[0]
+    return _known[0]
 
 
 def available() -> bool:
@@ -53,40 +62,54 @@ def available() -> bool:
     return problem() is None
 
 
-@cache
-def problem() -> str | None:
+def problem(stop: Stop = never) -> str | None:
     """Why there is no library, if there is none."""
     try:
-        library()
+        library(stop)
     except BuildError as error:
         return str(error)
     return None
 
 
-def _compiler() -> str:
-    for name in (os.environ.get("CC", ""), "cc", "gcc", "clang"):
-        if name and (found := shutil.which(name)):
-            return found
-    raise BuildError("no C compiler")
+def _ready(stop: Stop) -> ctypes.CDLL:
+    """The library of the first compiler that makes one, from the cache where it is there."""
+    run = _Runner(stop)
+    reasons = []
+    for compiler in _compilers():
+        try:
+            folder = caches.folder(caches.KERNELS)
+            key = _key(run([*compiler, "--version"])[1])
+            return _cached(folder, key) or _built(compiler, folder, key, run)
+        except (OSError, AttributeError, BuildError, EnvironmentProblem) as error:
+            reasons.append(f"{shlex.join(compiler)}: {error}")
+    raise BuildError(reasons[0] if reasons else "no C compiler")
 
 
-def _path(compiler: str) -> Path:
-    """Where the library for this source, compiler and processor lies."""
-    version = _run([compiler, "--version"])
+def _compilers() -> Iterator[list[str]]:
+    """Commands to try: CC, which may hold options, and the usual ones."""
+    command: list[str] = []
+    with suppress(ValueError):  # a quote without its other
+        command = shlex.split(os.environ.get("CC", ""))
+    if command and (found := shutil.which(command[0])):
+        yield [found, *command[1:]]
+    for name in ("cc", "gcc", "clang"):
+        if found := shutil.which(name):
+            yield [found]
+
+
+def _key(version: bytes) -> str:
+    """What a library for this source, compiler and processor is called."""
     parts = (
         *(path.read_bytes() for path in SOURCES),
-        version.stdout,
+        version,
         repr((FLAGS, CHOICES)).encode(),
         _processor(),
     )
-    key = hashlib.sha256(b"\0".join(parts)).hexdigest()[:32]
-    return platformdirs.user_cache_path("gru-lm") / "kernels" / f"{key}.so"
+    return _digest(b"\0".join(parts))
 
 
-def _run(command: list[str]) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        command, capture_output=True, timeout=SECONDS, stdin=subprocess.DEVNULL, check=False
-    )
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _processor() -> bytes:
@@ -99,17 +122,112 @@ def _processor() -> bytes:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)})).encode()
 
 
-def _compile(compiler: str, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    said = b""
+def _cached(folder: Path, key: str) -> ctypes.CDLL | None:
+    """The library of that key; what is called so and is none is removed."""
+    for path in sorted(folder.glob(f"{key}-*.so")):
+        try:
+            with caches.opened(path) as file:
+                data = file.read()
+            if path != _path(folder, key, data):
+                raise OSError("it is damaged")
+            loaded = _load(data, path)
+        except (OSError, AttributeError) as error:
+            why = getattr(error, "strerror", None) or error
+            caches.say(f"{path} cannot be used: {why}; compiling the kernels again")
+            caches.remove(path)
+        else:
+            caches.mark_used(path)
+            return loaded
+    return None
+
+
+def _path(folder: Path, key: str, data: bytes) -> Path:
+    return folder / f"{key}-{_digest(data)}.so"
+
+
+def _built(compiler: Sequence[str], folder: Path, key: str, run: _Runner) -> ctypes.CDLL:
+    """The library, compiled, and cached where that is possible."""
     units = [str(path) for path in SOURCES if path.suffix == ".c"]
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".build-") as folder:
-        made = Path(folder) / "kernel.so"
+    with atomic.scratch(folder) as scratch:
+        made = scratch / "kernel.so"
         for choice in CHOICES:
-            command = [compiler, *FLAGS, *choice, *units, "-o", str(made)]
-            done = _run(command)
-            if done.returncode == 0:
-                made.rename(path)
-                return
-            said = done.stderr
-    raise BuildError(f"{compiler} failed: {said.decode(errors='replace').strip()[:200]}")
+            status, said = run([*compiler, *FLAGS, *choice, *units, "-o", str(made)])
+            if status == 0:
+                break
+        else:
+            raise BuildError(f"failed: {said.decode(errors='replace').strip()[:200]}")
+        data = made.read_bytes()
+        loaded = _load(data, made)
+    with suppress(EnvironmentProblem):
+        path = _path(folder, key, data)
+        atomic.write_bytes(path, data, mode=0o600)
+        caches.trim(folder, "*.so", keep=[path])
+    return loaded
+
+
+def _load(data: bytes, path: Path) -> ctypes.CDLL:
+    """The library whose bytes are `data`, as they lie at `path`. Raises OSError or AttributeError."""
+    loaded = ctypes.CDLL(_copied(data) or str(path))
+    loaded.recurrence_units.restype = ctypes.c_size_t
+    loaded.outer_product_depth.restype = ctypes.c_size_t
+    loaded.product_scratch_bf16.restype = ctypes.c_size_t
+    return loaded
+
+
+def _copied(data: bytes) -> str | None:
+    """Where a copy in memory lies, which nobody can change or cut; None where there can be none.
+
+    It can be loaded although the cache is on a file system mounted noexec.
+    """
+    try:
+        descriptor = os.memfd_create("gru-lm-kernels")
+        with os.fdopen(
+            descriptor, "wb", closefd=False
+        ) as file:  # the loader knows it by its number
+            file.write(data)
+    except (AttributeError, OSError):  # not Linux
+        return None
+    path = Path(f"/proc/self/fd/{descriptor}")
+    return str(path) if path.exists() else None
+
+
+class _Runner:
+    """Runs compilers, all of them for SECONDS at most."""
+
+    def __init__(self, stop: Stop) -> None:
+        self._stop = stop
+        self._deadline = time.monotonic() + SECONDS
+
+    def __call__(self, command: Sequence[str]) -> tuple[int, bytes]:
+        """The exit status of a command, and what it printed.
+
+        Raises OSError where it cannot be started, BuildError where it takes too long, and what `stop`
+        raises; it has ended then, with its own children.
+        """
+        said = b""
+        with subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        ) as child:
+            assert child.stdout
+            try:
+                while child.poll() is None or select.select([child.stdout], [], [], 0)[0]:
+                    self._stop()
+                    if time.monotonic() > self._deadline:
+                        raise BuildError(f"not done after {SECONDS:g} s")
+                    if select.select([child.stdout], [], [], 0.05)[0]:
+                        block = os.read(child.stdout.fileno(), MOST_SAID)
+                        said += block[: MOST_SAID - len(said)]
+                        if not block:  # closed: nothing more to wait for but the end
+                            with suppress(subprocess.TimeoutExpired):
+                                child.wait(0.05)
+                            if child.poll() is not None:
+                                break
+            except BaseException:
+                with suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                raise
+        return child.returncode, said
