@@ -171,10 +171,11 @@ def _folders(names: Sequence[str]) -> Iterator[tuple[str, Path]]:
 
 def _contents(directory: Path) -> Iterator[tuple[Path, int]]:
     """The files below a directory, with their sizes; no link is followed below it."""
-    for parent, _, names in os.walk(directory):
-        for name in names:
+    for parent, folders, names in os.walk(directory):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        for path in (Path(parent, name) for name in (*names, *links)):
             with suppress(OSError):
-                yield Path(parent, name), Path(parent, name).lstat().st_size
+                yield path, path.lstat().st_size
 
 
 def _roots() -> Iterator[Path | None]:
@@ -209,7 +210,10 @@ def _passing_root() -> Path:
 
 
 def _prepare(path: Path) -> None:
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise NotADirectoryError(errno.ENOTDIR, "it is not a directory") from error
     if not _is_ours(path.lstat()):  # perhaps a link, and then of one who may say where it leads
         raise PermissionError(errno.EACCES, "it belongs to another user")
     _must_be_ours(path, path.stat())

@@ -6,18 +6,21 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from gru_lm import caches
 from gru_lm.errors import EnvironmentProblem, InputError, Stopped
 from gru_lm.text import corpora
 
@@ -252,11 +255,38 @@ def test_a_stop_leaves_nothing_behind(library: Path, cache: Path) -> None:
     assert tree(cache) == [".lock"]
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, library: Path) -> None:
+def test_a_cache_that_cannot_be_written(
+    tmp_path: Path, library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "cache").write_text("in the way")
-    with pytest.raises(EnvironmentProblem, match="cannot write") as caught:
-        corpora.corpus_paths("docstrings")
-    assert str(tmp_path / "cache") in caught.value.message
+    monkeypatch.setattr(caches, "listener", lambda text: None)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (path,) = corpora.corpus_paths("docstrings")
+    assert path.is_relative_to(tmp_path / f"gru-lm-{os.geteuid()}" / "corpora")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(bytes(path.stat().st_size)),
+        lambda path: path.with_name(corpora.SUMS).write_text("{"),
+        lambda path: path.rename(path.with_name("0002-other.txt")),
+        lambda path: (path.unlink(), path.mkdir()),
+        lambda path: (shutil.rmtree(path.parent), path.parent.touch()),
+        lambda path: (shutil.rmtree(path.parent), path.parent.symlink_to("nowhere")),
+    ],
+    ids=["cut", "zeroed", "sums", "renamed", "a folder", "a file", "a link to nothing"],
+)
+def test_damage_of_any_kind_is_mended(
+    library: Path, cache: Path, damage: Callable[[Path], None]
+) -> None:
+    (path,) = corpora.corpus_paths("docstrings")
+    text = path.read_bytes()
+    damage(path)
+    assert corpora.corpus_paths("docstrings") == [path]
+    assert path.read_bytes() == text
+    assert sorted(each.name for each in cache.iterdir()) == [".lock", path.parent.name]
 
 
 @pytest.fixture
@@ -279,7 +309,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> corpora.Recipe:
 def test_fetched_by_the_real_pip(tiny: corpora.Recipe, cache: Path) -> None:
     told: list[str] = []
     paths = corpora.corpus_paths("tiny", note=told.append)
-    assert tree(cache) == [".lock", "tiny-1.0-r1/0001-first.txt", "tiny-1.0-r1/0002-second.txt"]
+    names = (corpora.SUMS, "0001-first.txt", "0002-second.txt")
+    assert tree(cache) == [".lock", *(f"tiny-1.0-r1/{name}" for name in names)]
     assert [path.read_bytes() for path in paths] == [b"one\r\n", b"second"]
     assert told == ["@tiny: fetching tiny-text 1.0 with pip"]
 
