@@ -24,7 +24,8 @@ TAUGHT, SPAN, EVERY = 1890, 20, 10  # years
 
 
 def main(arguments: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks drift")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks")
+    parser.add_argument("kind", choices=("drift",))
     parser.add_argument("run", type=Path)
     parser.add_argument("--minutes", default="10")
     given, options = parser.parse_known_args(arguments)
