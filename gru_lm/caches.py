@@ -37,10 +37,14 @@ _HINT = "XDG_CACHE_HOME=DIRECTORY names another place"
 listener: Callable[[str], None] = functools.partial(warnings.warn, stacklevel=3)
 
 
-@functools.cache
-def say(text: str) -> None:
-    """Tell the listener, once for each text."""
-    listener(text)
+_said: set[tuple[str, ...]] = set()
+
+
+def say(text: str, *about: str) -> None:
+    """Tell the listener, once for each text, or for what it is about."""
+    if (about or (text,)) not in _said:
+        _said.add(about or (text,))
+        listener(text)
 
 
 def folder(name: str, *, failed: Path | None = None) -> Path:
@@ -49,7 +53,7 @@ def folder(name: str, *, failed: Path | None = None) -> Path:
     `failed` is one in which writing failed: the next place is taken. Raises EnvironmentProblem where
     there is no place at all, not even for temporary files.
     """
-    problem = ""
+    problem, why = "", ""
     for root in _roots():
         if root is None:
             problem = "no home directory to keep a cache in"
@@ -63,12 +67,13 @@ def folder(name: str, *, failed: Path | None = None) -> Path:
             with tempfile.TemporaryFile(dir=path, buffering=0) as probe:
                 probe.write(b"x")
         except OSError as error:
-            at = path if root.is_dir() else root
-            problem = problem or f"no cache in {at}: {error.strerror or error}"
+            if not problem:
+                why = error.strerror or str(error)
+                problem = f"no cache in {path if root.is_dir() else root}: {why}"
             continue
         atomic.sweep(path)
-        if problem:
-            say(f"{problem}; using {root} ({_HINT})")
+        if problem:  # one note for all folders, if the reason is one
+            say(f"{problem}; using {root} ({_HINT})", why, str(root))
         return path
     raise EnvironmentProblem(problem, why="nor is there room among the temporary files", hint=_HINT)
 

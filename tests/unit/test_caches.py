@@ -94,6 +94,15 @@ def test_another_place_is_taken_and_said_once(
     assert not (tmp_path / "nowhere").exists()
 
 
+def test_one_note_does_for_all_folders(tmp_path: Path, said: list[str]) -> None:
+    for name in caches.NAMES:
+        path = tmp_path / "cache" / "gru-lm" / name
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.touch()
+        assert caches.folder(name) == instead(tmp_path) / name
+    assert len(said) == 1
+
+
 def test_a_link_of_ours_is_followed(tmp_path: Path, said: list[str]) -> None:
     (tmp_path / "large disk").mkdir()
     (tmp_path / "cache").mkdir()
