@@ -197,6 +197,11 @@ def _report(error: BaseException) -> int:
                 f"cannot write: {error.strerror}", hint="free some space or choose another place"
             )
             return EnvironmentProblem.exit_code
+        case FileNotFoundError() if "temporary directory" in str(error):  # of tempfile
+            console.error(
+                "there is no directory to keep temporary files in", hint="TMPDIR=DIRECTORY names one"
+            )
+            return EnvironmentProblem.exit_code
         case MemoryError():
             console.error("out of memory", hint=LESS_MEMORY)
             return EnvironmentProblem.exit_code
