@@ -199,7 +199,8 @@ def _report(error: BaseException) -> int:
             return EnvironmentProblem.exit_code
         case FileNotFoundError() if "temporary directory" in str(error):  # of tempfile
             console.error(
-                "there is no directory to keep temporary files in", hint="TMPDIR=DIRECTORY names one"
+                "there is no directory to keep temporary files in",
+                hint="TMPDIR=DIRECTORY names one",
             )
             return EnvironmentProblem.exit_code
         case MemoryError():

@@ -1,4 +1,4 @@
-"""`gru-lm cache [clear]`: where the caches lie, how large they are, and how they are emptied."""
+"""`gru-lm cache [clear]`: where the caches are, how large they are, and how to empty them."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Show the caches and their sizes, or clear them.", no_args_is_help=False)
+from gru_lm.cli.options import Group, laid_out
+
+app = typer.Typer(cls=Group, epilog="Examples:\n\n  gru-lm cache\n\n  gru-lm cache clear tokens")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.callback(invoke_without_command=True)
 def cache_cli(context: typer.Context, as_json: Json = False) -> None:
-    """Show the caches and their sizes; `gru-lm cache clear` empties them.
+    """Show the caches and their sizes, or clear them.
 
-    They hold compiled kernels, tokenized texts, corpora and matplotlib's fonts,
-    and are filled again as needed. Token caches unused for 30 days are removed,
-    and the least recently used beyond 10 GB (or a tenth of the disk).
+    They hold compiled kernels, tokenized texts, corpora and matplotlib's fonts, and are refilled as
+    needed. Tokenized texts are removed after 30 days without use and, least recently used first, beyond
+    10 GB (or a tenth of the disk). XDG_CACHE_HOME=DIRECTORY moves the caches.
     """
     if context.invoked_subcommand:
         return
@@ -30,20 +32,20 @@ def cache_cli(context: typer.Context, as_json: Json = False) -> None:
         return
     rows = [(r["name"], f"{r['files']:,}", f"{r['bytes']:,}", r["path"]) for r in found]
     console.table(("cache", "files", "bytes", "path"), rows)
-    console.note("to empty them: gru-lm cache clear" if rows else "there are no caches")
+    console.note("to empty them: gru-lm cache clear" if rows else "there are no caches yet")
 
 
-@app.command("clear")
+@app.command(
+    "clear", cls=laid_out(("json",), ("gru-lm cache clear", "gru-lm cache clear tokens --json"))
+)
 def clear_cli(
     names: Annotated[
         list[str] | None,
-        typer.Argument(
-            metavar="[NAME]...", help="kernels, tokens, corpora, matplotlib; all if not given."
-        ),
+        typer.Argument(metavar="[NAME]...", help="kernels, tokens, corpora or matplotlib; or all."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Remove what is in the caches. Runs and their checkpoints are kept."""
+    """Empty the caches. Runs and their checkpoints are kept."""
     from gru_lm import caches
     from gru_lm.reporting import console
 

@@ -18,6 +18,7 @@ TINY = "--steps 2 --threads 1 --width 8 --layers 1 --batch 4 --bptt 16"
 # What makes an example quick.
 QUICK = {"train": TINY, "compare": TINY + " --seeds 1 --match width", "bench": "--seconds 0.1"}
 LEAVES = [[name] for name in COMMANDS] + [["corpus", name] for name in ("list", "get", "show")]
+LEAVES.append(["cache", "clear"])
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def help_of(*command: str) -> str:
     return inside(Path(), *command, "--help").out
 
 
-@pytest.mark.parametrize("command", [*LEAVES, ["corpus"], []], ids=" ".join)
+@pytest.mark.parametrize("command", [*LEAVES, ["corpus"], ["cache"], []], ids=" ".join)
 def test_flags_take_no_value(command: list[str]) -> None:
     assert "bool" not in help_of(*command)
 

@@ -8,13 +8,18 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import sentencepiece
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gru_lm.errors import Stopped
-from gru_lm.text.dataset import SLICES, Part, excerpt, open_texts
+from gru_lm.signals import never
+from gru_lm.text import dataset
+from gru_lm.text.dataset import SLICES, Part, Texts, excerpt, open_texts, tokenize
 from gru_lm.text.documents import readings
 from gru_lm.text.segments import LONGEST
+from gru_lm.text.tokenizer import train_tokenizer
+from gru_lm.text.tokenizer_encoders import VERSION
 
 
 @dataclass(frozen=True)
@@ -160,3 +165,20 @@ def test_an_excerpt_polls_stop() -> None:
 
     with pytest.raises(Stopped):
         excerpt(part("text\n" * 9), 9, stop=stop)
+
+
+def test_another_version_of_the_encoder_has_stores_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = Texts(part("a b\n" * 50), part("c\n"), part())
+    byte = train_tokenizer("byte", lambda: [])
+
+    def paths() -> set[Path]:
+        data = tokenize(texts, byte, cache=tmp_path, workers=1, stop=never, progress=lambda _: None)
+        return {data.train.path, data.valid.path}
+
+    first = paths()
+    assert paths() == first
+    monkeypatch.setattr(dataset, "VERSION", "another")
+    assert not first & paths()
+    assert sentencepiece.__version__ in VERSION
