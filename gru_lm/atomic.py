@@ -1,8 +1,8 @@
 """The only writer of durable bytes: a file is its old content or its new content, never between.
 
-Write to an exclusive temporary name in the same directory, fsync, rename, fsync the directory. A
-temporary is locked (flock) as long as its writer lives, whatever container that runs in, so that others
-can sweep those of the dead. Knows nothing of what the bytes mean.
+Write to an exclusive temporary name in the same directory, fsync, rename, fsync the directory. The
+writer holds a lock (flock) on its temporary, so that another process, in whatever container, can tell
+which temporaries are abandoned. Knows nothing of what the bytes mean.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import BinaryIO
 
 from gru_lm.errors import EnvironmentProblem
 
-# Eight random digits; the process id is what earlier versions wrote.
+# Eight random hex digits; earlier versions wrote their process id.
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}|\d{1,7})\.tmp")
 
 
@@ -85,9 +85,9 @@ def link(source: Path, path: Path) -> None:
 
 @contextmanager
 def scratch(directory: Path) -> Iterator[Path]:
-    """A folder in `directory` to work in, of mode 0700; it is gone when the block ends.
+    """A temporary folder in `directory`, mode 0700, removed when the block ends.
 
-    After a kill the next `sweep` removes it. Raises OSError.
+    After a SIGKILL, the next `sweep` removes it. Raises OSError.
     """
     while True:
         folder = _temporary_name(directory / "scratch")
@@ -106,7 +106,7 @@ def scratch(directory: Path) -> Iterator[Path]:
 def sweep(directory: Path) -> None:
     """Remove the temporaries in `directory` whose writers are dead.
 
-    Where a file system has no locks, none can be told to be, and all stay.
+    On a file system without locks all temporaries stay.
     """
     for path in directory.glob(".*.tmp"):
         if is_temporary(path.name):
@@ -115,7 +115,7 @@ def sweep(directory: Path) -> None:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file of this name is one that is being written, or was when its writer died."""
+    """Whether this is the name of a temporary."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
@@ -124,7 +124,7 @@ def _temporary_name(path: Path) -> Path:
 
 
 def _make_temporary(path: Path, mode: int) -> tuple[Path, int]:
-    """A new file beside `path` and its descriptor, which holds its lock."""
+    """A new locked file beside `path`, and its descriptor."""
     while True:
         temporary = _temporary_name(path)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -135,12 +135,12 @@ def _make_temporary(path: Path, mode: int) -> tuple[Path, int]:
 
 
 def _claimed(descriptor: int, path: Path) -> bool:
-    """Lock what was just made at `path`; False where a sweep has been quicker."""
+    """Lock the temporary just made at `path`; False if a sweep removed it in between."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:  # no locks on this file system, and so no sweep
+    except OSError:  # a file system without locks, where nothing is swept
         return True
     try:
         return os.path.samestat(os.fstat(descriptor), path.lstat())
@@ -151,7 +151,7 @@ def _claimed(descriptor: int, path: Path) -> bool:
 def _remove_unlocked(path: Path) -> None:
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        descriptor = os.open(path, flags | os.O_RDWR)  # NFS locks nothing that is open for reading
+        descriptor = os.open(path, flags | os.O_RDWR)  # NFS locks only files open for writing
     except IsADirectoryError:
         descriptor = os.open(path, flags | os.O_RDONLY)
     try:

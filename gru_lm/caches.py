@@ -1,9 +1,9 @@
-"""Where the caches lie: compiled kernels, tokenized texts, corpora, and what matplotlib keeps.
+"""Location, size and trust of the caches: kernels, tokenized texts, corpora, matplotlib's files.
 
-Each is a folder of mode 0700 in the user's cache. Where that cannot be used (no home directory, a
-read-only or full disk, a file in its place), it is a folder among the temporary files, and a note says
-so once. Knows nothing of what the files mean. Invariant: a file or folder that belongs to another user,
-or that others may write, is not used.
+Each cache is a folder with mode 0700 in the user's cache directory. If that is unusable (no home
+directory, read-only or full disk, a file in the way), a folder in the temporary directory takes its
+place, with one note. Knows nothing of the contents. Invariant: a file or folder owned by another user,
+or writable by others, is never used.
 """
 
 from __future__ import annotations
@@ -28,30 +28,28 @@ from gru_lm import atomic
 from gru_lm.errors import EnvironmentProblem, unknown_name
 
 KERNELS, TOKENS, CORPORA, MATPLOTLIB = NAMES = ("kernels", "tokens", "corpora", "matplotlib")
-LOCK = ".lock"  # of a cache's folder; removing it would give two processes a lock each
+LOCK = ".lock"  # never removed: two processes could then hold "the" lock
 UNUSED_DAYS = 30
-MOST_BYTES = 10 * 10**9  # of one cache; a tenth of the disk, where that is less
+MOST_BYTES = 10 * 10**9  # per cache; at most a tenth of the disk
 _HINT = "XDG_CACHE_HOME=DIRECTORY names another place"
 
-# Who hears of caches that cannot be used; the command line prints it.
+# Receives the notes about unusable caches; the command line prints them.
 listener: Callable[[str], None] = functools.partial(warnings.warn, stacklevel=3)
-
-
 _said: set[tuple[str, ...]] = set()
 
 
 def say(text: str, *about: str) -> None:
-    """Tell the listener, once for each text, or for what it is about."""
+    """Send a note to the listener, once per text, or once per subject if `about` is given."""
     if (about or (text,)) not in _said:
         _said.add(about or (text,))
         listener(text)
 
 
 def folder(name: str, *, failed: Path | None = None) -> Path:
-    """The folder of one of NAMES, ready to be written; temporaries of dead processes are swept.
+    """The folder of one of NAMES, checked to be writable; temporaries of dead processes are removed.
 
-    `failed` is one in which writing failed: the next place is taken. Raises EnvironmentProblem where
-    there is no place at all, not even for temporary files.
+    `failed` is a folder to pass over because a write there failed. Raises EnvironmentProblem if not
+    even the temporary directory is writable.
     """
     problem, why = "", ""
     for root in _roots():
@@ -61,7 +59,7 @@ def folder(name: str, *, failed: Path | None = None) -> Path:
         path = root / name
         try:
             if path == failed:
-                raise OSError("it cannot be written")
+                raise OSError("a write failed")
             _prepare(root)
             _prepare(path)
             with tempfile.TemporaryFile(dir=path, buffering=0) as probe:
@@ -72,14 +70,16 @@ def folder(name: str, *, failed: Path | None = None) -> Path:
                 problem = f"no cache in {path if root.is_dir() else root}: {why}"
             continue
         atomic.sweep(path)
-        if problem:  # one note for all folders, if the reason is one
+        if problem:  # one note for all caches that fail for the same reason
             say(f"{problem}; using {root} ({_HINT})", why, str(root))
         return path
-    raise EnvironmentProblem(problem, why="nor is there room among the temporary files", hint=_HINT)
+    raise EnvironmentProblem(
+        problem, why="the temporary directory is not writable either", hint=_HINT
+    )
 
 
 def opened(path: Path) -> BinaryIO:
-    """A file of a cache, to be read. Raises OSError unless it is a regular file that is ours alone."""
+    """Open a cached file for reading. Raises OSError unless it is a regular file only we can write."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         found = os.fstat(descriptor)
@@ -99,9 +99,9 @@ def mark_used(path: Path) -> None:
 
 
 def trim(directory: Path, pattern: str, *, keep: Collection[Path] = ()) -> None:
-    """Remove files that nobody used for UNUSED_DAYS, then the least recently used beyond the bound.
+    """Remove files unused for UNUSED_DAYS, then the least recently used until the rest fits the bound.
 
-    Those of `keep` stay.
+    Files in `keep` are never removed.
     """
     files = []
     for path in directory.glob(pattern):
@@ -117,12 +117,12 @@ def trim(directory: Path, pattern: str, *, keep: Collection[Path] = ()) -> None:
 
 
 def bound(directory: Path) -> int:
-    """How many bytes a cache may hold."""
+    """Largest size of a cache in bytes."""
     return min(MOST_BYTES, shutil.disk_usage(directory).total // 10)
 
 
 def remove(path: Path) -> None:
-    """Remove what is at `path`, whatever it is, as far as that is possible."""
+    """Remove a file or a tree, ignoring errors."""
     try:
         path.unlink(missing_ok=True)
     except OSError:
@@ -130,7 +130,7 @@ def remove(path: Path) -> None:
 
 
 def usage() -> list[dict[str, Any]]:
-    """The folders that there are: name, path, number of files, bytes."""
+    """Existing cache folders: name, path, number of files, bytes."""
     return [
         {"name": name, "path": str(path), "files": len(sizes), "bytes": sum(sizes)}
         for name, path in _folders(NAMES)
@@ -139,9 +139,9 @@ def usage() -> list[dict[str, Any]]:
 
 
 def clear(names: Sequence[str] = NAMES) -> dict[str, int]:
-    """Remove what is in the caches of these names; how many `files` and `bytes` that were.
+    """Empty the named caches; returns the number of `files` and `bytes` removed.
 
-    What a process is writing at the moment stays. Raises UsageError for a name that is not known, and
+    Files being written by a live process stay. Raises UsageError for an unknown name and
     EnvironmentProblem for a file that cannot be removed.
     """
     for name in names:
@@ -167,7 +167,7 @@ def clear(names: Sequence[str] = NAMES) -> dict[str, int]:
 
 
 def _folders(names: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """The folders of these names that exist, in the user's cache and among the temporary files."""
+    """Existing folders with these names, in the user's cache and in the temporary directory."""
     for root in filter(None, (_user_root(), _temporary_root())):
         for path in (root / name for name in names):
             if path.is_dir() and _is_ours(root.lstat()) and _is_ours(path.lstat()):
@@ -175,7 +175,7 @@ def _folders(names: Sequence[str]) -> Iterator[tuple[str, Path]]:
 
 
 def _contents(directory: Path) -> Iterator[tuple[Path, int]]:
-    """The files below a directory, with their sizes; no link is followed below it."""
+    """Files below a directory with their sizes; links are not followed."""
     for parent, folders, names in os.walk(directory):
         links = [name for name in folders if Path(parent, name).is_symlink()]
         for path in (Path(parent, name) for name in (*names, *links)):
@@ -184,7 +184,7 @@ def _contents(directory: Path) -> Iterator[tuple[Path, int]]:
 
 
 def _roots() -> Iterator[Path | None]:
-    """Where caches may lie, in the order in which they are tried; None: there is no home directory."""
+    """Candidate locations in order; None if there is no home directory."""
     yield _user_root()
     yield _temporary_root()
     with suppress(OSError):
@@ -199,7 +199,7 @@ def _user_root() -> Path | None:
 
 
 def _temporary_root() -> Path | None:
-    """Kept between commands: without it, each one would compile the kernels."""
+    """A fixed name, so that not every command compiles the kernels."""
     try:
         return Path(tempfile.gettempdir()) / f"gru-lm-{os.geteuid()}"
     except OSError:
@@ -208,7 +208,7 @@ def _temporary_root() -> Path | None:
 
 @functools.cache
 def _passing_root() -> Path:
-    """Gone with this process: the place for when somebody else has taken the other's name."""
+    """Removed when this process exits; used if another user has taken the fixed name."""
     path = Path(tempfile.mkdtemp(prefix="gru-lm-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path
@@ -219,7 +219,7 @@ def _prepare(path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except FileExistsError as error:
         raise NotADirectoryError(errno.ENOTDIR, "it is not a directory") from error
-    if not _is_ours(path.lstat()):  # perhaps a link, and then of one who may say where it leads
+    if not _is_ours(path.lstat()):  # also checks the owner of a symbolic link
         raise PermissionError(errno.EACCES, "it belongs to another user")
     _must_be_ours(path, path.stat())
 

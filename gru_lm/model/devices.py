@@ -34,8 +34,8 @@ def set_up(
 ) -> torch.device:
     """Prepare PyTorch to compute on `device`, and our kernels where it is a CPU; returns it.
 
-    Without `threads` there are as many as PyTorch starts, but no more than `processors()`. `stop` is
-    polled while the kernels are compiled. Raises UsageError for a name that is not a device and for a
+    Without `threads`, PyTorch's default is used, but at most `processors()`. `stop` is polled while
+    the kernels are compiled. Raises UsageError for a name that is not a device and for a
     `precision` that it cannot train in, and EnvironmentProblem for a device that is not there.
     """
     where = choose_device(device)
@@ -58,9 +58,9 @@ def set_up(
 
 
 def processors(root: Path = Path("/")) -> int:
-    """How many processors this process may use: the least of cores, affinity and a cgroup's quota.
+    """Processors available to this process: the least of cores, affinity and cgroup quotas.
 
-    A quota of parts of processors is rounded up. `root` is where proc and sys are mounted.
+    A fractional quota is rounded up. `root` is the directory in which proc and sys are mounted.
     """
     with suppress(AttributeError, OSError):  # not Linux
         return min(len(os.sched_getaffinity(0)), os.cpu_count() or 1, *_quotas(root))
@@ -68,13 +68,13 @@ def processors(root: Path = Path("/")) -> int:
 
 
 def _quotas(root: Path) -> Iterator[int]:
-    """The quotas of this process's cgroups and of all above them, version 1 and 2."""
+    """CPU quotas of this process's cgroups and their parents, for cgroup v1 and v2."""
     with suppress(OSError, ValueError):
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
             mounts = (controllers, "cpu") if "cpu" in controllers.split(",") else ()
             for name in mounts if controllers else ("", "unified"):
-                # A container sees its own cgroup as the root, though its path is the host's.
+                # In a container the mount shows only its own cgroup, while the path is the host's.
                 group = root / "sys/fs/cgroup" / name / path.lstrip("/")
                 while group != root / "sys/fs":
                     yield from _quota(group)
@@ -82,7 +82,7 @@ def _quotas(root: Path) -> Iterator[int]:
 
 
 def _quota(group: Path) -> Iterator[int]:
-    """The quota that a cgroup's own folder sets, if it sets one."""
+    """The quota set by one cgroup, in processors, if there is one."""
     with suppress(OSError, ValueError):
         if (group / "cpu.max").exists():
             quota, period = (group / "cpu.max").read_text().split()  # "max": not a number

@@ -15,7 +15,7 @@ import numpy as np
 
 from gru_lm import caches
 
-# Read when matplotlib is imported: without a place of its own that it may write to, it prints warnings.
+# Read when matplotlib is imported; without a writable directory it prints warnings.
 os.environ.setdefault("MPLCONFIGDIR", str(caches.folder(caches.MATPLOTLIB)))
 
 from matplotlib.axes import Axes

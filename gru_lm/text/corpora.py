@@ -37,7 +37,7 @@ from gru_lm.errors import EnvironmentProblem, InputError, nearest
 from gru_lm.signals import Stop, never
 
 RECIPES = Path(__file__).parents[1] / "corpora_recipes"
-SUMS = ".sha256.json"  # beside a corpus's documents: the SHA-256 of each, by name
+SUMS = ".sha256.json"  # in a corpus folder: the SHA-256 of each document by name
 MAX_WHEEL_BYTES = 1 << 26
 MAX_TEXT_BYTES = 1 << 28
 # Folders of the standard library that hold tests, programs of their own, or what others installed.
@@ -104,7 +104,7 @@ def cached_paths(recipe: Recipe) -> list[Path] | None:
     try:
         paths = sorted(folder.glob("[!.]*"))
         size = sum(path.stat().st_size for path in paths)
-        sums = folder / SUMS  # which earlier versions did not write
+        sums = folder / SUMS  # not written by earlier versions
         if sums.exists() and json.loads(sums.read_bytes()) != _sums(paths):
             return None
     except (OSError, ValueError):

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gru_lm import atomic, caches
+from gru_lm.errors import EnvironmentProblem
 from gru_lm.signals import Stop, never
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.parallel import BLOCK, encode_all, gather
@@ -91,10 +92,12 @@ def build_store(
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise atomic.disk_problem(directory, error) from error
-    caches.remove(path)
+    if path.is_dir():  # a rename replaces anything else
+        caches.remove(path)
     _build(documents, tokenizer, path, key=key, workers=workers, stop=stop, progress=progress)
     built = _open(path, key, stop)
-    assert built is not None, f"{path} was just written"
+    if built is None:
+        raise EnvironmentProblem(f"{path} vanished after it was written", hint="run it again")
     return built
 
 

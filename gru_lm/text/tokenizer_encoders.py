@@ -20,7 +20,7 @@ import sentencepiece
 from gru_lm.text import segments
 from gru_lm.text import tokenizer_model as models
 
-# Of how text becomes ids; another one wherever any tokenizer may give other ids than before.
+# Part of the key of cached tokens: increase the number whenever any tokenizer's ids may change.
 VERSION = f"1, SentencePiece {sentencepiece.__version__}"
 
 Ids = npt.NDArray[np.uint32]

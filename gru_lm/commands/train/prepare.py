@@ -257,7 +257,7 @@ def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
     cache = caches.folder(caches.TOKENS)
     try:
         data = tokenized(cache)
-    except EnvironmentProblem:  # the disk is full there
+    except EnvironmentProblem:  # its disk filled up
         data = tokenized(caches.folder(caches.TOKENS, failed=cache))
     if not len(data.valid.tokens):
         raise InputError("the held-out text holds no token", hint="--valid FILE with some text")

@@ -1,9 +1,9 @@
 """Compiles the kernels on first use, caches the library, and loads it.
 
-Any C compiler serves; without one, or where anything fails, there is no library and a reason. Cached by
-source, compiler, flags and processor, so that a shared home directory is safe; two processes that start
-at once both build, and either library serves. A library's name ends in the hash of its bytes. Invariant:
-the bytes that are loaded are those that were checked, or just compiled.
+Any C compiler will do; if there is none, or anything fails, there is no library and a reason. The
+cache key is source, compiler, flags and processor, so a shared home directory is safe; if two processes
+compile at once, either result is used. The file name ends with a hash of the contents. Invariant: only
+bytes that match the hash, or were just compiled, are loaded.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ SOURCES = sorted(FOLDER.glob("*.[ch]"))
 FLAGS = ("-O3", "-shared", "-fPIC", "-std=gnu11")
 # The first that works: this very processor's instructions; OpenMP, for the threads that PyTorch has.
 CHOICES = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",))
-SECONDS = 60.0  # that all compilers together may take
-MOST_SAID = 1 << 16  # bytes of a compiler's output that are kept
+SECONDS = 60.0  # limit for all compilers together
+MOST_SAID = 1 << 16  # bytes kept of a compiler's output
 
 
 class BuildError(Exception):
     """There can be no library here, and why."""
 
 
-_known: list[ctypes.CDLL | BuildError] = []  # once it is known
+_known: list[ctypes.CDLL | BuildError] = []  # the outcome, once there is one
 
 
 def library(stop: Stop = never) -> ctypes.CDLL:
-    """The kernels. Raises BuildError, every time again, where there can be none.
+    """The kernels. Raises BuildError, on every call, if they cannot be built.
 
-    `stop` is polled while they are compiled, and what it raises ends the compiler too.
+    `stop` is polled during compilation; if it raises, the compiler is killed.
     """
     if not _known:
         try:
@@ -72,7 +72,7 @@ def problem(stop: Stop = never) -> str | None:
 
 
 def _ready(stop: Stop) -> ctypes.CDLL:
-    """The library of the first compiler that makes one, from the cache where it is there."""
+    """The library of the first compiler that works, from the cache if possible."""
     run = _Runner(stop)
     reasons = []
     for compiler in _compilers():
@@ -86,9 +86,9 @@ def _ready(stop: Stop) -> ctypes.CDLL:
 
 
 def _compilers() -> Iterator[list[str]]:
-    """Commands to try: CC, which may hold options, and the usual ones."""
+    """Compiler commands to try: CC, with its options, then the usual names."""
     command: list[str] = []
-    with suppress(ValueError):  # a quote without its other
+    with suppress(ValueError):  # unbalanced quotes
         command = shlex.split(os.environ.get("CC", ""))
     if command and (found := shutil.which(command[0])):
         yield [found, *command[1:]]
@@ -98,7 +98,7 @@ def _compilers() -> Iterator[list[str]]:
 
 
 def _key(version: bytes) -> str:
-    """What a library for this source, compiler and processor is called."""
+    """Cache key of the library for this source, compiler and processor."""
     parts = (
         *(path.read_bytes() for path in SOURCES),
         version,
@@ -123,7 +123,7 @@ def _processor() -> bytes:
 
 
 def _cached(folder: Path, key: str) -> ctypes.CDLL | None:
-    """The library of that key; what is called so and is none is removed."""
+    """The cached library for this key, if any; unusable files of that name are removed."""
     for path in sorted(folder.glob(f"{key}-*.so")):
         try:
             with caches.opened(path) as file:
@@ -146,7 +146,7 @@ def _path(folder: Path, key: str, data: bytes) -> Path:
 
 
 def _built(compiler: Sequence[str], folder: Path, key: str, run: _Runner) -> ctypes.CDLL:
-    """The library, compiled, and cached where that is possible."""
+    """Compile, load and, if possible, cache the library."""
     units = [str(path) for path in SOURCES if path.suffix == ".c"]
     with atomic.scratch(folder) as scratch:
         made = scratch / "kernel.so"
@@ -166,7 +166,7 @@ def _built(compiler: Sequence[str], folder: Path, key: str, run: _Runner) -> cty
 
 
 def _load(data: bytes, path: Path) -> ctypes.CDLL:
-    """The library whose bytes are `data`, as they lie at `path`. Raises OSError or AttributeError."""
+    """Load `data`, the contents of `path`. Raises OSError, or AttributeError for other libraries."""
     loaded = ctypes.CDLL(_copied(data) or str(path))
     loaded.recurrence_units.restype = ctypes.c_size_t
     loaded.outer_product_depth.restype = ctypes.c_size_t
@@ -175,15 +175,13 @@ def _load(data: bytes, path: Path) -> ctypes.CDLL:
 
 
 def _copied(data: bytes) -> str | None:
-    """Where a copy in memory lies, which nobody can change or cut; None where there can be none.
+    """Path of an anonymous copy in memory, or None if the system has no such thing.
 
-    It can be loaded although the cache is on a file system mounted noexec.
+    Nobody can modify or truncate the copy, and it loads even if the cache is mounted noexec.
     """
     try:
         descriptor = os.memfd_create("gru-lm-kernels")
-        with os.fdopen(
-            descriptor, "wb", closefd=False
-        ) as file:  # the loader knows it by its number
+        with os.fdopen(descriptor, "wb", closefd=False) as file:  # the loader needs the number
             file.write(data)
     except (AttributeError, OSError):  # not Linux
         return None
@@ -192,17 +190,17 @@ def _copied(data: bytes) -> str | None:
 
 
 class _Runner:
-    """Runs compilers, all of them for SECONDS at most."""
+    """Runs compilers, within SECONDS altogether."""
 
     def __init__(self, stop: Stop) -> None:
         self._stop = stop
         self._deadline = time.monotonic() + SECONDS
 
     def __call__(self, command: Sequence[str]) -> tuple[int, bytes]:
-        """The exit status of a command, and what it printed.
+        """Exit status and output of a command.
 
-        Raises OSError where it cannot be started, BuildError where it takes too long, and what `stop`
-        raises; it has ended then, with its own children.
+        Raises OSError if it cannot be started, BuildError if it takes too long, and whatever `stop`
+        raises; the command and its children are killed then.
         """
         said = b""
         with subprocess.Popen(
@@ -221,7 +219,7 @@ class _Runner:
                     if select.select([child.stdout], [], [], 0.05)[0]:
                         block = os.read(child.stdout.fileno(), MOST_SAID)
                         said += block[: MOST_SAID - len(said)]
-                        if not block:  # closed: nothing more to wait for but the end
+                        if not block:  # it closed its output
                             with suppress(subprocess.TimeoutExpired):
                                 child.wait(0.05)
                             if child.poll() is not None:
