@@ -18,7 +18,7 @@ from gru_lm import atomic, caches
 from gru_lm.errors import EnvironmentProblem, UsageError
 from gru_lm.model.native import build
 from tests.conftest import TINY, Program
-from tests.inside import inside, listing
+from tests.inside import error, inside, listing
 
 ROOT = Path(__file__).parents[2]
 
@@ -137,6 +137,16 @@ def test_no_place_at_all(tmp_path: Path, said: list[str]) -> None:
     with pytest.raises(EnvironmentProblem, match="no cache in") as caught:
         caches.folder("tokens")
     assert "XDG_CACHE_HOME" in str(caught.value.hint)
+
+
+def test_no_directory_for_temporary_files(
+    tmp_path: Path, said: list[str], trained: Path, text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    message = error(tmp_path, "eval", trained, text, code=5)
+    assert "hint: TMPDIR=DIRECTORY" in message
+    assert caches.folder("tokens").is_relative_to(tmp_path / "cache"), "there it still works"
 
 
 def test_a_disk_that_fills_up_on_the_way(
