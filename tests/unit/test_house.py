@@ -39,7 +39,7 @@ OWNERS = {
     "kenlm": {"evaluation/arpa.py"},
     "scipy": {"evaluation/statistics.py"},
     "lm_eval": {"integrations/lm_eval.py"},
-    "fcntl": {"training/directory.py", "text/"},
+    "fcntl": {"training/folder.py", "text/"},
 }
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 LONGEST = 350

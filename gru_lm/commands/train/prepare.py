@@ -97,7 +97,7 @@ def prepare(
     if device.type == "cpu" and (why := build.problem()):
         console.note(f"no kernel of our own, PyTorch's instead: {why}")
     tokenizer = _given_tokenizer(chosen, source)
-    if "-" in (*chosen.text, chosen.valid, chosen.test):
+    if chosen.reads_stdin():
         spool_stdin(stdin, stop=stop)
     sources = read_sources(chosen, stdin=stdin, stop=stop)
     characters = sources.training_characters(chosen.shares())
