@@ -28,7 +28,7 @@ from gru_lm.commands.compare.matching import fixed, parameters, plan_cells
 from gru_lm.commands.load import LoadedModel, load_model, read_again
 from gru_lm.commands.train.run import resume, train
 from gru_lm.config import BUDGETS, Settings
-from gru_lm.errors import DivergedError, InputError, Stopped
+from gru_lm.errors import BudgetError, DivergedError, InputError, Stopped
 from gru_lm.evaluation.collectors import ByBlock
 from gru_lm.evaluation.metrics import Counts, caveats
 from gru_lm.evaluation.paired import Ends, cells_differences, models_difference
@@ -236,9 +236,11 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
                 trained = resume(directory, with_test=False, stop=stop)
             else:
                 trained = train(plan, out=directory, with_test=False, stop=stop)
-        except DivergedError as error:
+        except (DivergedError, BudgetError) as error:
+            diverged = isinstance(error, DivergedError)
             error.message = f"{cell}, seed {seed}: {error.message}"
-            error.hint = "another comparison, of a smaller --lr for all cells"
+            what = "a smaller --lr for all cells" if diverged else "longer --minutes"
+            error.hint = f"another comparison, of {what}"
             raise
         row = {"cell": cell, "seed": seed, "width": plan.width, **_speed(directory, trained)}
         row |= _measured(directory, record, plan, documents, stop=stop)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gru_lm.commands.load import read_again, recorded
+from gru_lm.commands.train.clock import READING, TOKENIZING, Spent
 from gru_lm.commands.train.prepare import Prepared, read_data
 from gru_lm.config import BUDGETS, Settings, settings
 from gru_lm.errors import InputError, UsageError
@@ -42,6 +43,8 @@ def reopen(
     budget: Mapping[str, Any],
     threads: int | None,
     device: str | None,
+    spent: Spent,
+    with_test: bool,
     stop: Stop,
 ) -> tuple[Prepared, TrainState]:
     """The newest whole checkpoint of `run`, ready to be trained on; with a `budget`, as another leg.
@@ -70,7 +73,9 @@ def reopen(
     is_word = tokenizer.kind == "word"
     piped = "-" in (*places.get("text", ()), places.get("valid"), places.get("test"))
     texts = _texts(run, chosen, meta["data"], piped=piped, is_word=is_word, stop=stop)
-    data = read_data(texts, tokenizer, stop=stop)
+    spent.on(READING)
+    data = read_data(texts, tokenizer, within=chosen if with_test else None, stop=stop)
+    spent.on(TOKENIZING)
     backend = meta["environment"]["backend"]
     if backend == "native":  # kept where it can be had; else the warning below says so
         backend = choose_backend(where)
@@ -99,6 +104,7 @@ def reopen(
         data=data,
         device=where,
         backend=backend,
+        spent=spent,
     )
     return prepared, state
 

@@ -16,12 +16,13 @@ from typing import Any
 
 from gru_lm import atomic
 from gru_lm.commands.load import recorded
+from gru_lm.commands.train.clock import Spent
 from gru_lm.commands.train.fit import Trainer
 from gru_lm.commands.train.prepare import Prepared, prepare
 from gru_lm.commands.train.resume import reopen
 from gru_lm.config import Settings
-from gru_lm.errors import DivergedError, Stopped
-from gru_lm.layout import LOSS, PIPED_TEXT
+from gru_lm.errors import BudgetError, DivergedError, Stopped
+from gru_lm.layout import LOSS, PIPED_TEXT, step_path
 from gru_lm.planning.forecast import Forecast
 from gru_lm.planning.model import DEFAULT_CELL, plan_budget, plan_like
 from gru_lm.reporting import console
@@ -59,13 +60,18 @@ def train(
     try:
         if chosen.reads_stdin():
             run.made.append(run.text)
-        prepared = prepare(chosen, stdin=run.text, source=source, started=started, stop=stop)
+        prepared = prepare(
+            chosen, stdin=run.text, source=source, started=started, with_test=with_test, stop=stop
+        )
         run.keep = chosen.keep
         run.write_settings(recorded(prepared.settings))
         console.note(f"run: {run.directory} (Ctrl-C saves)")
         state = prepared.state(source)
         source = None  # its weights are no longer needed
-        return _fit(run, prepared, state, started=started, with_test=with_test, stop=stop)
+        return _fit(run, prepared, state, with_test=with_test, stop=stop)
+    except BudgetError:
+        step_path(run.directory, 0).unlink(missing_ok=True)  # of an untrained model
+        raise
     finally:
         run.discard()
         run.close()
@@ -104,10 +110,17 @@ def resume(
     run = Run.reopen(directory)
     try:
         prepared, state = reopen(
-            run, places=places or {}, budget=budget, threads=threads, device=device, stop=stop
+            run,
+            places=places or {},
+            budget=budget,
+            threads=threads,
+            device=device,
+            spent=Spent(started),
+            with_test=with_test,
+            stop=stop,
         )
         begun = state.step
-        result = _fit(run, prepared, state, started=started, with_test=with_test, stop=stop)
+        result = _fit(run, prepared, state, with_test=with_test, stop=stop)
         if state.step == begun and not budget:
             more = f"gru-lm train --resume {directory} --minutes 5"
             console.note(f"the run had ended; to train it for longer: {more}")
@@ -132,7 +145,9 @@ def dry_run(
 
     with tempfile.TemporaryDirectory() as folder:
         stdin = Path(folder) / PIPED_TEXT
-        prepared = prepare(chosen, stdin=stdin, source=source, started=started, stop=stop)
+        prepared = prepare(
+            chosen, stdin=stdin, source=source, started=started, with_test=True, stop=stop
+        )
     assert prepared.forecast is not None
     planned = prepared.settings
     if source or (chosen.tokenizer or "").endswith(".model"):  # which has its tokenizer ready
@@ -145,7 +160,6 @@ def _fit(
     prepared: Prepared,
     state: TrainState,
     *,
-    started: float,
     with_test: bool,
     stop: Stop,
 ) -> dict[str, Any]:
@@ -159,7 +173,7 @@ def _fit(
         data=data,
         state=state,
         environment=environment(prepared.device, prepared.backend),
-        started=started,
+        spent=prepared.spent,
         stop=stop,
     )
     try:
