@@ -58,6 +58,9 @@ _BEGINNINGS = re.compile(
             b"<!doctype html>[^\0]{0,400}" + re.escape(HTML_MARK.encode()),
             rb'\{"step": \d+, "tokens": \d+, "seconds":',  # METRICS
             rb"--- step \d+\n",  # SAMPLES
+            # What `train` and `compare` say on stderr, kept as a log.
+            rb"resuming [^\n]{1,1000} after step [\d,]+\n",
+            rb"(?:[^\n]{0,200}\n){0,20}text: [^\n]{1,2000} held out\ntokenizer: ",
             # Before there were marks: pages, and comparisons of two models.
             b'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
             b'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'',

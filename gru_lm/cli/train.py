@@ -20,8 +20,8 @@ from gru_lm.signals import watch_signals
 if TYPE_CHECKING:
     from gru_lm.planning.forecast import Forecast
 
-# Options that go with --resume.
-RESUMABLE = ("threads", "device", *BUDGETS)
+# What --resume takes: where it is computed, where the text lies, another budget.
+RESUMABLE = ("threads", "device", *PATHS, *BUDGETS)
 
 
 @with_settings

@@ -134,9 +134,12 @@ def _texts(
         _, texts = read_again(chosen, stdin=run.text, is_word=is_word, stop=stop)
         found = texts.fingerprints()
         if changed := [part for part in found if found[part] != fingerprints[part]]:
+            # Parts of TEXT change together; a file of its own changes alone.
+            own = {"valid": chosen.valid, "test": chosen.test}.get(changed[0])
             raise InputError(
-                f"the {' and '.join(changed)} text of {directory} has changed since the run began",
-                why=f"it was read from: {', '.join(chosen.specs())}",
+                f"the {f'--{changed[0]} ' if own else ''}text of {directory} has changed since the run "
+                "began",
+                why=f"it was read from: {own or ', '.join(chosen.text)}",
                 hint=f"restore the text, or begin anew with train --from {directory} TEXT",
             )
     except BaseException as error:
