@@ -61,10 +61,12 @@ _BEGINNINGS = re.compile(
             # What `train` and `compare` say on stderr, kept as a log.
             rb"resuming [^\n]{1,1000} after step [\d,]+\n",
             rb"(?:[^\n]{0,200}\n){0,20}text: [^\n]{1,2000} held out\ntokenizer: ",
-            # Before there were marks: pages, and comparisons of two models.
+            # Before there were marks: pages, comparisons of two models, benchmarks.
             b'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
             b'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'',
             rb'\{\n "a": \{\n  "name": ',
+            rb'\{\n "machine": \{\n  "processor": ',
+            rb'\[\n \{\n  "text": "[^"\n]{1,400}",\n  "options": \[',
         )
     )
 )

@@ -245,6 +245,13 @@ def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> No
     assert "of something else" in error(tmp_path, *command, "--out", "mine", code=2)
     assert (tmp_path / "mine" / "report.html").read_text() == "mine"
     error(tmp_path, "compare", trained, "nothing", "--on", on, "--out", "left", code=3)
+    error(tmp_path, "compare", trained, other, "--on", "nothing", "--out", "left/here", code=3)
+    (tmp_path / "both").mkdir()
+    for name in ("report.html", "result.json"):
+        (tmp_path / "both" / name).write_text("mine")
+    assert "of something else" in error(tmp_path, *command, "--out", "both", code=2)
+    inside(tmp_path, "compare", trained, trained, "--on", on, "--out", "page2")
+    inside(tmp_path, "compare", trained, trained, "--on", on, "--out", "page2")  # its own
     assert not (tmp_path / "left").exists()
     # One model and itself, two documents, one of them without an end of line.
     (tmp_path / "short.txt").write_text("the cat", encoding="utf-8")

@@ -13,7 +13,7 @@ import pytest
 from gru_lm import layout
 from gru_lm.text.sources import open_documents
 from tests.conftest import TINY, words
-from tests.inside import inside, listing
+from tests.inside import error, inside, listing
 
 OPTIONS = [*TINY, "--steps", 2]
 
@@ -88,6 +88,11 @@ def test_what_older_versions_wrote_is_recognised(written: Path, tmp_path: Path) 
     assert found(tmp_path, tmp_path / "**/*") == ["a.txt"]
 
 
+def test_results_of_the_benchmarks_are_recognised() -> None:
+    for path in Path(__file__).parents[2].glob("benchmarks/results/*.json"):
+        assert layout.begins_as_ours(path.read_bytes()[:8192]), path
+
+
 def test_a_comparison_goes_on_beside_its_text(written: Path) -> None:
     compared = ["compare", ".", "--cells", "gru,rnn", "--seeds", 1, *OPTIONS]
     before = listing(written / "compare-1")
@@ -96,6 +101,21 @@ def test_a_comparison_goes_on_beside_its_text(written: Path) -> None:
     assert "run 2 of 2: rnn" in inside(written, *compared).err
     assert listing(written / "compare-1").keys() == before.keys()
     (written / "compare-1/result.json").unlink()
+    (written / "compare-1/results").rename(written / "compare-1/moved")
+    (written / "compare-1/results").symlink_to("moved")
+    (written / "compare-1/moved/rnn-0.json").unlink()
+    said = error(written, *compared, code=5)
+    assert "compare-1/results is a link" in said
+    assert not (written / "compare-1/moved/rnn-0.json").exists()
+    (written / "compare-1/results").unlink()
+    (written / "compare-1/moved").rename(written / "compare-1/results")
+    # A run killed between its settings and its first checkpoint is begun anew beside what it left.
+    shutil.rmtree(written / "compare-1/rnn-0")
+    (written / "compare-1/rnn-0").mkdir()
+    for name in (".lock", "config.toml"):
+        (written / "compare-1/rnn-0" / name).touch()
+    result = inside(written, *compared, "--json").json()
+    assert result["runs"][1]["checkpoint"] == "compare-1/rnn-0-2/best.safetensors"
     for junk in ("[]", "{}", '{"cell": "rnn", "seed": 0, "blocks": {"nats": [NaN], "bytes": [1]}}'):
         (written / "compare-1/results/rnn-0.json").write_text(junk)
         assert "run 2 of 2: rnn" in inside(written, *compared, "--out", "compare-1").err

@@ -214,13 +214,26 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
     atomic.write_bytes(path, json.dumps(marked(values), indent=1).encode())
 
 
-def make_for_models(out: Path) -> None:
-    """Make the directory of a comparison of finished models. Raises UsageError where that is taken."""
-    of_cells = (out / RECORD).exists()
-    if of_cells or any(map(_is_foreign, (out / PAGE, out / RESULT))):
-        holds = "a comparison of cells" if of_cells else f"a {PAGE} or {RESULT} of something else"
-        raise UsageError(f"--out {out} holds {holds}", hint="name another directory")
-    folder.make(out)
+@contextmanager
+def made_for_models(out: Path | None) -> Iterator[None]:
+    """The directory of a comparison of finished models, removed again where that fails.
+
+    Raises UsageError where it holds something else.
+    """
+    made = []
+    if out:
+        of_cells = (out / RECORD).exists()
+        if of_cells or any(map(_is_foreign, (out / PAGE, out / RESULT))):
+            holds = (
+                "a comparison of cells" if of_cells else f"a {PAGE} or {RESULT} of something else"
+            )
+            raise UsageError(f"--out {out} holds {holds}", hint="name another directory")
+        made = folder.make(out)
+    try:
+        yield
+    except BaseException:
+        folder.remove(made)
+        raise
 
 
 def _is_foreign(path: Path) -> bool:

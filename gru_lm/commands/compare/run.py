@@ -21,7 +21,7 @@ from gru_lm.commands.compare.directory import (
     Comparison,
     Question,
     Record,
-    make_for_models,
+    made_for_models,
     write_json,
 )
 from gru_lm.commands.compare.matching import fixed, parameters, plan_cells
@@ -109,9 +109,7 @@ def compare_models(
     Each reads every document as a stream. With `out`, a directory, page and result are written there.
     """
     checkpoints = [run_directory.find(path, console.warn) for path in models]
-    if out:
-        make_for_models(out)
-    with tempfile.TemporaryDirectory(prefix="gru-lm-") as temporary:
+    with made_for_models(out), tempfile.TemporaryDirectory(prefix="gru-lm-") as temporary:
         stdin = Path(temporary) / "stdin"
         if "-" in on:
             spool_stdin(stdin, stop=stop)
@@ -252,7 +250,11 @@ def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Do
     """The text that all are measured on. Raises InputError where any of the text has changed."""
     chosen = record.plan(record.question.cells[0])
     is_word = record.kind == "word"
-    texts, used = read_again(chosen, stdin=Path(), is_word=is_word, stop=stop)
+    try:
+        texts, used = read_again(chosen, stdin=Path(), is_word=is_word, stop=stop)
+    except InputError as error:
+        error.hint = error.hint or "put the text back there, or compare anew with another --out"
+        raise
     if used.fingerprints() != record.data:
         raise InputError(
             f"the text of {comparison.directory} has changed since it was planned",
