@@ -28,7 +28,7 @@ START, READING, LEARNING, TOKENIZING, TRYING, VALIDATION, TEST, SAVING, EARLIER 
     "measuring the speed of training",
     "a validation",
     "the test text",
-    "saving",
+    "saving and plotting",
     "earlier commands",
 )
 REMEDIES = {
@@ -108,12 +108,12 @@ class Pace:
         for what, seconds in (
             (VALIDATION, self.validation_seconds),
             (TEST, self.test_seconds()),
-            (SAVING, self.save_seconds),
+            (SAVING, self.save_seconds + EXIT_SECONDS),
         ):
             needed[what] = needed.get(what, 0.0) + seconds
         what = max(needed, key=needed.__getitem__)
         enough = max(2 * minutes, 3 * sum(needed.values()) / 60)
-        remedy = f", or {REMEDIES[what]}" if what in REMEDIES else ""
+        remedy = "" if goes_on or what not in REMEDIES else f", or {REMEDIES[what]}"
         return BudgetError(
             f"no training step fitted into --minutes {minutes:g}",
             why=f"{what} takes {needed[what]:.1f} of its {60 * minutes:.0f} s",
