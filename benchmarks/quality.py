@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from gru_lm.commands.load import load_model, own_text
-from gru_lm.reporting.console import note
+from gru_lm.reporting.console import marked, note
 from gru_lm.training.directory import find
 
 WINDOWS = 2000  # that start cold, of each length
@@ -173,7 +173,7 @@ class Book:
             result: dict[str, Any] = old[0]
         else:
             figures = train(self.text, options, exact=self.exact)
-            result = key | figures
+            result = marked(key | figures)
             self.path.write_text(json.dumps([*found, result], indent=1) + "\n")
         cold = "".join(f"{key} {value:.4f}  " for key, value in result.items() if "cold" in key)
         sys.stdout.write(

@@ -10,6 +10,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from gru_lm.reporting.console import marked
+
 LIBRARIES = ("gru-lm", "torch", "sentencepiece", "numpy")
 
 
@@ -53,7 +55,7 @@ def machine() -> dict[str, Any]:
 
 def show(rows: Iterable[Row], path: Path) -> None:
     """Print each row as it comes; write all of them to `path`."""
-    found = {"machine": machine(), "rows": []}
+    found = marked({"machine": machine(), "rows": []})
     print(json.dumps(found["machine"]), flush=True)
     for row in rows:
         print(row, flush=True)

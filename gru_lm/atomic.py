@@ -172,5 +172,7 @@ def disk_problem(path: Path, error: OSError) -> EnvironmentProblem:
         errno.EFBIG: "raise the file size limit (ulimit -f), then run the same command again",
         errno.EACCES: "choose a directory that you may write to",
         errno.EROFS: "choose a directory that you may write to",
+        errno.EISDIR: "move that directory elsewhere",
+        errno.ELOOP: "remove the link: links are not followed",
     }.get(error.errno or 0)
     return EnvironmentProblem(f"cannot write {path}: {error.strerror or error}", hint=hint)

@@ -7,7 +7,9 @@ optimizers and devices are checked where they are used.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ TEXT, MODEL, BUDGET, TRAINING, MACHINE, KEEPING = (
 )
 
 LARGEST = 2**63 - 1  # limit of integers, which a checkpoint stores in 64 bits
+PATHS = ("text", "valid", "test")  # fields that say where the texts lie
 BUDGETS = ("minutes", "epochs", "steps", "tokens")
 
 
@@ -180,9 +183,13 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
+        self.shares()
+        # One spelling of each, as runs are resumed and compared by their settings.
+        split = ",".join(_decimal(Fraction(part.strip())) for part in self.split.split(","))
+        object.__setattr__(self, "split", split)
+        object.__setattr__(self, "encoding", _codec(self.encoding))
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
-        self.shares()
         if self.average is not None and self.optimizer == "nt-asgd":
             raise UsageError(
                 "--average does not go with --optimizer nt-asgd, which already averages the weights",
@@ -196,7 +203,8 @@ class Settings:
     def shares(self) -> tuple[Fraction, Fraction, Fraction]:
         """`split` as exact shares of training, validation and test text."""
         try:
-            shares = [Fraction(part) for part in self.split.split(",")]
+            parts = [part.strip() for part in self.split.split(",")]
+            shares = [Fraction(part) for part in parts] if all(map(_SHARE.fullmatch, parts)) else []
         except (ValueError, ZeroDivisionError):
             shares = []
         if len(shares) not in (2, 3) or min(shares) < 0 or sum(shares) != 1 or shares[0] == 0:
@@ -212,6 +220,14 @@ class Settings:
             )
         return train, valid, test[0] if test else Fraction(0)
 
+    def specs(self) -> tuple[str, ...]:
+        """All that names a text."""
+        return tuple(filter(None, (*self.text, self.valid, self.test)))
+
+    def reads_stdin(self) -> bool:
+        """Whether any of the text is standard input."""
+        return "-" in self.specs()
+
     def given(self) -> dict[str, Any]:
         """The fields that are set, as plain values for TOML and JSON."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
@@ -220,14 +236,45 @@ class Settings:
 
     def portable(self) -> dict[str, Any]:
         """The settings that go into a checkpoint: all but the paths of the texts."""
-        paths = ("text", "valid", "test")
-        return {name: value for name, value in self.given().items() if name not in paths}
+        return {name: value for name, value in self.given().items() if name not in PATHS}
+
+
+# A number or a ratio; an exponent of more digits would take all memory.
+_SHARE = re.compile(r"[0-9.]{1,20}(e-?[0-9]{1,2})?(/[0-9]{1,20})?", re.ASCII)
+
+
+def _decimal(share: Fraction) -> str:
+    """The shortest decimal that is `share`, or a ratio where there is none."""
+    text = f"{float(share):.15g}"
+    return text if Fraction(text) == share else str(share)
+
+
+def _codec(encoding: str) -> str:
+    """The codec's own name; an unknown encoding as it is, to be refused where it is used."""
+    try:
+        return codecs.lookup(encoding).name
+    except (LookupError, ValueError):
+        return encoding
+
+
+def _check_text(flag: str, text: str, *, is_path: bool) -> None:
+    """Raise UsageError for a string that config.toml or a checkpoint could not hold."""
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    if shown != text:
+        raise UsageError(
+            f"the name {shown} is not UTF-8, and a run could not record it",
+            hint="rename it, or pipe the text in: ... | gru-lm train -",
+        )
+    if not (is_path or text.isprintable()):
+        raise UsageError(f"{flag} {text!r} holds characters that cannot be printed")
 
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:
+    flag = "--" + field.name.replace("_", "-")
+    for text in value if isinstance(value, tuple) else [value] * isinstance(value, str):
+        _check_text(flag, text, is_path=field.name in PATHS or text.endswith(".model"))
     if value is None or not field.metadata:
         return
-    flag = "--" + field.name.replace("_", "-")
     low, high = field.metadata["low"], field.metadata["high"]
     if high is None and isinstance(value, int):
         high = LARGEST
@@ -294,7 +341,7 @@ def _typed(name: str, hint: Any, value: Any) -> Any:
             return tuple(parts)
         raise UsageError(f"{name} must be a list of strings, not {value!r}")
     wanted = next((kind for kind in get_args(hint) if kind is not type(None)), hint)
-    if wanted is float and type(value) is int:
+    if wanted is float and type(value) is int and abs(value) <= LARGEST:
         return float(value)
     if type(value) is not wanted:
         raise UsageError(f"{name} must be {wanted.__name__}, not {value!r}")

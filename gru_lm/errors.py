@@ -2,6 +2,7 @@
 
     GruLmError                    (never raised itself)
     ├── UsageError            2   wrong options or configuration
+    │   └── BudgetError           a budget in minutes that no training step fits into
     ├── InputError            3   a text, run, checkpoint or tokenizer that cannot be used
     ├── DivergedError         4   training left the finite numbers
     ├── EnvironmentProblem    5   disk full, run in use, out of memory, device or package missing
@@ -34,6 +35,10 @@ class UsageError(GruLmError):
     """Wrong options or configuration."""
 
     exit_code = 2
+
+
+class BudgetError(UsageError):
+    """A budget in minutes that was used up, or reserved for the end, before the first step."""
 
 
 class InputError(GruLmError):

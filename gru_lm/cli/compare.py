@@ -133,7 +133,7 @@ def compare_cli(
 
 def _settings(layers: list[dict[str, Any]], text: list[str] | None) -> dict[str, Any]:
     """What is set by name, checked, with paths made absolute: a comparison goes on from anywhere."""
-    from gru_lm.commands.train.run import recorded
+    from gru_lm.commands.load import recorded
     from gru_lm.layout import holds_checkpoint
 
     if text and all(holds_checkpoint(Path(spec)) for spec in text):
@@ -143,7 +143,7 @@ def _settings(layers: list[dict[str, Any]], text: list[str] | None) -> dict[str,
         )
     names = {name.replace("-", "_") for layer in layers for name in layer}
     chosen = settings(*layers, {"text": text})
-    whole = recorded(chosen)
+    whole = recorded(chosen).given()
     if (tokenizer := chosen.tokenizer or "").endswith(".model"):
         whole["tokenizer"] = str(Path(tokenizer).absolute())
     return {name: whole[name] for name in names | ({"text"} if text else set())}

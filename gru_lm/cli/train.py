@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gru_lm.cli.options import with_settings
-from gru_lm.config import BUDGETS, Settings, parse_set, read_toml, settings
+from gru_lm.config import BUDGETS, PATHS, Settings, parse_set, read_toml, settings
 from gru_lm.errors import Stopped, UsageError
+from gru_lm.layout import TOML_MARK
 from gru_lm.signals import watch_signals
 
 if TYPE_CHECKING:
     from gru_lm.planning.forecast import Forecast
 
-# Options that go with --resume.
-RESUMABLE = ("threads", "device", *BUDGETS)
+# What --resume takes: where it is computed, where the text lies, another budget.
+RESUMABLE = ("threads", "device", *PATHS, *BUDGETS)
 
 
 @with_settings
@@ -43,7 +44,7 @@ def train_cli(
             "--resume",
             metavar="RUN",
             help="Resume an interrupted run; with a budget such as --minutes, train a run for longer "
-            "with a new learning-rate schedule.",
+            "with a new learning-rate schedule. TEXT, --valid and --test name a text that was moved.",
         ),
     ] = None,
     from_run: Annotated[
@@ -97,12 +98,15 @@ def train_cli(
                 if refused:
                     name = refused[0].replace("_", "-")
                     raise UsageError(
-                        "--resume keeps the run's own settings and does not go with "
-                        f"{'TEXT' if name == 'text' else f'--{name}'}",
-                        why="only --threads, --device and a budget (--minutes M) go with it",
+                        f"--resume keeps the run's own settings and does not go with --{name}",
+                        why="only --threads, --device, the new place of a text (TEXT, --valid, --test) "
+                        "and a budget (--minutes M) do",
                         hint=f"gru-lm train --resume {resume_run}",
                     )
-                result = resume(resume_run, started=started, stop=flag.check, **given)
+                places = {name: given.pop(name) for name in PATHS if name in given}
+                result = resume(
+                    resume_run, started=started, stop=flag.check, places=places, **given
+                )
             else:
                 layers = [read_toml(config) if config else {}, parse_set(set_values or ()), given]
                 chosen = settings(*layers)
@@ -137,7 +141,7 @@ def _print_settings(chosen: Settings, expected: Forecast | None, as_json: bool) 
         forecast = {"forecast": dataclasses.asdict(expected)} if expected else {}
         console.result_json(chosen.given() | forecast)
     else:
-        console.result(tomli_w.dumps(chosen.given()).rstrip("\n"))
+        console.result((TOML_MARK + tomli_w.dumps(chosen.given())).rstrip("\n"))
 
 
 def _print_result(result: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ Everything a checkpoint holds is checked before torch takes any memory for it. W
 from __future__ import annotations
 
 import dataclasses
+import glob
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,3 +110,25 @@ def read_again(chosen: Settings, *, stdin: Path, is_word: bool, stop: Stop) -> t
     sources = read_sources(chosen, stdin=stdin, stop=stop)
     whole = sources.split(chosen.shares(), at_line_ends=is_word, stop=stop)
     return whole, used_texts(whole, chosen, stop=stop)
+
+
+def recorded(chosen: Settings) -> Settings:
+    """The settings with paths made absolute: a run can be resumed from anywhere.
+
+    Raises UsageError where a name cannot be recorded, of this folder too.
+    """
+
+    def absolute(spec: str) -> str:
+        if spec == "-" or spec.startswith("@") or Path(spec).is_absolute():
+            return spec
+        here = str(Path.cwd())
+        # A glob stays one, but nothing in this folder's own name is to become part of it.
+        magic = glob.has_magic(spec) and not os.path.lexists(spec)
+        return str(Path(glob.escape(here) if magic else here) / spec)
+
+    return dataclasses.replace(
+        chosen,
+        text=tuple(map(absolute, chosen.text)),
+        valid=absolute(chosen.valid) if chosen.valid else None,
+        test=absolute(chosen.test) if chosen.test else None,
+    )

@@ -34,6 +34,9 @@ MARGIN = 1.2  # of text over what the budget needs
 # A budget never leaves less of the text: vocabulary and size follow what is used, which takes a second.
 LEAST_USED = 5_000_000
 LEAST_VALIDATED = 300_000  # tokens
+TEST_SHARE = 0.2  # of a budget in minutes that the test text may take
+# Bytes of a test text a second: read, tokenized and counted at 9 MB/s, scored by a small model at 11.
+TEST_SPEED = 5e6
 VALIDATION_SHARE = 0.02  # of the training's time, for one validation
 
 
@@ -82,6 +85,15 @@ def plan_valid_characters(
     tokens = max(LEAST_VALIDATED, 3 * VALIDATION_SHARE * _tokens(settings, device))
     most = tokens * characters_per_token
     return int(most) if most < characters else None
+
+
+def test_seconds(settings: Settings, size: int) -> float | None:
+    """The least that a test text of `size` bytes takes, where that is more than the budget's share.
+
+    Known before it is read; what a smaller one takes is measured. None: it can be tried.
+    """
+    seconds = size / TEST_SPEED
+    return seconds if settings.minutes and seconds > TEST_SHARE * 60 * settings.minutes else None
 
 
 def _tokens(settings: Settings, device: str) -> float:

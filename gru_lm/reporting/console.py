@@ -9,13 +9,16 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+
+from gru_lm import __version__
+from gru_lm.layout import JSON_MARK
 
 FIRST_LINE = 2.0  # seconds before a plain progress line; the next ones come ever more slowly
 SLOWEST = 60.0
@@ -49,14 +52,19 @@ def error(text: str, *, why: str | None = None, hint: str | None = None) -> None
 
 
 def result(text: str) -> None:
-    """A result on stdout."""
-    sys.stdout.write(text + "\n")
+    """A result on stdout. What is not Unicode in it, of the name of a file, is written as \\udcXX."""
+    sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     sys.stdout.flush()
 
 
-def result_json(value: Any) -> None:
-    """A result on stdout, as one line of JSON."""
-    result(json.dumps(value, ensure_ascii=False, allow_nan=False))
+def result_json(value: Mapping[str, Any]) -> None:
+    """A result on stdout, as one line of JSON, marked as ours."""
+    result(json.dumps(marked(value), ensure_ascii=False, allow_nan=False))
+
+
+def marked(value: Mapping[str, Any]) -> dict[str, Any]:
+    """`value` with the mark that layout.py knows JSON of ours by: the version that wrote it."""
+    return {JSON_MARK: __version__, **value}
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

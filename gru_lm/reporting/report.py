@@ -18,6 +18,7 @@ from itertools import pairwise
 from statistics import fmean, stdev
 from typing import Any
 
+from gru_lm.layout import HTML_MARK
 from gru_lm.reporting.drawings import LEFT, RIGHT, TOP, Scale, padded, svg
 from gru_lm.reporting.figures import (
     BESIDE,
@@ -148,6 +149,7 @@ def _page(title: str, parts: Iterable[str]) -> str:
     body = "\n".join(filter(None, parts))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
+{HTML_MARK}
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{_name(title)}</title><style>{_CSS}</style></head>

@@ -172,13 +172,22 @@ class Data:
 
 
 def tokenize(
-    texts: Texts, tokenizer: Tokenizer, *, cache: Path, workers: int, stop: Stop, progress: Progress
+    texts: Texts,
+    tokenizer: Tokenizer,
+    *,
+    cache: Path,
+    workers: int,
+    stop: Stop,
+    progress: Progress,
+    with_test: bool = True,
 ) -> Data:
-    """The tokens of all parts, from the cache where they have been built before.
+    """The tokens of all parts, or all but the test text, from the cache where they have been built.
 
     Up to `workers` processes encode a part that is long enough to be worth it.
     """
-    train, valid, test = stores = [
+    with_test = with_test and texts.test.characters > 0
+    parts = (texts.train, texts.valid, texts.test)[: 3 if with_test else 2]
+    train, valid, *test = stores = [
         build_store(
             part.documents,
             tokenizer,
@@ -188,7 +197,7 @@ def tokenize(
             stop=stop,
             progress=progress,
         )
-        for part in (texts.train, texts.valid, texts.test)
+        for part in parts
     ]
     caches.trim(cache, f"*{SUFFIX}", keep=[store.path for store in stores])
     return Data(
@@ -196,7 +205,7 @@ def tokenize(
         tokenizer=tokenizer,
         train=train,
         valid=valid,
-        test=test if texts.test.characters else None,
+        test=test[0] if test else None,
     )
 
 

@@ -26,6 +26,7 @@ from gru_lm.text import files
 # Bytes a read. Larger pieces are no quicker and fragment the C heap: 365 MB of text left 60 MB more
 # resident memory with 256 KiB, and 1 MB with 16 KiB.
 CHUNK = 1 << 14
+PACKED_TO = 3  # bytes of text in a compressed one, often
 MARK_BYTES = 1 << 20  # between two places of a file where reading may begin
 
 
@@ -93,6 +94,11 @@ class FileDocument:
                 if piece:
                     yield piece
             self._check(raw)
+
+    def size(self) -> int:
+        """Bytes of its text, roughly where it is compressed; known without reading it."""
+        packed = self.path.suffix.lower() in files.PACKED
+        return self.identity[2] * (PACKED_TO if packed else 1)
 
     def can_seek(self) -> bool:
         """Whether reading may begin elsewhere than at the start."""

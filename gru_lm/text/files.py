@@ -1,7 +1,6 @@
 """One file on disk: opened safely, decompressed on the way, and judged to be text or not.
 
-Only regular files are opened, and never so that a FIFO could block. What a run wrote is no text to
-be found: a text that grew by its own run could not be resumed. Knows nothing of documents or of
+Only regular files are opened, and never so that a FIFO could block. Knows nothing of documents or of
 command-line names. Invariant: whatever is wrong with a file is an InputError that names it.
 """
 
@@ -34,6 +33,7 @@ MAGIC = (
     (b"PK\x03\x04", "a zip archive", "unzip -p {0} > text.txt"),
     (b"PK\x05\x06", "an empty zip archive", "name a text file"),
     (b"%PDF-", "a PDF document", "pdftotext {0} text.txt"),
+    (b"\x89PNG\r\n\x1a\n", "a PNG picture", "name a text file"),
 )
 BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # follow "BZh" and a digit
 MARKS = (  # the longer first: the mark of UTF-32-LE begins with that of UTF-16-LE

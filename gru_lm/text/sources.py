@@ -12,6 +12,7 @@ import os
 import select
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from gru_lm import atomic, layout
@@ -39,10 +40,10 @@ def open_documents(
     """The documents that `specs` name, in order; opens each file for a look at its first bytes.
 
     A spec is a file (.gz, .bz2 and .xz are decompressed on the way); a folder, whose text files are
-    taken recursively in the order of their paths, without hidden ones, without what runs wrote and
-    without following links to folders; a glob, where no file has that very name, whose matches
-    count as a folder's content;
-    `-`, read from the file `stdin` that `spool_stdin` made; or `@name`, a corpus, always in UTF-8.
+    taken recursively in the order of their paths, without hidden ones, without what our commands wrote
+    (layout.py) and without following links to folders; a glob, where no file has that very name, whose
+    matches count as a folder's content; `-`, read from the file `stdin` that `spool_stdin` made; or
+    `@name`, a corpus, always in UTF-8.
     `./-` and `./@name` are files. A file that several specs reach is one document, at its first
     place. `note` hears of downloads.
 
@@ -95,7 +96,7 @@ def _is_folder(path: Path) -> bool:
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file under `folder` that is not hidden nor beside a run, sorted. Raises InputError."""
+    """Every file under `folder`, sorted, but hidden ones and folders of ours. Raises InputError."""
 
     def refuse(error: OSError) -> None:
         raise files.unreadable(files.shown(error.filename), Path(error.filename), error) from error
@@ -105,7 +106,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         folders[:] = [
             name
             for name in folders
-            if not (name.startswith(".") or layout.holds_run(Path(parent, name)))
+            if not (name.startswith(".") or layout.is_folder_of_ours(Path(parent, name)))
         ]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
     yield from sorted(paths)
@@ -115,13 +116,19 @@ def _texts_among(
     spec: str, paths: Iterable[Path], encoding: str, stop: Stop
 ) -> Iterator[FileDocument]:
     seen = texts = 0
+    written, cache = _output_streams(), layout.cache_folder()
+    in_cache = Path(spec).absolute().is_relative_to(cache)  # where corpora are, if those are meant
     for seen, path in enumerate(paths, start=1):  # noqa: B007
         stop()
-        if layout.is_ours(path):
+        if layout.is_file_of_ours(path):
+            continue
+        if not in_cache and path.absolute().is_relative_to(cache):
             continue
         try:
-            document = _file_document(files.shown(path), path, encoding)
+            document = _file_document(files.shown(path), path, encoding, named=False)
         except files.NotTextError:
+            continue
+        if document.identity[:2] in written:
             continue
         texts += 1
         yield document
@@ -130,11 +137,26 @@ def _texts_among(
         raise InputError(f"{files.shown(spec)}: {what}", hint="name a text file, or another folder")
 
 
-def _file_document(name: str, path: Path, encoding: str) -> FileDocument:
-    """The document at `path`, once it looks like text. Raises InputError."""
+def _output_streams() -> set[tuple[int, int]]:
+    """Device and inode of where this process's standard output and error go."""
+    found = set()
+    for descriptor in (1, 2):
+        with suppress(OSError):  # closed
+            status = os.fstat(descriptor)
+            found.add((status.st_dev, status.st_ino))
+    return found
+
+
+def _file_document(name: str, path: Path, encoding: str, *, named: bool = True) -> FileDocument:
+    """The document at `path`, once it looks like text; unless `named`, text of ours is none.
+
+    Raises InputError.
+    """
     with files.reading(name, path) as (raw, stream):
         identity = identity_of(os.fstat(raw.fileno()))
         head = stream.read(HEAD)
+    if not named and layout.begins_as_ours(head):
+        raise files.NotTextError(f"{name} was written by gru-lm")
     files.judge(name, path, head, encoding)
     return FileDocument(name, path, encoding, identity)
 

@@ -72,6 +72,7 @@ def encode(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
         separators=(",", ":"),
         allow_nan=False,
     )
+    parsed(text)  # what could not be read must not be written
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = bytearray(save(plain, {"gru_lm": text}))
     at = _digits(data)

@@ -6,8 +6,10 @@
     text.txt               the training text, if it was piped in
     .lock                  held (flock) as long as a trainer lives, so that it is never stale
 
-A run exists from its first checkpoint on; one that never got there is removed. Old checkpoints are
-removed only after the new one is durable, and never the newest whole one or the best. The best is
+A run exists from its first checkpoint on; one that never got there is removed, but for files that
+this process did not make. Old checkpoints are removed only after the new one is durable, and never the
+newest whole one, the best, or a file whose name is not exactly a checkpoint's. No link is followed when
+a file is written. The best is
 a second name of its step's file, not a copy: it costs no second write of what may be gigabytes, and
 none of a budget in minutes. Damage to that file is damage to both names; an older checkpoint is then
 where a resumed run goes on (`--keep` is 2 unless told), and `rewind` mends the best or forgets it.
@@ -15,17 +17,13 @@ where a resumed run goes on (`--keep` is 2 unless told), and `rewind` mends the 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
-import re
 import shutil
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import count
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,24 +33,27 @@ from gru_lm import atomic
 from gru_lm.config import Settings, settings
 from gru_lm.errors import EnvironmentProblem, GruLmError, InputError, UsageError
 from gru_lm.layout import (
-    BEFORE_TRAINING,
     BEST,
     CONFIG,
     LOCK,
+    LOSS,
     METRICS,
     PIPED_TEXT,
     RUN_FILES,
     SAMPLES,
+    SUFFIX,
+    TOML_MARK,
     holds_checkpoint,
+    step_of,
     step_path,
     step_paths,
 )
-from gru_lm.training.checkpoint import Checkpoint, damaged, read
+from gru_lm.training import folder, reports
+from gru_lm.training.checkpoint import Checkpoint, read
 
 if TYPE_CHECKING:
     from gru_lm.training.loop import TrainState
 
-SAMPLE = re.compile(rb"^--- step (\d{1,18})\n", re.MULTILINE)
 Warn = Callable[[str], None]
 
 
@@ -79,10 +80,22 @@ def _first_whole(directory: Path, paths: Sequence[Path], warn: Warn) -> Checkpoi
         if path.name == BEST and not path.exists():
             continue
         try:
-            return read(path)
+            found = read(path)
         except InputError as error:
             warn(f"skipped: {error.message}: {error.why}")
-    raise damaged(directory, "none of its checkpoints is whole")
+            continue
+        if _is_of_its_step(found):
+            return found
+        warn(f"skipped: {path} was renamed: it is of step {found.meta['step']:,}")
+    raise InputError(
+        f"{directory} cannot be used",
+        why="none of its checkpoints is whole",
+        hint=f"another copy of one of them: ls {directory}/*{SUFFIX}",
+    )
+
+
+def _is_of_its_step(checkpoint: Checkpoint) -> bool:
+    return step_of(checkpoint.path) in (None, checkpoint.meta["step"])
 
 
 def _must_hold_run(directory: Path) -> None:
@@ -98,18 +111,12 @@ def read_settings(directory: Path) -> Settings:
     path = directory / CONFIG
     try:
         return settings(tomllib.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, GruLmError) as error:
-        raise InputError(f"{path} cannot be read", why=str(error)) from error
-
-
-def make_directory(out: Path) -> None:
-    """Make what `--out` names, where it is not there. Raises UsageError or EnvironmentProblem."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise UsageError(f"--out {out} is a file", hint="name a directory") from error
-    except OSError as error:
-        raise atomic.disk_problem(out, error) from error
+    except (OSError, ValueError, RecursionError, GruLmError) as error:
+        raise InputError(
+            f"{path} cannot be read",
+            why=str(error),
+            hint=f"restore it, or begin anew with train --from {directory} TEXT",
+        ) from error
 
 
 @dataclass
@@ -119,45 +126,28 @@ class Run:
     directory: Path
     lock: int  # the descriptor that holds .lock
     keep: int = 1
-    ours: bool = False  # the directory was made by this process, for this run
+    made: list[Path] = field(default_factory=list)  # what this process made, in order
 
     @classmethod
     def create(cls, out: Path | None, cell: str) -> Run:
         """A directory for a new run, locked.
 
-        Raises UsageError if it holds a run, or a file whose name a run would take: what a run that
-        fails removes must be its own. A lock that nobody holds, without a checkpoint, is a run
-        killed before its first one: what it wrote until then is taken over.
+        Raises UsageError if it holds a run, or a file whose name a run would take, such as what a run
+        left that was killed before its first checkpoint.
         """
-        if out is None:
-            for number in count(1):
-                out = Path("runs") / f"{cell}-{number}"
-                try:
-                    out.parent.mkdir(exist_ok=True)
-                except FileExistsError as error:
-                    raise UsageError(
-                        f"{out.parent} is not a directory, and runs would go there",
-                        hint="name a directory: --out DIRECTORY",
-                    ) from error
-                except OSError as error:
-                    raise atomic.disk_problem(out.parent, error) from error
-                try:
-                    out.mkdir()
-                    return cls(out, lock(out), ours=True)
-                except FileExistsError:
-                    continue
-                except OSError as error:
-                    raise atomic.disk_problem(out, error) from error
-        assert out is not None
-        ours = not out.exists()
-        make_directory(out)
-        begun = (out / LOCK).exists()
-        if not begun:  # first, or a kill in between would leave our mark on another's files
-            _refuse_taken(out, RUN_FILES)
-        run = cls(out, lock(out), ours=ours)
+        made = folder.make_numbered(cell) if out is None else folder.make(out)
+        out = out or made[-1]
+        run = cls(out, -1, made=made)
         try:
-            _refuse_taken(out, set(RUN_FILES) - set(BEFORE_TRAINING if begun else ()))
-        except UsageError:
+            is_new = not os.path.lexists(out / LOCK)
+            if is_new:  # first, so that no lock is left in a folder of other things
+                _refuse_taken(out)
+            run.lock = folder.lock(out)
+            if is_new:
+                made.append(out / LOCK)
+            _refuse_taken(out)
+        except BaseException:
+            run.discard()
             run.close()
             raise
         atomic.sweep(out)
@@ -167,7 +157,15 @@ class Run:
     def reopen(cls, directory: Path) -> Run:
         """The directory of an existing run, locked, with what dead processes left swept away."""
         _must_hold_run(directory)
-        run = cls(directory, lock(directory))
+        for name in (LOCK, CONFIG, METRICS, SAMPLES, LOSS):
+            path = directory / name
+            if os.path.lexists(path) and not folder.is_plain(path):
+                what = "a link" if path.is_symlink() else "no regular file"
+                raise EnvironmentProblem(
+                    f"{path} is {what}, and a run writes to its own files alone",
+                    hint=f"mv {path} elsewhere",
+                )
+        run = cls(directory, folder.lock(directory))
         atomic.sweep(directory)
         return run
 
@@ -176,9 +174,14 @@ class Run:
         """Where text from standard input is kept."""
         return self.directory / PIPED_TEXT
 
-    def write_settings(self, values: dict[str, Any]) -> None:
+    def write_settings(self, chosen: Settings) -> None:
         """Record the settings, whose paths are absolute already."""
-        atomic.write_bytes(self.directory / CONFIG, tomli_w.dumps(values).encode())
+        data = (TOML_MARK + tomli_w.dumps(chosen.given())).encode()
+        assert settings(tomllib.loads(data.decode())) == chosen, "what is written can be read"
+        path = self.directory / CONFIG
+        if not path.exists():
+            self.made.append(path)
+        atomic.write_bytes(path, data)
 
     def check_space(self, size: int) -> None:
         """Raise EnvironmentProblem unless keep + 1 checkpoints of `size` bytes, and the best, fit."""
@@ -196,7 +199,7 @@ class Run:
         atomic.write_bytes(path, data)
         if best:
             atomic.link(path, self.directory / BEST)
-        others = [other for other in step_paths(self.directory) if other != path]
+        others = [o for o in step_paths(self.directory) if o != path and folder.is_plain(o)]
         if len(others) >= self.keep:
             whole = 1
             for old in others:
@@ -207,11 +210,11 @@ class Run:
 
     def append_metrics(self, values: dict[str, Any]) -> None:
         """Add a line to metrics.jsonl."""
-        self._append(METRICS, json.dumps(values) + "\n")
+        folder.append(self.directory / METRICS, json.dumps(values) + "\n")
 
     def append_sample(self, step: int, text: str) -> None:
         """Add a sample to samples.txt."""
-        self._append(SAMPLES, f"--- step {step}\n{text}\n\n")
+        folder.append(self.directory / SAMPLES, f"--- step {step}\n{text}\n\n")
 
     def rewind(self, state: TrainState, warn: Warn) -> None:
         """Bring the other files back to what `state`, just restored, knows.
@@ -219,28 +222,18 @@ class Run:
         A best that is lost is forgotten in `state` too, so that the next validation makes another.
         """
         if not self._mend_best(state.best_step):
-            warn(f"{self.directory / BEST} of step {state.best_step} is lost; another will be made")
+            warn(
+                f"{self.directory / BEST} (step {state.best_step}) is missing or damaged; the next "
+                "validation writes a new one"
+            )
             state.best_step, state.best_nats, state.best_unknown_nats = -1, math.inf, 0.0
             state.leg_nats, state.since_best = math.inf, 0
             # There is none without a validation, so this step's, if it was the last, is repeated.
             state.validated_step = min(state.validated_step, state.step - 1)
-        lines = [
-            json.dumps(line)
-            for line in metrics(self.directory)
-            if line["step"]
-            <= (state.validated_step if "valid_nats_per_token" in line else state.step)
-        ]
-        atomic.write_bytes(
-            self.directory / METRICS, "".join(line + "\n" for line in lines).encode()
+        reports.cut_metrics(
+            self.directory, step=state.step, validated_step=state.validated_step, warn=warn
         )
-        samples = self.directory / SAMPLES
-        if samples.exists():
-            content = samples.read_bytes()
-            later = (
-                m.start() for m in SAMPLE.finditer(content) if int(m[1]) > state.validated_step
-            )
-            kept = content[: next(later, len(content))]
-            atomic.write_bytes(samples, kept[: kept.rfind(b"\n") + 1])  # less a header cut short
+        reports.cut_samples(self.directory, validated_step=state.validated_step)
 
     def _mend_best(self, step: int) -> bool:
         """Make the best the whole file of `step`, -1 being none; whether it is."""
@@ -251,50 +244,36 @@ class Run:
                     if path != best:  # the crash came between the two names, or best is of later
                         atomic.link(path, best)
                     return True
-        best.unlink(missing_ok=True)
+        folder.remove([best])
         return step < 0
 
     def discard(self) -> None:
-        """Undo a run that never saved: nothing of it stays."""
+        """Undo a run that never saved: nothing that it made stays."""
         if not holds_checkpoint(self.directory):
-            for name in (*RUN_FILES, LOCK):
-                (self.directory / name).unlink(missing_ok=True)
-            if self.ours:
-                with suppress(OSError):
-                    self.directory.rmdir()
-                    if self.directory.parent == Path("runs"):
-                        self.directory.parent.rmdir()
+            folder.remove(self.made)
 
     def close(self) -> None:
         """Let another trainer have the directory."""
-        os.close(self.lock)
-
-    def _append(self, name: str, text: str) -> None:
-        path = self.directory / name
-        try:
-            with path.open("a", encoding="utf-8", newline="") as file:
-                file.write(text)
-        except OSError as error:
-            raise atomic.disk_problem(path, error) from error
+        if self.lock >= 0:
+            os.close(self.lock)
 
 
-def _refuse_taken(out: Path, names: Iterable[str]) -> None:
+def _refuse_taken(out: Path) -> None:
     if holds_checkpoint(out):
         raise UsageError(f"{out} holds a run", hint=f"gru-lm train --resume {out}")
-    for name in sorted(names):
-        if (out / name).exists():
+    for name in sorted(RUN_FILES):
+        if os.path.lexists(out / name):
             raise UsageError(
                 f"--out {out} holds a file {name}, which a run would overwrite",
-                hint="name a directory of its own",
+                hint="name another directory, or remove what a run left that was killed",
             )
 
 
 def _is_whole(path: Path) -> bool:
     try:
-        read(path)
+        return _is_of_its_step(read(path))
     except InputError:
         return False
-    return True
 
 
 def _is_best(path: Path, step: int) -> bool:
@@ -303,37 +282,3 @@ def _is_best(path: Path, step: int) -> bool:
     except InputError:
         return False
     return bool(meta["step"] == meta["best_step"] == step)
-
-
-def metrics(directory: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; one cut short by a crash is left out."""
-    path = directory / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    found = []
-    for line in lines:
-        with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
-
-
-def lock(directory: Path) -> int:
-    """The descriptor that holds a directory's lock until it is closed. Raises EnvironmentProblem."""
-    path = directory / LOCK
-    while True:
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise atomic.disk_problem(path, error) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that was discarded takes its lock file along: hold the one that is there.
-            if os.path.samestat(os.fstat(descriptor), path.stat()):
-                return descriptor
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise EnvironmentProblem(
-                f"{directory} is in use by another trainer", hint="choose another --out, or wait"
-            ) from error
-        except FileNotFoundError:
-            pass
-        os.close(descriptor)

@@ -175,7 +175,7 @@ def test_a_directory_that_holds_a_run(trained: Path, folder: Path) -> None:
     assert listing(trained) == before
 
 
-@pytest.mark.parametrize("extra", [["text.txt"], ["--lr", 1], ["--out", "x"], ["--set", "lr=1"]])
+@pytest.mark.parametrize("extra", [["--width", 9], ["--lr", 1], ["--out", "x"], ["--set", "lr=1"]])
 def test_a_resume_takes_no_other_settings(extra: list[object], trained: Path, folder: Path) -> None:
     before = listing(trained)
     message = error(folder, "train", "--resume", trained, *extra, code=2)

@@ -19,7 +19,7 @@ from gru_lm.commands.compare.run import compare_cells
 from gru_lm.commands.eval.run import evaluate
 from gru_lm.errors import InputError, Stopped
 from gru_lm.evaluation.statistics import seeds_difference
-from gru_lm.training import directory as run_directory
+from gru_lm.training.folder import lock
 from tests.conftest import TINY, Program, wait_for, words
 from tests.inside import error, inside
 
@@ -205,11 +205,11 @@ def test_the_same_command_makes_what_is_missing(whole: Path, tmp_path: Path) -> 
 
 
 def test_a_directory_in_use_is_left_alone(whole: Path) -> None:
-    lock = run_directory.lock(whole)
+    descriptor = lock(whole)
     try:
         assert "in use" in error(whole.parent, "compare", "--out", "done", code=5)
     finally:
-        os.close(lock)
+        os.close(descriptor)
 
 
 def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> None:
@@ -245,6 +245,13 @@ def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> No
     assert "of something else" in error(tmp_path, *command, "--out", "mine", code=2)
     assert (tmp_path / "mine" / "report.html").read_text() == "mine"
     error(tmp_path, "compare", trained, "nothing", "--on", on, "--out", "left", code=3)
+    error(tmp_path, "compare", trained, other, "--on", "nothing", "--out", "left/here", code=3)
+    (tmp_path / "both").mkdir()
+    for name in ("report.html", "result.json"):
+        (tmp_path / "both" / name).write_text("mine")
+    assert "of something else" in error(tmp_path, *command, "--out", "both", code=2)
+    inside(tmp_path, "compare", trained, trained, "--on", on, "--out", "page2")
+    inside(tmp_path, "compare", trained, trained, "--on", on, "--out", "page2")  # its own
     assert not (tmp_path / "left").exists()
     # One model and itself, two documents, one of them without an end of line.
     (tmp_path / "short.txt").write_text("the cat", encoding="utf-8")
@@ -282,8 +289,6 @@ def test_wrong_use(text: Path, options: list[object], said: str) -> None:
 def test_more_wrong_use(text: Path, trained: Path) -> None:
     assert "--on FILE" in error(text.parent, "compare", trained, trained, code=2)
     assert "no such" in error(text.parent, "compare", "absent.txt", "--steps", 1, code=3).lower()
-    message = error(text.parent, "compare", ".", "--steps", 1, "--out", "inside", code=2)
-    assert "lies in the text" in message
     command = ["compare", trained, trained, "--on", text, "--steps", 3]
     assert "not with --steps" in error(text.parent, *command, code=2)
     assert error(text.parent, "compare", trained, "absent", "--on", text, code=3)

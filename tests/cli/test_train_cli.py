@@ -105,7 +105,8 @@ def test_settings_come_from_defaults_file_set_and_flags(tmp_path: Path) -> None:
     config = tomllib.loads(printed)
     chosen = [config[name] for name in ("width", "layers", "seed", "cell", "schedule")]
     assert chosen == [1, 2, 3, "lstm", "cosine"]
-    assert inside(tmp_path, *command, "--print-config", "--json").json() == config
+    printed = inside(tmp_path, *command, "--print-config", "--json").json()
+    assert printed == {"gru_lm": gru_lm.__version__} | config
     assert list(listing(tmp_path)) == ["c.toml"], "nothing is written"
     assert "widht" in error(tmp_path, "train", "--set", "widht=1", "--print-config", code=2)
 

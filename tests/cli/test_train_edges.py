@@ -85,10 +85,13 @@ def test_a_held_out_text_without_a_token(tmp_path: Path, text: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_budget_without_a_step_is_said(tmp_path: Path, text: Path) -> None:
-    done = inside(tmp_path, "train", text, *TINY, "--minutes", 0.01, "--out", "run", "--json")
-    assert done.json()["steps"] == 0
-    assert "the model is untrained" in done.err
+def test_a_budget_without_a_step_is_an_error(tmp_path: Path, text: Path) -> None:
+    """That names what took the time; nothing is left, so that the next try plans anew."""
+    said = error(tmp_path, "train", text, *TINY, "--minutes", 0.01, "--out", "run", code=2)
+    assert "no training step fitted into --minutes 0.01" in said
+    assert " of its 1 s" in said
+    assert "hint: --minutes 0." in said
+    assert not (tmp_path / "run").exists()
 
 
 def test_unknown_words_are_said_to_flatter(tmp_path: Path) -> None:

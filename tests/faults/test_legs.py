@@ -68,8 +68,8 @@ def test_any_budget_starts_a_leg_and_replaces_the_old_one(
     shutil.copytree(legs[0], run)
     done = inside(tmp_path, "train", "--resume", run, "--tokens", 40, "--json").json()
     assert done["steps"] == FIRST + 3, "16 tokens a step"
-    done = inside(tmp_path, "train", "--resume", run, "--minutes", 0.01, "--json").json()
-    assert done["steps"] == FIRST + 3, "it was over before the first step"
+    said = error(tmp_path, "train", "--resume", run, "--minutes", 0.01, code=2)
+    assert "no training step fitted" in said, "it was over before the first step"
     config = (run / "config.toml").read_text()
     assert "minutes = 0.01" in config
     assert "steps = " not in config

@@ -39,7 +39,7 @@ OWNERS = {
     "kenlm": {"evaluation/arpa.py"},
     "scipy": {"evaluation/statistics.py"},
     "lm_eval": {"integrations/lm_eval.py"},
-    "fcntl": {"atomic.py", "training/directory.py", "text/"},
+    "fcntl": {"atomic.py", "training/folder.py", "text/"},
     "platformdirs": {"caches.py"},
 }
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))

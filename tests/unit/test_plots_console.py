@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from gru_lm import __version__
 from gru_lm.reporting import console
 from gru_lm.reporting.plots import context_png, loss_png
 
@@ -32,7 +33,7 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
     with console.progress("working", 10) as advance:
         advance(10)
     out, err = capsys.readouterr()
-    assert json.loads(out) == {"a": "ü\n", "b": None}
+    assert json.loads(out) == {"gru_lm": __version__, "a": "ü\n", "b": None}
     assert out.count("\n") == 1
     assert err == "a note [bold]with brackets[/bold]\nwarning: careful\n"
 

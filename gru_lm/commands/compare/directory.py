@@ -14,6 +14,7 @@ says what is left to do, so a comparison goes on wherever it was interrupted. Kn
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,13 +25,26 @@ from typing import Any
 
 from gru_lm import atomic
 from gru_lm.config import BUDGETS, Settings, settings
-from gru_lm.errors import GruLmError, InputError, UsageError, unknown_name
-from gru_lm.layout import LOCK, PIPED, RECORD, RESULT, RESULTS
+from gru_lm.errors import EnvironmentProblem, GruLmError, InputError, UsageError, unknown_name
+from gru_lm.layout import (
+    JSON_MARK,
+    LOCK,
+    PAGE,
+    RECORD,
+    RESULT,
+    RESULTS,
+    begins_as_ours,
+    holds_checkpoint,
+    is_free,
+)
 from gru_lm.model.cells import CELLS
-from gru_lm.training import directory as run_directory
+from gru_lm.reporting.console import marked
+from gru_lm.text.sources import HEAD
+from gru_lm.training import folder
 
 MATCHES = ("parameters", "width", "arithmetic", "time")
 DEFAULTS = {"cells": ["gru", "lstm"], "match": "parameters", "seeds": 3}
+ROW = ("width", "parameters", "steps", "tokens", "seconds", "tokens_per_second", "bits_per_byte")
 MINUTES = 1.0  # a run, where no budget is given
 
 
@@ -77,10 +91,6 @@ class Question:
         del values["seed"]  # which each run has of its own
         return values | {"cells": list(self.cells)}
 
-    def is_piped(self) -> bool:
-        """Whether any of the text is standard input."""
-        return "-" in (*self.settings.text, self.settings.valid, self.settings.test)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -99,6 +109,10 @@ class Record:
         object.__setattr__(self, "question", Question.of(self.asked))
         for cell in self.question.cells:
             self.plan(cell)
+            if type(self.parameters[cell]) is not int:
+                raise ValueError(f"parameters of {cell}: {self.parameters[cell]!r}")
+        if self.part not in ("test", "valid"):
+            raise ValueError(f"part: {self.part!r}")
 
     def plan(self, cell: str) -> Settings:
         """What a cell is trained with, but for the seed."""
@@ -115,6 +129,7 @@ class Comparison:
     """A directory that this process, and no other, works on."""
 
     directory: Path
+    made: list[Path] = field(default_factory=list)  # what this process made, until it has begun
 
     @classmethod
     @contextmanager
@@ -124,25 +139,23 @@ class Comparison:
         Raises UsageError where it holds something else, another comparison too.
         """
         directory = out or _unnamed(Question.of(asked))
-        ours = not directory.exists()
-        run_directory.make_directory(directory)
-        if not ((directory / RECORD).exists() or _is_free(directory)):
+        made = folder.make(directory)
+        if not ((directory / RECORD).exists() or is_free(directory)):
             raise UsageError(
                 f"--out {directory} holds other files, and no comparison",
                 hint="name a directory of its own",
             )
-        lock = run_directory.lock(directory)
+        is_new = not os.path.lexists(directory / LOCK)
+        lock = folder.lock(directory)
         try:
-            for folder in (directory, directory / RESULTS):
-                atomic.sweep(folder)
-            yield cls(directory)
+            if is_new:
+                made.append(directory / LOCK)
+            for each in (directory, directory / RESULTS):
+                atomic.sweep(each)
+            yield cls(directory, made)
         finally:
             if not (directory / RECORD).exists():
-                for name in (PIPED, LOCK):
-                    (directory / name).unlink(missing_ok=True)
-                if ours:
-                    with suppress(OSError):
-                        directory.rmdir()
+                folder.remove(made)
             os.close(lock)
 
     def begun(self, asked: Mapping[str, Any]) -> Record | None:
@@ -165,35 +178,98 @@ class Comparison:
         """Put the plans there: from here on it is a comparison."""
         values = asdict(record)
         del values["question"]
-        self.write_json(RECORD, values)
+        write_json(self.directory / RECORD, values)
 
     def run(self, cell: str, seed: int) -> Path:
-        """Where a run lies."""
-        return self.directory / f"{cell}-{seed}"
+        """Where a run lies, or will; not where one lies that was killed before its first checkpoint."""
+        names = (f"{cell}-{seed}" + (f"-{n}" if n > 1 else "") for n in count(1))
+        return next(
+            path
+            for name in names
+            if holds_checkpoint(path := self.directory / name) or is_free(path)
+        )
 
     def measured(self, cell: str, seed: int) -> dict[str, Any] | None:
-        """What was measured of a run, once it is complete."""
-        with suppress(OSError, ValueError):
-            path = self.directory / RESULTS / f"{cell}-{seed}.json"
-            values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            return values
+        """What was measured of a run, once it is complete; None where that cannot be read."""
+        path = self.directory / RESULTS / f"{cell}-{seed}.json"
+        with suppress(OSError, ValueError, RecursionError):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if _is_row(values, cell, seed):
+                return {name: value for name, value in values.items() if name != JSON_MARK}
         return None
 
     def complete(self, cell: str, seed: int, values: dict[str, Any]) -> None:
         """Note what was measured of a run: it is complete."""
-        (self.directory / RESULTS).mkdir(exist_ok=True)
-        self.write_json(f"{RESULTS}/{cell}-{seed}.json", values)
+        results = self.directory / RESULTS
+        if results.is_symlink():
+            raise EnvironmentProblem(
+                f"{results} is a link, and links are not followed", hint=f"mv {results} elsewhere"
+            )
+        results.mkdir(exist_ok=True)
+        write_json(results / f"{cell}-{seed}.json", values)
 
-    def write_json(self, name: str, values: dict[str, Any]) -> None:
-        """Replace a file of the directory."""
-        atomic.write_bytes(self.directory / name, json.dumps(values, indent=1).encode())
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replace a file by a JSON object, marked as ours."""
+    atomic.write_bytes(path, json.dumps(marked(values), indent=1).encode())
+
+
+@contextmanager
+def made_for_models(out: Path | None) -> Iterator[None]:
+    """The directory of a comparison of finished models, removed again where that fails.
+
+    Raises UsageError where it holds something else.
+    """
+    made = []
+    if out:
+        of_cells = (out / RECORD).exists()
+        if of_cells or any(map(_is_foreign, (out / PAGE, out / RESULT))):
+            holds = (
+                "a comparison of cells" if of_cells else f"a {PAGE} or {RESULT} of something else"
+            )
+            raise UsageError(f"--out {out} holds {holds}", hint="name another directory")
+        made = folder.make(out)
+    try:
+        yield
+    except BaseException:
+        folder.remove(made)
+        raise
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether something lies at `path` that gru-lm did not write."""
+    if not os.path.lexists(path):
+        return False
+    if not folder.is_plain(path):
+        return True
+    with path.open("rb") as file:
+        return not begins_as_ours(file.read(HEAD))
+
+
+def _is_row(values: Any, cell: str, seed: int) -> bool:
+    """Whether `values` have what is reported of a run, whoever wrote them."""
+    try:
+        nats, sizes = values["blocks"]["nats"], values["blocks"]["bytes"]
+        numbers = [*nats, *sizes, *(values[name] for name in ROW)]
+        known = (values["cell"], values["seed"]) == (cell, seed)
+        return known and len(nats) == len(sizes) and all(map(_is_number, numbers))
+    except (TypeError, KeyError, IndexError):
+        return False
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and abs(value) < math.inf)
 
 
 def _read(directory: Path) -> Record:
     path = directory / RECORD
     try:
-        return Record(**json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, GruLmError) as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values.pop(JSON_MARK, None)
+        return Record(**values)
+    except (
+        *(OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, GruLmError),
+    ) as error:
         raise InputError(f"{path} cannot be read", why=str(error)) from error
 
 
@@ -201,23 +277,14 @@ def _unnamed(question: Question) -> Path:
     """compare-<n>, the first that was begun with this question and is not finished, or is free."""
     for number in count(1):
         directory = Path(f"compare-{number}")
-        if _is_free(directory):
+        if is_free(directory):
             return directory
         # Of text that was piped in nobody can tell whether it is the same.
-        if not question.is_piped() and not (directory / RESULT).exists():
+        if not question.settings.reads_stdin() and not (directory / RESULT).exists():
             with suppress(InputError):
                 if _read(directory).question == question:
                     return directory
     raise AssertionError
-
-
-def _is_free(directory: Path) -> bool:
-    """Whether there is nothing but what remains of a comparison killed before it began."""
-    if not directory.exists():
-        return True
-    names = {path.name for path in directory.iterdir()} if directory.is_dir() else {""}
-    own = {LOCK, PIPED} if LOCK in names else set()
-    return all(name in own or name.endswith(".tmp") for name in names)
 
 
 def _shown(value: Any) -> str:

@@ -8,7 +8,6 @@ is in minutes, but for the seconds that the interrupted run takes to come back, 
 
 from __future__ import annotations
 
-import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -22,17 +21,19 @@ from gru_lm.commands.compare.directory import (
     Comparison,
     Question,
     Record,
+    made_for_models,
+    write_json,
 )
 from gru_lm.commands.compare.matching import fixed, parameters, plan_cells
 from gru_lm.commands.load import LoadedModel, load_model, read_again
 from gru_lm.commands.train.run import resume, train
 from gru_lm.config import BUDGETS, Settings
-from gru_lm.errors import DivergedError, InputError, Stopped, UsageError
+from gru_lm.errors import BudgetError, DivergedError, InputError, Stopped
 from gru_lm.evaluation.collectors import ByBlock
 from gru_lm.evaluation.metrics import Counts, caveats
 from gru_lm.evaluation.paired import Ends, cells_differences, models_difference
 from gru_lm.evaluation.texts import Table, measure
-from gru_lm.layout import BEST, CURVES, PAGE, PIPED, RECORD, RESULT, holds_checkpoint
+from gru_lm.layout import BEST, CURVES, PAGE, PIPED, RESULT, holds_checkpoint
 from gru_lm.reporting import console
 from gru_lm.reporting.plots import curves_png
 from gru_lm.reporting.report import compare_page
@@ -40,6 +41,7 @@ from gru_lm.signals import Stop, never
 from gru_lm.text.documents import Document, survey
 from gru_lm.text.sources import open_documents, spool_stdin
 from gru_lm.training import directory as run_directory
+from gru_lm.training import reports
 
 ENOUGH_SEEDS = 5
 HELD_OUT = {"test": "the test text", "valid": "the validation text"}
@@ -88,7 +90,7 @@ def compare_cells(
         page = compare_page(result | {"minutes": minutes}, png)
         atomic.write_bytes(directory / CURVES, png)
         atomic.write_bytes(directory / PAGE, page.encode())
-        comparison.write_json(RESULT, result)
+        write_json(directory / RESULT, result)
     return result
 
 
@@ -107,16 +109,8 @@ def compare_models(
     Each reads every document as a stream. With `out`, a directory, page and result are written there.
     """
     checkpoints = [run_directory.find(path, console.warn) for path in models]
-    if out:
-        of_cells = (out / RECORD).exists()
-        if of_cells or (out / PAGE).exists() != (out / RESULT).exists():
-            holds = (
-                "a comparison of cells" if of_cells else f"a {PAGE} or {RESULT} of something else"
-            )
-            raise UsageError(f"--out {out} holds {holds}", hint="name another directory")
-        run_directory.make_directory(out)
-    with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
-        stdin = Path(folder) / "stdin"
+    with made_for_models(out), tempfile.TemporaryDirectory(prefix="gru-lm-") as temporary:
+        stdin = Path(temporary) / "stdin"
         if "-" in on:
             spool_stdin(stdin, stop=stop)
         documents = open_documents(on, encoding=encoding, stdin=stdin, stop=stop, note=console.note)
@@ -150,7 +144,7 @@ def compare_models(
     }
     if out:
         atomic.write_bytes(out / PAGE, compare_page(result, None).encode())
-        atomic.write_bytes(out / RESULT, json.dumps(result, indent=1).encode())
+        write_json(out / RESULT, result)
     return result
 
 
@@ -188,18 +182,9 @@ def _scored(
 def _planned(comparison: Comparison, question: Question, *, stop: Stop) -> Record:
     """The plans of a comparison that has not begun."""
     asked, directory = question.settings, comparison.directory
-    for spec in (*asked.text, asked.valid, asked.test):
-        if (
-            spec
-            and Path(spec).is_dir()
-            and directory.resolve().is_relative_to(Path(spec).resolve())
-        ):
-            raise UsageError(
-                f"{directory} lies in the text {spec}, and would change it",
-                hint="--out DIRECTORY outside of it",
-            )
-    if question.is_piped():
+    if asked.reads_stdin():
         kept = directory / PIPED
+        comparison.made.append(kept)
         spool_stdin(kept, stop=stop)
 
         def here(spec: str | None) -> str | None:
@@ -249,9 +234,11 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
                 trained = resume(directory, with_test=False, stop=stop)
             else:
                 trained = train(plan, out=directory, with_test=False, stop=stop)
-        except DivergedError as error:
+        except (DivergedError, BudgetError) as error:
+            diverged = isinstance(error, DivergedError)
             error.message = f"{cell}, seed {seed}: {error.message}"
-            error.hint = "another comparison, of a smaller --lr for all cells"
+            what = "a smaller --lr for all cells" if diverged else "longer --minutes"
+            error.hint = f"another comparison, of {what}"
             raise
         row = {"cell": cell, "seed": seed, "width": plan.width, **_speed(directory, trained)}
         row |= _measured(directory, record, plan, documents, stop=stop)
@@ -263,7 +250,11 @@ def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Do
     """The text that all are measured on. Raises InputError where any of the text has changed."""
     chosen = record.plan(record.question.cells[0])
     is_word = record.kind == "word"
-    texts, used = read_again(chosen, stdin=Path(), is_word=is_word, stop=stop)
+    try:
+        texts, used = read_again(chosen, stdin=Path(), is_word=is_word, stop=stop)
+    except InputError as error:
+        error.hint = error.hint or "put the text back there, or compare anew with another --out"
+        raise
     if used.fingerprints() != record.data:
         raise InputError(
             f"the text of {comparison.directory} has changed since it was planned",
@@ -277,7 +268,7 @@ def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Do
 def _speed(directory: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
     """What a run came to, as it says itself."""
     reported = [
-        m["tokens_per_second"] for m in run_directory.metrics(directory) if "tokens_per_second" in m
+        m["tokens_per_second"] for m in reports.metrics(directory) if "tokens_per_second" in m
     ]
     speed = trained["tokens_per_second"] or (reported or [None])[-1]  # if resumed at its very end
     found = {name: trained[name] for name in ("parameters", "steps", "tokens", "seconds")}
@@ -304,7 +295,7 @@ def _measured(
 def _curves(comparison: Comparison, record: Record) -> dict[str, list[list[dict[str, Any]]]]:
     curves: dict[str, list[list[dict[str, Any]]]] = {}
     for cell, seed in record.runs():
-        curves.setdefault(cell, []).append(run_directory.metrics(comparison.run(cell, seed)))
+        curves.setdefault(cell, []).append(reports.metrics(comparison.run(cell, seed)))
     return curves
 
 
@@ -331,7 +322,7 @@ def _result(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
         "caveats": list(dict.fromkeys(found)),
         "runs": [
             {name: value for name, value in row.items() if name not in ("blocks", "caveats")}
-            | {"checkpoint": str(directory / f"{row['cell']}-{row['seed']}" / BEST)}
+            | {"checkpoint": str(Comparison(directory).run(row["cell"], row["seed"]) / BEST)}
             for row in rows
         ],
         "curves": str(directory / CURVES),

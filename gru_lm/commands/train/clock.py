@@ -10,10 +10,49 @@ import statistics
 import time
 from collections import deque
 from dataclasses import dataclass, field
+from pathlib import Path
+
+from gru_lm.errors import BudgetError
 
 # What follows the last measurement: the plot, the result, the process's end.
 EXIT_SECONDS = 0.6
 RECENT = 50  # steps whose median says how long one takes: the first are slow, and some are held up
+
+
+# What the time before the first step goes to, and how to need less of it.
+START, READING, LEARNING, TOKENIZING, TRYING, VALIDATION, TEST, SAVING, EARLIER = (
+    "starting",
+    "reading the text",
+    "training the tokenizer",
+    "tokenizing the text",
+    "measuring the speed of training",
+    "a validation",
+    "the test text",
+    "saving and plotting",
+    "earlier commands",
+)
+REMEDIES = {
+    READING: "less text, also in --valid and --test",
+    LEARNING: "--tokenizer char or a smaller --characters",
+    TOKENIZING: "a smaller --characters or --valid-characters",
+    TRYING: "a smaller --batch, --bptt or --width",
+    VALIDATION: "a smaller --valid-characters or --width",
+    TEST: "a smaller test text",
+    SAVING: "a smaller --width or --vocab-size",
+}
+
+
+@dataclass
+class Spent:
+    """Where the time of a command went that started at `started` on the monotonic clock."""
+
+    started: float
+    seconds: dict[str, float] = field(default_factory=dict)  # by the names above
+
+    def on(self, what: str) -> None:
+        """Account all the time since the last call, at first since the start, to `what`."""
+        unaccounted = time.monotonic() - self.started - sum(self.seconds.values())
+        self.seconds[what] = self.seconds.get(what, 0.0) + unaccounted
 
 
 @dataclass(kw_only=True)
@@ -60,3 +99,23 @@ class Pace:
         end = self.validation_seconds + self.test_seconds() + self.save_seconds + EXIT_SECONDS
         step = statistics.median(self.recent) if self.recent else 0.0
         return self.elapsed() + end + step / 2
+
+    def no_step(self, spent: Spent, minutes: float, run: Path, step: int) -> BudgetError:
+        """The error for a budget of so many minutes that no step fitted into, after `step` steps."""
+        goes_on = step or self.before  # else nothing stays of the run
+        again = f"gru-lm train --resume {run} --minutes" if goes_on else "--minutes"
+        needed = {EARLIER: self.before, **spent.seconds}
+        for what, seconds in (
+            (VALIDATION, self.validation_seconds),
+            (TEST, self.test_seconds()),
+            (SAVING, self.save_seconds + EXIT_SECONDS),
+        ):
+            needed[what] = needed.get(what, 0.0) + seconds
+        what = max(needed, key=needed.__getitem__)
+        enough = max(2 * minutes, 3 * sum(needed.values()) / 60)
+        remedy = "" if goes_on or what not in REMEDIES else f", or {REMEDIES[what]}"
+        return BudgetError(
+            f"no training step fitted into --minutes {minutes:g}",
+            why=f"{what} takes {needed[what]:.1f} of its {60 * minutes:.0f} s",
+            hint=f"{again} {enough:.2g}{remedy}",
+        )

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from gru_lm.commands.train.clock import Pace
+from gru_lm.commands.train.clock import SAVING, START, VALIDATION, Pace, Spent
 from gru_lm.config import Settings
 from gru_lm.errors import DivergedError, Stopped
 from gru_lm.evaluation.metrics import Counts, caveats
@@ -21,6 +21,7 @@ from gru_lm.evaluation.texts import text_counts
 from gru_lm.generation.sampling import complete
 from gru_lm.layout import BEST
 from gru_lm.model.language_model import LanguageModel
+from gru_lm.planning.text import TEST_SHARE
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
 from gru_lm.text.dataset import Data
@@ -35,7 +36,6 @@ from gru_lm.training.state import capture, restore_model
 
 VALIDATIONS = 10  # a run, where --eval-every does not say
 VALIDATION_SHARE = 0.03  # of a budget in minutes that they may take
-TEST_SHARE = 0.2  # of a budget in minutes that the test text may take
 SAVE_SECONDS = 60.0  # between checkpoints, where --save-every does not say
 REPORT_SECONDS = 0.5  # between lines of metrics.jsonl
 SAMPLE_TOKENS = 200
@@ -45,8 +45,8 @@ SAMPLE_TOKENS = 200
 class Trainer:
     """Trains `state` on `data` in the directory of `run`.
 
-    `settings` are complete (the plan is in them); `started` is the command's start on the monotonic
-    clock; `stop` raises Stopped once a signal has come.
+    `settings` are complete (the plan is in them); `spent` says since when the command runs and what
+    it did; `stop` raises Stopped once a signal has come.
     """
 
     run: Run
@@ -55,7 +55,7 @@ class Trainer:
     data: Data
     state: TrainState
     environment: dict[str, Any]
-    started: float
+    spent: Spent
     stop: Stop
 
     counts: dict[str, Counts] = field(default_factory=dict)  # of the held-out texts, once counted
@@ -68,7 +68,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.pace = Pace(
-            started=self.started,
+            started=self.spent.started,
             before=self.state.seconds,
             held_out=len(self.data.valid.tokens),
             test=len(self.data.test.tokens) if self.data.test else 0,
@@ -83,23 +83,25 @@ class Trainer:
     def fit(self) -> str:
         """Train until the budget or the patience ends ("budget", "patience"); save; say which.
 
-        Raises Stopped after saving where a signal came, and DivergedError without saving.
+        Raises Stopped after saving where a signal came, DivergedError without saving, and BudgetError
+        where there was no time for a step.
         """
-        texts = self.data.texts
+        self.spent.on(START)
         with console.progress("training", 1.0) as advance:
             shown = 0.0
             try:
-                # At once, for later it would cost time that is promised otherwise.
-                self.counts = {
-                    name: text_counts(part.documents, self.data.tokenizer, stop=self.stop)
-                    for name, part in (("valid", texts.valid), ("test", texts.test))
-                }
                 if self.state.step == 0:
                     self._check_space()
                 if self.state.step == self.state.leg_step:
                     self._save()  # so that a resume finds the leg, and how much space it takes
+                self.spent.on(SAVING)
                 if self.settings.minutes:
                     self._try_validation(self.settings.minutes * 60)
+                # At once, for later it would cost time that is promised otherwise.
+                for name in ("valid", "test") if self.pace.test else ("valid",):
+                    documents = getattr(self.data.texts, name).documents
+                    self.counts[name] = text_counts(documents, self.data.tokenizer, stop=self.stop)
+                self.spent.on(VALIDATION)
                 steps = self._steps()
                 while True:
                     if self._validation_due():
@@ -110,10 +112,10 @@ class Trainer:
                     self.stop()
                     report = next(steps, None)
                     if report is None:
-                        ended = "budget"
                         if self.state.step == self.state.leg_step:
-                            left = "" if self.state.step else ": the model is untrained"
-                            console.warn(f"no step fitted into the budget{left}")
+                            minutes, run = self.settings.minutes or 0.0, self.run.directory
+                            raise self.pace.no_step(self.spent, minutes, run, self.state.step)
+                        ended = "budget"
                         break
                     self._note(report)
                     advance(report.progress - shown, self._figures(report))

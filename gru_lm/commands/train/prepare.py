@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ import torch
 
 from gru_lm import caches
 from gru_lm.commands.load import read_sources, used_texts
-from gru_lm.config import BUDGETS, Settings
+from gru_lm.commands.train.announce import announce
+from gru_lm.commands.train.clock import LEARNING, READING, START, TOKENIZING, TRYING, Spent
+from gru_lm.config import Settings
 from gru_lm.errors import EnvironmentProblem, InputError, UsageError, unknown_name
-from gru_lm.evaluation.metrics import caveats
 from gru_lm.model.devices import choose_backend, fastest_precision, set_up
 from gru_lm.model.language_model import ModelConfig
 from gru_lm.model.native import build
-from gru_lm.model.regularize import Regularization
 from gru_lm.planning.forecast import Forecast, forecast
 from gru_lm.planning.model import DEFAULT_CELL, plan_model
 from gru_lm.planning.text import (
@@ -30,12 +30,14 @@ from gru_lm.planning.text import (
     plan_characters,
     plan_tokenizer,
     plan_valid_characters,
+    test_seconds,
 )
 from gru_lm.planning.trial import tokens_per_second
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
-from gru_lm.text.dataset import Data, Part, Texts, make_tokenizer, tokenize
-from gru_lm.text.sources import spool_stdin
+from gru_lm.text.dataset import Data, Texts, make_tokenizer, tokenize
+from gru_lm.text.documents import FileDocument
+from gru_lm.text.sources import open_documents, spool_stdin
 from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import TrainState
@@ -53,6 +55,7 @@ class Prepared:
     data: Data
     device: torch.device
     backend: str
+    spent: Spent  # the time so far
     forecast: Forecast | None = None  # where a plan was made, not found
 
     def counts_V(self) -> torch.Tensor:  # noqa: N802
@@ -80,13 +83,21 @@ class Prepared:
 
 
 def prepare(
-    chosen: Settings, *, stdin: Path, source: Checkpoint | None, started: float, stop: Stop
+    chosen: Settings,
+    *,
+    stdin: Path,
+    source: Checkpoint | None,
+    started: float,
+    with_test: bool = False,
+    stop: Stop,
 ) -> Prepared:
     """Read and tokenize the text, and plan what was left open.
 
     `stdin` is where "-" is kept, `source` a checkpoint whose tokenizer and weights to begin with,
-    `started` when the budget began on the monotonic clock.
+    `started` when the budget began on the monotonic clock. `with_test`: of the same budget the test
+    text is measured, which is left out where it would take too much of it.
     """
+    spent = Spent(started)
     device = set_up(
         chosen.device,
         threads=chosen.threads,
@@ -98,8 +109,11 @@ def prepare(
     if device.type == "cpu" and (why := build.problem()):
         console.note(f"no kernel of our own, PyTorch's instead: {why}")
     tokenizer = _given_tokenizer(chosen, source)
-    if "-" in (*chosen.text, chosen.valid, chosen.test):
+    if chosen.reads_stdin():
         spool_stdin(stdin, stop=stop)
+    spent.on(START)
+    if with_test and chosen.test:
+        chosen = _affordable(chosen, stdin=stdin, stop=stop)
     sources = read_sources(chosen, stdin=stdin, stop=stop)
     characters = sources.training_characters(chosen.shares())
     kind = _kind(chosen, tokenizer, characters=characters)
@@ -107,12 +121,16 @@ def prepare(
     asked = chosen
     chosen = plan_part(chosen, whole, kind=kind, device=device)
     texts = used_texts(whole, chosen, stop=stop)
+    spent.on(READING)
     if tokenizer is None:
         with console.progress("training the tokenizer", None):
             tokenizer = make_tokenizer(kind, texts.train, vocab_size=chosen.vocab_size, stop=stop)
-    data = read_data(texts, tokenizer, stop=stop)
-    prepared = _planned(chosen, data, device=device, source=source, started=started, stop=stop)
-    _announce(prepared.settings, data, whole, asked=asked)
+    spent.on(LEARNING)
+    data = read_data(texts, tokenizer, within=chosen if with_test else None, stop=stop)
+    spent.on(TOKENIZING)
+    prepared = _planned(chosen, data, device=device, source=source, spent=spent, stop=stop)
+    spent.on(TRYING)
+    announce(prepared.settings, data, whole, asked=asked)
     console.note(f"forecast: {prepared.forecast}")
     return prepared
 
@@ -125,6 +143,7 @@ class _Trials:
     data: Data
     device: torch.device
     source: Checkpoint | None
+    spent: Spent
     stop: Stop
     speeds: dict[tuple[int, int], float] = field(default_factory=dict)  # by layers and width
 
@@ -142,6 +161,7 @@ class _Trials:
             data=self.data,
             device=self.device,
             backend=choose_backend(self.device),
+            spent=self.spent,
         )
 
     def __call__(self, plan: Plan) -> float:
@@ -163,11 +183,11 @@ def _planned(
     *,
     device: torch.device,
     source: Checkpoint | None,
-    started: float,
+    spent: Spent,
     stop: Stop,
 ) -> Prepared:
     """The plan for `data`, its speed tried, and what it comes to."""
-    trials = _Trials(chosen, data, device, source, stop)
+    trials = _Trials(chosen, data, device, source, spent, stop)
     with console.progress("trying the speed of this machine", None):
         plan = plan_model(
             chosen,
@@ -176,7 +196,7 @@ def _planned(
             device=device.type,
             precision=fastest_precision(device),
             speed=trials,
-            elapsed=time.monotonic() - started,
+            elapsed=time.monotonic() - spent.started,
         )
     prepared = trials.prepared(plan)
     expected = forecast(
@@ -185,7 +205,7 @@ def _planned(
         prepared.model_config(),
         tokens=len(data.train.tokens),
         per_second=trials.speeds.get((plan.layers, plan.width)),
-        elapsed=time.monotonic() - started,
+        elapsed=time.monotonic() - spent.started,
     )
     return dataclasses.replace(prepared, forecast=expected)
 
@@ -239,9 +259,33 @@ def plan_part(chosen: Settings, whole: Texts, *, kind: str, device: torch.device
     )
 
 
-def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
-    """The tokens of all parts of the text."""
-    characters = sum(part.characters for part in (texts.train, texts.valid, texts.test))
+def _affordable(chosen: Settings, *, stdin: Path, stop: Stop) -> Settings:
+    """The settings without a test text that takes too much of the budget."""
+    assert chosen.test
+    documents = open_documents([chosen.test], encoding=chosen.encoding, stdin=stdin, stop=stop)
+    if _can_test(chosen, sum(each.size() for each in documents if isinstance(each, FileDocument))):
+        return chosen
+    return dataclasses.replace(chosen, test=None)
+
+
+def _can_test(chosen: Settings, size: int) -> bool:
+    """Whether a test text of `size` bytes can be measured within the budget; warns if not."""
+    seconds = test_seconds(chosen, size)
+    if seconds:
+        console.warn(
+            f"the test text of {size / 1e6:,.0f} MB will not be measured: it takes {seconds:.0f} s of "
+            f"the budget or more; afterwards: gru-lm eval RUN {chosen.test or 'FILE'}"
+        )
+    return not seconds
+
+
+def read_data(
+    texts: Texts, tokenizer: Tokenizer, *, within: Settings | None = None, stop: Stop
+) -> Data:
+    """The tokens of all parts of the text; of a test text only if it suits the budget of `within`."""
+    with_test = not within or _can_test(within, texts.test.characters)
+    parts = (texts.train, texts.valid, *((texts.test,) if with_test else ()))
+    characters = sum(part.characters for part in parts)
 
     def tokenized(cache: Path) -> Data:
         with console.progress("tokenizing", characters) as advance:
@@ -252,6 +296,7 @@ def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
                 workers=torch.get_num_threads(),
                 stop=stop,
                 progress=advance,
+                with_test=with_test,
             )
 
     cache = caches.folder(caches.TOKENS)
@@ -262,53 +307,3 @@ def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
     if not len(data.valid.tokens):
         raise InputError("the held-out text holds no token", hint="--valid FILE with some text")
     return data
-
-
-def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) -> None:
-    """Print the plan; `asked` are the settings before planning."""
-
-    def used(part: Part, of: Part) -> str:
-        less = part.characters < of.characters
-        return f"{part.characters:,} of {of.characters:,}" if less else f"{part.characters:,}"
-
-    unknown_rate = data.valid.unknown / len(data.valid.tokens)
-    for caveat in caveats(data.tokenizer, unknown_rate, of="the held-out text"):
-        console.warn(caveat)
-    names = ", ".join(chosen.text[:3])
-    if len(chosen.text) > 3:
-        names += f" and {len(chosen.text) - 3:,} more"
-    budget = ", ".join(
-        f"{amount:{',' if isinstance(amount, int) else 'g'}} "
-        f"{name if amount != 1 else name.removesuffix('s')}"
-        for name in BUDGETS
-        if (amount := getattr(chosen, name))
-    )
-    planned = chosen.characters != asked.characters
-    console.note(
-        f"text: {names}: {used(data.texts.train, whole.train)} characters for training"
-        f"{f' (as much as {budget} can use)' if planned else ''}, "
-        f"{used(data.texts.valid, whole.valid)} held out"
-    )
-    console.note(
-        f"tokenizer: {chosen.tokenizer}, {data.tokenizer.vocab_size:,} pieces; "
-        f"{len(data.train.tokens):,} training tokens"
-    )
-    console.note(
-        f"model: {chosen.cell}, {chosen.layers} x {chosen.width}, embedding {chosen.embed}"
-        f"{' (tied)' if chosen.tied else ''}, {chosen.softmax} softmax"
-        f"{', residual' if chosen.residual else ''}"
-    )
-    against = [
-        field.name.replace("_", " ") + (f" {value:g}" if value is not True else "")
-        for field in fields(Regularization)
-        if (value := getattr(chosen, field.name))
-    ]
-    if against == ["locked"]:  # without dropout it has no effect
-        against.clear()
-    console.note(f"regularization: {', '.join(against) or 'none'}")
-    console.note(
-        f"training: {budget}; {chosen.batch} streams x {chosen.bptt} steps, {chosen.optimizer}, "
-        f"lr {chosen.lr:g}, {chosen.schedule} schedule, weight decay {chosen.weight_decay:g}, "
-        f"β₂ {chosen.beta2:g}, {chosen.precision}"
-        f"{'' if chosen.average is None else f', weights averaged ({chosen.average:g})'}"
-    )

@@ -1,18 +1,21 @@
 """From a run directory to all that is needed to go on with the run.
 
-Only where it is computed may differ from the run's own settings, and for how long: another budget starts
-another leg. A checkpoint's budget is what counts; the one in config.toml, written before the leg's first
-checkpoint, is a note of it. So a crash between the two leaves a run whose leg has not begun, and one
-at any later moment a run that goes on with its leg.
+Only where it is computed and where its text lies may differ from the run's own settings, what is kept,
+and for how long: another budget starts another leg. A checkpoint's budget is what counts; the one in
+config.toml, written before the leg's first checkpoint, is a note of it. So a crash between the two
+leaves a run whose leg has not begun, and one at any later moment a run that goes on with its leg.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import glob
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from gru_lm.commands.load import read_again
+from gru_lm.commands.load import read_again, recorded
+from gru_lm.commands.train.clock import READING, TOKENIZING, Spent
 from gru_lm.commands.train.prepare import Prepared, read_data
 from gru_lm.config import BUDGETS, Settings, settings
 from gru_lm.errors import InputError, UsageError
@@ -22,30 +25,39 @@ from gru_lm.model.native.kernels import bf16_available
 from gru_lm.planning.model import MOST_EPOCHS
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
+from gru_lm.text.dataset import Texts
+from gru_lm.text.sources import spool_stdin
+from gru_lm.training.checkpoint import Checkpoint, damaged
 from gru_lm.training.directory import Run, newest_whole, read_settings
 from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.state import environment, restore, restore_tokenizer
 
+FREE = (*BUDGETS, "keep", "save_every", "threads", "device")  # may be edited in config.toml
+
 
 def reopen(
     run: Run,
     *,
+    places: Mapping[str, Any],
     budget: Mapping[str, Any],
     threads: int | None,
     device: str | None,
+    spent: Spent,
+    with_test: bool,
     stop: Stop,
 ) -> tuple[Prepared, TrainState]:
     """The newest whole checkpoint of `run`, ready to be trained on; with a `budget`, as another leg.
 
-    Raises InputError where the text has changed since, and UsageError where config.toml has.
+    `places` are settings that say where the text lies now, where that is not as recorded. Raises
+    InputError where the text has changed since, and UsageError where config.toml has.
     """
     directory = run.directory
     checkpoint = newest_whole(directory, console.warn)
     meta = checkpoint.meta
     noted = read_settings(directory)
     run.keep = noted.keep
-    chosen = _settings(run, noted, meta["config"], budget)
+    chosen = recorded(dataclasses.replace(_settings(run, noted, checkpoint, budget), **places))
     where = choose_device(device or chosen.device)
     here = chosen  # but for what this machine cannot do, of which the run keeps no trace
     if where.type == "cpu" and chosen.precision == "bf16" and not bf16_available():
@@ -60,14 +72,11 @@ def reopen(
     )
     tokenizer = restore_tokenizer(checkpoint, checkpoint.tensors())
     is_word = tokenizer.kind == "word"
-    _, texts = read_again(chosen, stdin=run.text, is_word=is_word, stop=stop)
-    if texts.fingerprints() != meta["data"]:
-        raise InputError(
-            f"the text of {directory} has changed since the run began",
-            why=f"it was read from: {', '.join(chosen.text)}",
-            hint=f"restore the text, or begin anew with train --from {directory} TEXT",
-        )
-    data = read_data(texts, tokenizer, stop=stop)
+    piped = "-" in (*places.get("text", ()), places.get("valid"), places.get("test"))
+    texts = _texts(run, chosen, meta["data"], piped=piped, is_word=is_word, stop=stop)
+    spent.on(READING)
+    data = read_data(texts, tokenizer, within=chosen if with_test else None, stop=stop)
+    spent.on(TOKENIZING)
     backend = meta["environment"]["backend"]
     if backend == "native":  # kept where it can be had; else the warning below says so
         backend = choose_backend(where)
@@ -83,7 +92,7 @@ def reopen(
     if budget:
         state.start_leg()
     if chosen != noted:
-        run.write_settings(chosen.given())
+        run.write_settings(chosen)
     console.note(f"resuming {directory} after step {state.step:,}")
     if budget and chosen.characters:
         console.note(
@@ -96,26 +105,79 @@ def reopen(
         data=data,
         device=where,
         backend=backend,
+        spent=spent,
     )
     return prepared, state
 
 
+def _texts(
+    run: Run,
+    chosen: Settings,
+    fingerprints: Mapping[str, str],
+    *,
+    piped: bool,
+    is_word: bool,
+    stop: Stop,
+) -> Texts:
+    """The texts of a run, whose `fingerprints` must not have changed; `piped`: it is piped in anew."""
+    directory = run.directory
+    again = f"gru-lm train --resume {directory}"
+    if piped and run.text.exists():
+        raise UsageError(f"{run.text} holds the text that was piped in", hint=again)
+    if piped:
+        spool_stdin(run.text, stop=stop)
+    elif chosen.reads_stdin() and not run.text.exists():
+        raise InputError(
+            f"no file {run.text}, where the text that was piped in was kept",
+            hint=f"... | {again} -",
+        )
+    try:
+        _, texts = read_again(chosen, stdin=run.text, is_word=is_word, stop=stop)
+        found = texts.fingerprints()
+        if changed := [part for part in found if found[part] != fingerprints[part]]:
+            # Parts of TEXT change together; a file of its own changes alone.
+            own = {"valid": chosen.valid, "test": chosen.test}.get(changed[0])
+            raise InputError(
+                f"the {f'--{changed[0]} ' if own else ''}text of {directory} has changed since the run "
+                "began",
+                why=f"it was read from: {own or ', '.join(chosen.text)}",
+                hint=f"restore the text, or begin anew with train --from {directory} TEXT",
+            )
+    except BaseException as error:
+        if piped:
+            run.text.unlink(missing_ok=True)
+        if isinstance(error, InputError) and not all(map(_is_there, chosen.specs())):
+            held_out = "".join(f" --{n} FILE" for n in ("valid", "test") if getattr(chosen, n))
+            error.hint = f"if it was moved: {again} TEXT{held_out}"
+        raise
+    return texts
+
+
+def _is_there(spec: str) -> bool:
+    """Whether a spec names something, as far as can be told without reading."""
+    return spec == "-" or spec.startswith("@") or glob.has_magic(spec) or Path(spec).exists()
+
+
 def _settings(
-    run: Run, noted: Settings, begun: Mapping[str, Any], budget: Mapping[str, Any]
+    run: Run, noted: Settings, checkpoint: Checkpoint, budget: Mapping[str, Any]
 ) -> Settings:
-    """The settings to go on with: those of config.toml, which must be the checkpoint's but for the
-    budget.
+    """The settings to go on with: those of config.toml, which must be the checkpoint's but for what
+    is FREE.
     """
     path = run.directory / CONFIG
+    try:
+        begun = settings(checkpoint.meta["config"]).portable()
+    except UsageError as error:
+        raise damaged(checkpoint.path, error.message) from error
     ours = noted.portable()
     changed = [n for n in sorted({*ours, *begun}) if ours.get(n) != begun.get(n)]
-    if fixed := [name for name in changed if name not in BUDGETS]:
+    if fixed := [name for name in changed if name not in FREE]:
         raise UsageError(
             f"{path} was changed: {', '.join(fixed)}",
-            why="a resumed run goes on with the settings it began with",
+            why=f"only these may differ from the run's start: {', '.join(FREE)}",
             hint=f"restore them, or begin anew with train --from {run.directory}",
         )
-    if changed and not budget:
+    if not budget and not set(BUDGETS).isdisjoint(changed):
         console.warn(
             f"{path} has another budget than the run's newest checkpoint, which goes on with its "
             f"own; for another: gru-lm train --resume {run.directory} --minutes M"

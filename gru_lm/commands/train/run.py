@@ -7,27 +7,29 @@ plain types: the command, a comparison and notebooks call them alike. Prints no 
 from __future__ import annotations
 
 import dataclasses
-import glob
-import os
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from gru_lm import atomic
+from gru_lm.commands.load import recorded
+from gru_lm.commands.train.clock import Spent
 from gru_lm.commands.train.fit import Trainer
 from gru_lm.commands.train.prepare import Prepared, prepare
 from gru_lm.commands.train.resume import reopen
 from gru_lm.config import Settings
-from gru_lm.errors import DivergedError, Stopped
-from gru_lm.layout import LOSS, PIPED_TEXT
+from gru_lm.errors import BudgetError, DivergedError, Stopped
+from gru_lm.layout import LOSS, PIPED_TEXT, step_path
 from gru_lm.planning.forecast import Forecast
 from gru_lm.planning.model import DEFAULT_CELL, plan_budget, plan_like
 from gru_lm.reporting import console
 from gru_lm.reporting.plots import loss_png
 from gru_lm.signals import Stop, never
 from gru_lm.training import directory as run_directory
+from gru_lm.training import reports
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.directory import Run
 from gru_lm.training.loop import TrainState
@@ -51,17 +53,25 @@ def train(
     first checkpoint leaves nothing behind.
     """
     started = time.monotonic() if started is None else started
+    recorded(chosen)  # what config.toml could not hold is refused before any time is spent
     chosen, source = _begin(chosen, start_from)
 
     run = Run.create(out, chosen.cell or DEFAULT_CELL)
     try:
-        prepared = prepare(chosen, stdin=run.text, source=source, started=started, stop=stop)
+        if chosen.reads_stdin():
+            run.made.append(run.text)
+        prepared = prepare(
+            chosen, stdin=run.text, source=source, started=started, with_test=with_test, stop=stop
+        )
         run.keep = chosen.keep
         run.write_settings(recorded(prepared.settings))
         console.note(f"run: {run.directory} (Ctrl-C saves)")
         state = prepared.state(source)
         source = None  # its weights are no longer needed
-        return _fit(run, prepared, state, started=started, with_test=with_test, stop=stop)
+        return _fit(run, prepared, state, with_test=with_test, stop=stop)
+    except BudgetError:
+        step_path(run.directory, 0).unlink(missing_ok=True)  # of an untrained model
+        raise
     finally:
         run.discard()
         run.close()
@@ -85,11 +95,13 @@ def resume(
     started: float | None = None,
     with_test: bool = True,
     stop: Stop = never,
+    places: Mapping[str, Any] | None = None,
     **budget: float,
 ) -> dict[str, Any]:
     """Go on with a run from its newest whole checkpoint; returns what `train --json` prints.
 
-    The settings and the text are those that the run recorded; only threads and device may differ. A
+    The settings and the text are those that the run recorded; only threads and device may differ, and
+    the `places` (any of config.PATHS) where the same text lies now, which are recorded. A
     `budget` (any of config.BUDGETS) starts another leg: it counts from here, and the learning rate
     rises and falls once more. Without one the run's newest leg goes on.
     """
@@ -97,9 +109,18 @@ def resume(
     started = time.monotonic() if started is None else started
     run = Run.reopen(directory)
     try:
-        prepared, state = reopen(run, budget=budget, threads=threads, device=device, stop=stop)
+        prepared, state = reopen(
+            run,
+            places=places or {},
+            budget=budget,
+            threads=threads,
+            device=device,
+            spent=Spent(started),
+            with_test=with_test,
+            stop=stop,
+        )
         begun = state.step
-        result = _fit(run, prepared, state, started=started, with_test=with_test, stop=stop)
+        result = _fit(run, prepared, state, with_test=with_test, stop=stop)
         if state.step == begun and not budget:
             more = f"gru-lm train --resume {directory} --minutes 5"
             console.note(f"the run had ended; to train it for longer: {more}")
@@ -124,7 +145,9 @@ def dry_run(
 
     with tempfile.TemporaryDirectory() as folder:
         stdin = Path(folder) / PIPED_TEXT
-        prepared = prepare(chosen, stdin=stdin, source=source, started=started, stop=stop)
+        prepared = prepare(
+            chosen, stdin=stdin, source=source, started=started, with_test=True, stop=stop
+        )
     assert prepared.forecast is not None
     planned = prepared.settings
     if source or (chosen.tokenizer or "").endswith(".model"):  # which has its tokenizer ready
@@ -137,7 +160,6 @@ def _fit(
     prepared: Prepared,
     state: TrainState,
     *,
-    started: float,
     with_test: bool,
     stop: Stop,
 ) -> dict[str, Any]:
@@ -151,7 +173,7 @@ def _fit(
         data=data,
         state=state,
         environment=environment(prepared.device, prepared.backend),
-        started=started,
+        spent=prepared.spent,
         stop=stop,
     )
     try:
@@ -169,25 +191,7 @@ def _fit(
     finally:
         # A plot would hide a full disk, and hold up a second Ctrl-C.
         expected = isinstance(sys.exception(), Stopped | DivergedError | None)
-        if expected and (metrics := run_directory.metrics(run.directory)):
+        if expected and (metrics := reports.metrics(run.directory)):
             title = f"{prepared.plan.cell}, {state.model.parameter_count():,} parameters"
             atomic.write_bytes(run.directory / LOSS, loss_png(metrics, title))
     return trainer.result(ended)
-
-
-def recorded(chosen: Settings) -> dict[str, Any]:
-    """The settings with paths made absolute: a run can be resumed from anywhere."""
-
-    def absolute(spec: str) -> str:
-        if spec == "-" or spec.startswith("@") or Path(spec).is_absolute():
-            return spec
-        here = str(Path.cwd())
-        # A glob stays one, but nothing in this folder's own name is to become part of it.
-        magic = glob.has_magic(spec) and not os.path.lexists(spec)
-        return str(Path(glob.escape(here) if magic else here) / spec)
-
-    values = chosen.given() | {"text": [absolute(spec) for spec in chosen.text]}
-    for name in ("valid", "test"):
-        if name in values:
-            values[name] = absolute(values[name])
-    return values

@@ -1,0 +1,61 @@
+"""What was chosen for a training run, as lines on stderr, so that nothing is hidden."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from gru_lm.config import BUDGETS, Settings
+from gru_lm.evaluation.metrics import caveats
+from gru_lm.model.regularize import Regularization
+from gru_lm.reporting import console
+from gru_lm.text.dataset import Data, Part, Texts
+
+
+def announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) -> None:
+    """Print the plan; `asked` are the settings before planning."""
+
+    def used(part: Part, of: Part) -> str:
+        less = part.characters < of.characters
+        return f"{part.characters:,} of {of.characters:,}" if less else f"{part.characters:,}"
+
+    unknown_rate = data.valid.unknown / len(data.valid.tokens)
+    for caveat in caveats(data.tokenizer, unknown_rate, of="the held-out text"):
+        console.warn(caveat)
+    names = ", ".join(chosen.text[:3])
+    if len(chosen.text) > 3:
+        names += f" and {len(chosen.text) - 3:,} more"
+    budget = ", ".join(
+        f"{amount:{',' if isinstance(amount, int) else 'g'}} "
+        f"{name if amount != 1 else name.removesuffix('s')}"
+        for name in BUDGETS
+        if (amount := getattr(chosen, name))
+    )
+    planned = chosen.characters != asked.characters
+    console.note(
+        f"text: {names}: {used(data.texts.train, whole.train)} characters for training"
+        f"{f' (as much as {budget} can use)' if planned else ''}, "
+        f"{used(data.texts.valid, whole.valid)} held out"
+    )
+    console.note(
+        f"tokenizer: {chosen.tokenizer}, {data.tokenizer.vocab_size:,} pieces; "
+        f"{len(data.train.tokens):,} training tokens"
+    )
+    console.note(
+        f"model: {chosen.cell}, {chosen.layers} x {chosen.width}, embedding {chosen.embed}"
+        f"{' (tied)' if chosen.tied else ''}, {chosen.softmax} softmax"
+        f"{', residual' if chosen.residual else ''}"
+    )
+    against = [
+        field.name.replace("_", " ") + (f" {value:g}" if value is not True else "")
+        for field in fields(Regularization)
+        if (value := getattr(chosen, field.name))
+    ]
+    if against == ["locked"]:  # without dropout it has no effect
+        against.clear()
+    console.note(f"regularization: {', '.join(against) or 'none'}")
+    console.note(
+        f"training: {budget}; {chosen.batch} streams x {chosen.bptt} steps, {chosen.optimizer}, "
+        f"lr {chosen.lr:g}, {chosen.schedule} schedule, weight decay {chosen.weight_decay:g}, "
+        f"β₂ {chosen.beta2:g}, {chosen.precision}"
+        f"{'' if chosen.average is None else f', weights averaged ({chosen.average:g})'}"
+    )
