@@ -99,7 +99,8 @@ class Tokenizer:
     kind: char | byte | bpe | unigram | word. data: the serialised SentencePiece model, b"" for
     byte. newline_id ends a line and is what is fed before the first token. end_id stands between
     two documents and for zero bytes (where a foreign model has no such piece of its own, it is
-    newline_id). unknown_id is None where nothing can be unknown. lossless: any text comes back.
+    newline_id). unknown_id is None where nothing can be unknown. lossless: any text comes back, so
+    that no byte of it goes unpaid. whitespace_as_suffix: a word's space is at its end, not its start.
     """
 
     def __init__(
@@ -115,6 +116,7 @@ class Tokenizer:
         unknown_id: int | None,
         lossless: bool,
         drop_leading_space: bool = False,
+        whitespace_as_suffix: bool = False,
     ) -> None:
         self.kind = kind
         self.data = data
@@ -124,6 +126,7 @@ class Tokenizer:
         self.end_id = end_id
         self.unknown_id = unknown_id
         self.lossless = lossless
+        self.whitespace_as_suffix = whitespace_as_suffix
         self.encoder = encoder
         self._pieces = pieces
         self._surfaces = surfaces
@@ -317,6 +320,7 @@ def _load(data: bytes) -> Tokenizer:
         unknown_id=unknown_id,
         lossless=lossless,
         drop_leading_space=kind == "word" or bool(normaliser.add_dummy_prefix),
+        whitespace_as_suffix=bool(model.trainer_spec.treat_whitespace_as_suffix),
     )
 
 
