@@ -7,12 +7,12 @@ text. Invariant: what `checked` returns, SentencePiece loads without a crash.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
@@ -36,14 +36,12 @@ NORMAL, UNKNOWN_TYPE, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 KIND_OF_TYPE = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 TYPE_OF_KIND = {kind: number for number, kind in KIND_OF_TYPE.items()}
 
-# SHA-256 of the normaliser maps that SentencePiece 0.2.3 itself writes; a foreign map could make it
-# read out of bounds.
-NORMALISER_MAPS = {
-    "1e2c7b43d3ee9755ceaa2ac335e253d8703604e0249ee1e81156c92b46423844": "nmt_nfkc",
-    "7e46d9e08af4b6a37991b04fb8388644c1595a0abcd0f26d6a5d575e2a3663ea": "nfkc",
-    "2c03512e62f9ed965ec90d85314211b63b5b8aa0395311ea2147eec9ff738907": "nmt_nfkc_cf",
-    "d8dfef3d6db0eef0742f8b55a73aee7fce6c1e21d26a09b8d3d4b52c42a791cb": "nfkc_cf",
-}
+# A normaliser's map: the size of a trie, the trie (a double array of 32-bit units, see Darts-clone), and
+# the replacements, each closed by a NUL.
+_BLOCK = 256  # units: a step by any byte stays within one
+_IS_VALUE = 1 << 31  # a unit that holds the position of a replacement; else bits as follow
+_LABEL, _HAS_VALUE, _LARGE_OFFSET = 0xFF, 1 << 8, 1 << 9
+MAX_REPLACEMENT = 1024  # bytes: one character of text must not become a flood of it
 
 # What the special ids of trainer_spec may name.
 _SPECIAL_TYPES = {
@@ -180,10 +178,42 @@ def _check_trainer(model: Any) -> None:
 def _check_normaliser(model: Any) -> None:
     _text(model.normalizer_spec.name)
     charsmap = model.normalizer_spec.precompiled_charsmap
-    if charsmap and hashlib.sha256(charsmap).hexdigest() not in NORMALISER_MAPS:
-        raise _refused("its normaliser is none of SentencePiece 0.2.3's own")
-    if model.denormalizer_spec.precompiled_charsmap:
-        raise _refused("it has a denormaliser")
+    if charsmap and (fault := _fault(charsmap)):
+        raise _refused(f"the map of its normaliser is damaged: {fault}")
+
+
+def _fault(charsmap: bytes) -> str | None:
+    """What would let a normaliser's map lead out of bounds, whatever the text; None if nothing would.
+
+    Every unit of the trie is held against its bounds, those that no text reaches too.
+    """
+    size = int.from_bytes(charsmap[:4], "little")
+    if not size or size % (4 * _BLOCK) or 4 + size >= len(charsmap):
+        return "its trie has no possible size"
+    units_N = np.frombuffer(charsmap, "<u4", size // 4, offset=4)
+    replacements = charsmap[4 + size :]
+    if replacements[-1]:
+        return "its last replacement has no end"
+    try:
+        replacements.decode()
+    except UnicodeDecodeError:
+        return "a replacement is not UTF-8"
+    if max(map(len, replacements.split(b"\0"))) > MAX_REPLACEMENT:
+        return f"a replacement is longer than {MAX_REPLACEMENT:,} bytes"
+    is_value_N = units_N & _IS_VALUE != 0
+    values_M = units_N[is_value_N] & ~np.uint32(_IS_VALUE)
+    starts = np.flatnonzero(np.frombuffer(b"\0" + replacements[:-1], np.uint8) == 0)
+    if not np.isin(values_M, starts).all():
+        return "a value is not the start of a replacement"
+    shifts_N = np.where(units_N & _LARGE_OFFSET, 8, 0).astype(np.uint32)
+    nexts_N = np.arange(len(units_N), dtype=np.uint64) ^ (units_N >> 10 << shifts_N)
+    if (nexts_N[~is_value_N] >= len(units_N)).any():  # nor any other place in that block, then
+        return "its trie leads out of itself"
+    if is_value_N[0] or units_N[0] & (_LABEL | _HAS_VALUE):
+        return "its trie has no root"
+    if not is_value_N[nexts_N[~is_value_N & (units_N & _HAS_VALUE != 0)]].all():
+        return "its trie has a key without a value"
+    return None
 
 
 def _reduced(model: Any) -> Any:
