@@ -48,6 +48,7 @@ class Settings:
     """All settings of a training run except its directory. Raises UsageError if invalid."""
 
     text: tuple[str, ...] = ("@docstrings",)
+    start_from: str | None = None  # --from: a run, or one of its checkpoints
     valid: str | None = _option(TEXT, "Validation text (default: the last tenth of TEXT).")
     test: str | None = _option(TEXT, "Test text, measured once, at the end.")
     split: str = _option(
@@ -57,7 +58,17 @@ class Settings:
     tokenizer: str | None = _option(
         TEXT, "char, byte, bpe, unigram, word, or a SentencePiece FILE.model (default: planned)."
     )
+    end_piece: str | None = _option(
+        TEXT,
+        "The piece of FILE.model that ends lines and documents (default: a newline, <sos/eos> or </s>).",
+    )
     vocab_size: int | None = _option(TEXT, "Size of the vocabulary, at most.", low=1)
+    tokenizer_characters: int | None = _option(
+        TEXT,
+        "Size of the sample that bpe and unigram are trained on, at most, in characters (default: what "
+        "fits into a small part of --minutes).",
+        low=1,
+    )
     characters: int | None = _option(
         TEXT,
         "Size of the training text, at most, in characters (default: what the budget can use).",
@@ -219,9 +230,18 @@ class Settings:
         return {name: value for name, value in values.items() if value is not None}
 
     def portable(self) -> dict[str, Any]:
-        """The settings that go into a checkpoint: all but the paths of the texts."""
-        paths = ("text", "valid", "test")
-        return {name: value for name, value in self.given().items() if name not in paths}
+        """The settings that go into a checkpoint: all but the paths of files."""
+        paths = ("text", "valid", "test", "start_from")
+        values = {name: value for name, value in self.given().items() if name not in paths}
+        if self.tokenizer_file:
+            values["tokenizer"] = self.tokenizer_file.name
+        return values
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """The file that `tokenizer` names; None where it names a kind."""
+        tokenizer = self.tokenizer or ""
+        return Path(tokenizer) if tokenizer.endswith(".model") else None
 
 
 def _check(field: dataclasses.Field[Any], value: Any) -> None:

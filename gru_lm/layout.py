@@ -12,14 +12,21 @@ BEST = "best" + SUFFIX
 LOCK = ".lock"
 
 # A run directory.
-CONFIG, PIPED_TEXT, METRICS, SAMPLES, LOSS = (
+CONFIG, PIPED_TEXT, TOKENIZER, START, METRICS, SAMPLES, LOSS = (
     "config.toml",
     "text.txt",
+    "tokenizer.model",  # where it was given: what config.toml names
+    "start" + SUFFIX,  # the checkpoint that --from began with, likewise
     "metrics.jsonl",
     "samples.txt",
     "loss.png",
 )
-BEFORE_TRAINING = (CONFIG, PIPED_TEXT)  # what a run writes before its first checkpoint
+BEFORE_TRAINING = (
+    CONFIG,
+    PIPED_TEXT,
+    TOKENIZER,
+    START,
+)  # what a run writes before its first checkpoint
 RUN_FILES = (*BEFORE_TRAINING, METRICS, SAMPLES, LOSS)
 
 # A directory of a comparison.

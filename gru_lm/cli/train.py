@@ -104,19 +104,17 @@ def train_cli(
                     )
                 result = resume(resume_run, started=started, stop=flag.check, **given)
             else:
+                if from_run:
+                    given["start_from"] = str(from_run)
                 layers = [read_toml(config) if config else {}, parse_set(set_values or ()), given]
                 chosen = settings(*layers)
                 if print_config or only_plan:
                     expected = None
                     if only_plan:
-                        chosen, expected = dry_run(
-                            chosen, start_from=from_run, started=started, stop=flag.check
-                        )
+                        chosen, expected = dry_run(chosen, started=started, stop=flag.check)
                     _print_settings(chosen, expected, as_json)
                     return
-                result = train(
-                    chosen, out=out, start_from=from_run, started=started, stop=flag.check
-                )
+                result = train(chosen, out=out, started=started, stop=flag.check)
         except Stopped as error:
             if as_json and error.result:
                 console.result_json(error.result)

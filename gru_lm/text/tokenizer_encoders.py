@@ -58,7 +58,7 @@ class ByteEncoder(Encoder):
 
 
 class PieceEncoder(Encoder):
-    """unigram, and every other model: SentencePiece encodes each segment on its own."""
+    """unigram, and every model from elsewhere: SentencePiece encodes each segment on its own."""
 
     def __init__(self, model: Any, data: bytes, *, newline_id: int, lossless: bool) -> None:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
@@ -184,7 +184,7 @@ class WordwiseEncoder(PieceEncoder):
 
 
 class WordEncoder(Encoder):
-    """word: split at white space, look each word up; the end of a line is a token of its own."""
+    """word as trained here: split at white space, look each word up; a line's end is a token."""
 
     def __init__(self, model: Any, *, newline_id: int, unknown_id: int) -> None:
         self._newline_id = newline_id
@@ -230,7 +230,7 @@ def encoder_for(
     kind: str, model: Any, data: bytes, *, newline_id: int, unknown_id: int, lossless: bool
 ) -> Encoder:
     """The quickest encoder for a checked model."""
-    if kind == "word":
+    if kind == "word" and models.is_word_list(model):
         return WordEncoder(model, newline_id=newline_id, unknown_id=unknown_id)
     plain = (models.NORMAL, models.USER_DEFINED)
     if kind == "char" and lossless:

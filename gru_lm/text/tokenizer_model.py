@@ -23,6 +23,7 @@ _ModelProto: Any = vars(sentencepiece_model_pb2)["ModelProto"]
 
 SPACE = "\u2581"  # SentencePiece's sign for a space
 UNKNOWN, END, NEWLINE = "<unk>", "</s>", "\n"
+ENDS = ("<sos/eos>", END)  # what a model from elsewhere may end lines with
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 # What SentencePiece cannot hold as a piece, or leaves out of training together with its whole line.
 UNHOLDABLE = "\0\r\x1f\u2581\u2585"
@@ -93,6 +94,71 @@ def build(kind: str, weighted: Iterable[tuple[str, int]], *, spell_bytes: bool) 
         model.pieces.add(piece=piece, score=math.log(count / total), type=NORMAL)
     trainer.vocab_size = len(model.pieces)
     return serialised(model)
+
+
+def is_word_list(model: Any) -> bool:
+    """Whether a checked model is one of words that `build` wrote, to be looked up by white space.
+
+    A word model of SentencePiece's own training reads text through its normaliser.
+    """
+    plain = checked(build("word", [], spell_bytes=False))
+    plain.trainer_spec.vocab_size = model.trainer_spec.vocab_size
+    own = len(plain.pieces)
+    return (
+        model.trainer_spec == plain.trainer_spec
+        and model.normalizer_spec == plain.normalizer_spec
+        and list(model.pieces[:own]) == list(plain.pieces)
+        and all(
+            entry.type == NORMAL and entry.piece.startswith(SPACE) for entry in model.pieces[own:]
+        )
+    )
+
+
+def ends(model: Any, end_piece: str | None) -> tuple[int, int]:
+    """The ids of the pieces that end a line and a document: as named, or known by their names.
+
+    Raises InputError where there is none.
+    """
+    ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
+    types = (CONTROL, USER_DEFINED)
+    special = [entry.piece for entry in model.pieces if entry.type in types]
+    if end_piece is not None:
+        if ids.get(end_piece, model.trainer_spec.unk_id) == model.trainer_spec.unk_id:
+            named = ", ".join(map(repr, special[:8])) or "any of its pieces"
+            raise InputError(
+                f"--end-piece {end_piece!r}: the tokenizer has no such piece to end lines with",
+                hint=f"--end-piece with one of: {named}",
+            )
+        return ids[end_piece], ids[end_piece]
+    newline_id = ids.get(NEWLINE)
+    if newline_id is None and KIND_OF_TYPE[model.trainer_spec.model_type] != "word":
+        newline_id = ids.get("<0x0A>")
+    end_id = ids.get(model.trainer_spec.eos_piece)
+    if end_id is not None and model.pieces[end_id].type != CONTROL:
+        end_id = None
+    if newline_id is None and end_id is None:
+        end_id = next((ids[piece] for piece in ENDS if piece in special), None)
+    if newline_id is None:
+        newline_id = end_id
+    if newline_id is None:
+        raise InputError(
+            "tokenizer model refused: which of its pieces ends a line?",
+            why=f'it has no piece "\\n" and none called {" or ".join(ENDS)}',
+            hint=f"--end-piece PIECE, such as {special[0] if special else 'its rarest one'}",
+        )
+    return newline_id, newline_id if end_id is None else end_id
+
+
+def surface(entry: Any, kind: str) -> bytes:
+    """The UTF-8 that a piece stands for."""
+    piece: str = entry.piece
+    if entry.type == CONTROL:
+        return b""
+    if entry.type == BYTE:
+        return bytes([int(piece[3:5], 16)])
+    if entry.type == UNKNOWN_TYPE:
+        return b" <unk>" if kind == "word" else "\ufffd".encode()
+    return piece.replace(SPACE, " ").encode()
 
 
 def serialised(model: Any) -> bytes:

@@ -16,8 +16,9 @@ import platformdirs
 import torch
 
 from gru_lm.commands.load import read_sources, used_texts
+from gru_lm.commands.train.tokenizer import checked_kind, given_tokenizer, train_tokenizer
 from gru_lm.config import BUDGETS, Settings
-from gru_lm.errors import InputError, UsageError, unknown_name
+from gru_lm.errors import InputError
 from gru_lm.evaluation.metrics import caveats
 from gru_lm.model.devices import choose_backend, fastest_precision, set_up
 from gru_lm.model.language_model import ModelConfig
@@ -34,14 +35,13 @@ from gru_lm.planning.text import (
 from gru_lm.planning.trial import tokens_per_second
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
-from gru_lm.text.dataset import Data, Part, Texts, make_tokenizer, tokenize
+from gru_lm.text.dataset import Data, Part, Texts, tokenize
 from gru_lm.text.sources import spool_stdin
-from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
+from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.start import fresh_state
-from gru_lm.training.state import restore_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,19 +96,21 @@ def prepare(
     _check_model(chosen)
     if device.type == "cpu" and (why := build.problem()):
         console.note(f"no kernel of our own, PyTorch's instead: {why}")
-    tokenizer = _given_tokenizer(chosen, source)
+    tokenizer = given_tokenizer(chosen, source)
     if "-" in (*chosen.text, chosen.valid, chosen.test):
         spool_stdin(stdin, stop=stop)
     sources = read_sources(chosen, stdin=stdin, stop=stop)
     characters = sources.training_characters(chosen.shares())
-    kind = _kind(chosen, tokenizer, characters=characters)
+    planned = plan_tokenizer(chosen, characters=characters)
+    kind = tokenizer.kind if tokenizer else checked_kind(planned)
     whole = sources.split(chosen.shares(), at_line_ends=kind == "word", stop=stop)
     asked = chosen
     chosen = plan_part(chosen, whole, kind=kind, device=device)
     texts = used_texts(whole, chosen, stop=stop)
     if tokenizer is None:
-        with console.progress("training the tokenizer", None):
-            tokenizer = make_tokenizer(kind, texts.train, vocab_size=chosen.vocab_size, stop=stop)
+        tokenizer, chosen = train_tokenizer(chosen, kind, texts.train, stop=stop)
+    elif source:
+        chosen = dataclasses.replace(chosen, end_piece=tokenizer.end_piece)
     data = read_data(texts, tokenizer, stop=stop)
     prepared = _planned(chosen, data, device=device, source=source, started=started, stop=stop)
     _announce(prepared.settings, data, whole, asked=asked)
@@ -129,14 +131,8 @@ class _Trials:
 
     def prepared(self, plan: Plan) -> Prepared:
         """All that is needed to train as `plan` says."""
-        tokenizer = self.data.tokenizer
         return Prepared(
-            settings=dataclasses.replace(
-                self.chosen,
-                tokenizer=tokenizer.kind,
-                vocab_size=tokenizer.vocab_size,
-                **dataclasses.asdict(plan),
-            ),
+            settings=dataclasses.replace(self.chosen, **dataclasses.asdict(plan)),
             plan=plan,
             data=self.data,
             device=self.device,
@@ -202,29 +198,6 @@ def _check_model(chosen: Settings) -> None:
     )
 
 
-def _kind(chosen: Settings, tokenizer: Tokenizer | None, *, characters: int) -> str:
-    """The kind of the tokenizer, given or planned."""
-    planned = plan_tokenizer(chosen, characters=characters)
-    kind = tokenizer.kind if tokenizer else planned
-    if kind not in KINDS:
-        raise unknown_name("tokenizer", kind, KINDS)
-    return kind
-
-
-def _given_tokenizer(chosen: Settings, source: Checkpoint | None) -> Tokenizer | None:
-    """The tokenizer that need not be trained, if there is one."""
-    if source:
-        return restore_tokenizer(source, source.tensors())
-    if not (chosen.tokenizer or "").endswith(".model"):
-        return None
-    if chosen.vocab_size:
-        raise UsageError(
-            f"--vocab-size does not go with {chosen.tokenizer}, which has its own",
-            hint="leave it out",
-        )
-    return read_tokenizer(Path(chosen.tokenizer or ""))
-
-
 def plan_part(chosen: Settings, whole: Texts, *, kind: str, device: torch.device) -> Settings:
     """Settings that say how much of the text is used, where that is not all."""
     speed: dict[str, Any] = {
@@ -281,8 +254,10 @@ def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) ->
         f"{f' (as much as {budget} can use)' if planned else ''}, "
         f"{used(data.texts.valid, whole.valid)} held out"
     )
+    sampled = chosen.tokenizer_characters
     console.note(
-        f"tokenizer: {chosen.tokenizer}, {data.tokenizer.vocab_size:,} pieces; "
+        f"tokenizer: {data.tokenizer.kind}, {data.tokenizer.vocab_size:,} pieces"
+        f"{f' (trained on {sampled:,} characters)' if sampled else ''}; "
         f"{len(data.train.tokens):,} training tokens"
     )
     console.note(
