@@ -106,7 +106,7 @@ def train_cli(
             else:
                 if from_run:
                     given["start_from"] = str(from_run)
-                layers = [read_toml(config) if config else {}, parse_set(set_values or ()), given]
+                layers = [_read(config) if config else {}, parse_set(set_values or ()), given]
                 chosen = settings(*layers)
                 if print_config or only_plan:
                     expected = None
@@ -123,6 +123,16 @@ def train_cli(
         console.result_json(result)
     else:
         _print_result(result)
+
+
+def _read(config: Path) -> dict[str, Any]:
+    """The settings in a file; of a run whose text was piped in, the run's copy of the text."""
+    from gru_lm.layout import CONFIG, PIPED_TEXT, holds_run
+
+    values = read_toml(config)
+    if values.get("text") == ["-"] and config.name == CONFIG and holds_run(config.parent):
+        values["text"] = [str(config.parent / PIPED_TEXT)]
+    return values
 
 
 def _print_settings(chosen: Settings, expected: Forecast | None, as_json: bool) -> None:

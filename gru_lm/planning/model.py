@@ -92,7 +92,7 @@ def plan_like(settings: Settings, model: Mapping[str, Any]) -> Settings:
                 f"--{name} {getattr(settings, name)} does not go with --from: the run has {value}",
                 hint=f"leave --{name} out",
             )
-    for name in ("tokenizer", "vocab_size", "tokenizer_characters", "end_piece"):
+    for name in ("tokenizer", "vocab_size", "tokenizer_characters"):
         if getattr(settings, name) is not None:
             raise UsageError(
                 f"--{name.replace('_', '-')} does not go with --from: the run's tokenizer is kept",

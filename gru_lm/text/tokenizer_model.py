@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -122,12 +123,13 @@ def ends(model: Any, end_piece: str | None) -> tuple[int, int]:
     ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
     types = (CONTROL, USER_DEFINED)
     special = [entry.piece for entry in model.pieces if entry.type in types]
+    shown = ", ".join(map(shlex.quote, special[:8])) or "any that the text does not need"
+    hint = f"--end-piece PIECE, where PIECE is one of its own: {shown}"
     if end_piece is not None:
         if ids.get(end_piece, model.trainer_spec.unk_id) == model.trainer_spec.unk_id:
-            named = ", ".join(map(repr, special[:8])) or "any of its pieces"
             raise InputError(
                 f"--end-piece {end_piece!r}: the tokenizer has no such piece to end lines with",
-                hint=f"--end-piece with one of: {named}",
+                hint=hint,
             )
         return ids[end_piece], ids[end_piece]
     newline_id = ids.get(NEWLINE)
@@ -144,7 +146,7 @@ def ends(model: Any, end_piece: str | None) -> tuple[int, int]:
         raise InputError(
             "tokenizer model refused: which of its pieces ends a line?",
             why=f'it has no piece "\\n" and none called {" or ".join(ENDS)}',
-            hint=f"--end-piece PIECE, such as {special[0] if special else 'its rarest one'}",
+            hint=hint,
         )
     return newline_id, newline_id if end_id is None else end_id
 
