@@ -51,7 +51,7 @@ def trained(kind: str, rule: str, switches: tuple[bool, ...], symbols: tuple[str
     return model.getvalue()
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(
     kind=st.sampled_from(KINDS),
     rule=st.sampled_from(["nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity"]),
