@@ -24,6 +24,7 @@ from gru_lm.text.segments import LONGEST
 from gru_lm.text.sources import open_documents
 from gru_lm.text.store import TokenStore, build_store, unigram_counts
 from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
+from gru_lm.text.tokenizer_encoders import VERSION
 
 Progress = Callable[[int], None]
 
@@ -189,7 +190,7 @@ def tokenize(
             part.documents,
             tokenizer,
             directory=cache,
-            key=_digest(part.fingerprint, tokenizer.fingerprint),
+            key=_digest(part.fingerprint, tokenizer.fingerprint, str(VERSION)),
             workers=workers if part.characters >= WORTHWHILE else 1,
             stop=stop,
             progress=progress,

@@ -21,6 +21,7 @@ from gru_lm.text import segments
 from gru_lm.text import tokenizer_model as models
 
 Ids = npt.NDArray[np.uint32]
+VERSION = 2  # of what encoders give: another makes tokens in the cache anew
 _LONGEST_REMEMBERED = 32  # characters
 _MOST_REMEMBERED = 2**17  # words; about 20 MB
 _BEYOND_SPACE = re.compile(f"[^ {models.SPACE}][ {models.SPACE}]")
@@ -63,16 +64,23 @@ class PieceEncoder(Encoder):
     def __init__(self, model: Any, data: bytes, *, newline_id: int, lossless: bool) -> None:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
         self._newline = [newline_id]
+        # Where the space at a cut is dropped and a dummy one takes its place, SentencePiece reads the
+        # parts of a long line as it would read the whole.
+        normaliser = model.normalizer_spec
+        self._at_spaces = bool(normaliser.add_dummy_prefix and normaliser.remove_extra_whitespaces)
         ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
         # SentencePiece would take its own sign for a space: spell it in bytes instead.
         self._space_sign = (
             [ids[models.BYTE_PIECES[byte]] for byte in models.SPACE.encode()] if lossless else []
         )
 
+    def blocks(self, pieces: Iterable[str], size: int) -> Iterator[str]:
+        return segments.blocks(pieces, size, at_spaces=self._at_spaces)
+
     def encode(self, text: str) -> Ids:
         texts: list[str] = []
         tails: list[list[int]] = []  # the ids after each text
-        for segment in segments.split(clean(text)):
+        for segment in segments.split(clean(text), at_spaces=self._at_spaces):
             body = segment.removesuffix("\n")
             parts = body.split(models.SPACE) if self._space_sign else [body]
             texts += parts
@@ -88,7 +96,7 @@ class PieceEncoder(Encoder):
     def ends(self, text: str) -> npt.NDArray[np.int64]:
         found: list[int] = []
         before = 0
-        segmented = segments.split(clean(text))
+        segmented = segments.split(clean(text), at_spaces=self._at_spaces)
         bodies = [segment.removesuffix("\n") for segment in segmented]
         mapped = self._processor.encode(
             bodies, num_threads=1, return_type="offset_mapping", return_bytes=True

@@ -80,6 +80,28 @@ def test_words_are_read_with_their_normaliser() -> None:
     assert same_ids(data, word)
 
 
+@pytest.mark.parametrize(
+    ("kind", "suffix"),
+    [
+        *((kind, False) for kind in ("unigram", "bpe", "char", "word")),
+        ("unigram", True),
+        ("bpe", True),
+    ],
+)
+def test_long_lines(kind: str, suffix: bool) -> None:
+    """As SentencePiece reads the whole line, wherever its parts and the blocks end."""
+    data = made(kind, treat_whitespace_as_suffix=suffix)
+    tokenizer = load_tokenizer(kind, data)
+    text = "the cat sat  on the mat, the dog ran to the end of it " * 700 + "\nthe cat"
+    assert same_ids(data, tokenizer, text)
+    for size in (100, 9000, 100_000):
+        blocks = tokenizer.encoder.blocks([text], size)
+        found = [token for block in blocks for token in tokenizer.encoder.encode(block)]
+        assert found == tokenizer.encode_text(text)
+    covered = list(tokenizer.encode_covering([text]))
+    assert sum(int(part.sizes_N2[:, 0].sum()) for part in covered) == len(text)
+
+
 def test_words_of_our_own_are_looked_up_by_white_space() -> None:
     word = train_tokenizer("word", lambda: ["the cat sat\n" * 3])
     assert word.encode_text("The cat\tno such sat") == [0, 3, 0, 0, 4]
