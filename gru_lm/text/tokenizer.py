@@ -116,7 +116,8 @@ class Tokenizer:
     two documents and for zero bytes (where a foreign model has no such piece of its own, it is
     newline_id). end_piece: the piece that the user named to end both. unknown_id is None where nothing
     can be unknown. lossless: any text comes back, so that no byte of it goes unpaid.
-    whitespace_as_suffix: a word's space is at its end, not its start.
+    whitespace_as_suffix: a word's space is at its end, not its start. sample: the characters of text
+    that it was trained on, at most, where that was bounded.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class Tokenizer:
         self.unknown_id = unknown_id
         self.lossless = lossless
         self.whitespace_as_suffix = whitespace_as_suffix
+        self.sample: int | None = None
         self.encoder = encoder
         self._pieces = pieces
         self._surfaces = surfaces
@@ -264,7 +266,9 @@ def train_tokenizer(
             )
         return _bytes()
     data = train_model(kind, pieces, vocab_size=vocab_size, characters=characters, stop=stop)
-    return load_tokenizer(kind, data)
+    tokenizer = load_tokenizer(kind, data)
+    tokenizer.sample = characters
+    return tokenizer
 
 
 def load_tokenizer(kind: str, data: bytes, *, end_piece: str | None = None) -> Tokenizer:

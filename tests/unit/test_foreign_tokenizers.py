@@ -15,7 +15,7 @@ from gru_lm.text.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, tra
 from tests.unit.test_tokenizer import decoded, foreign
 
 # Made by spm_train 0.2.0 with its defaults, whose Unicode data later versions do not have.
-OLDER = Path(__file__).with_name("sentencepiece-0.2.0.model.xz")
+OLDER = Path(__file__).parents[1] / "fixtures" / "sentencepiece-0.2.0.model.xz"
 LINES = ["The Dog WALKS .", "the cat sat on the mat,", "the dog ran to the end of it"] * 20
 RULES = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
 PROBE = (

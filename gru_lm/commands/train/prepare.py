@@ -16,7 +16,7 @@ import platformdirs
 import torch
 
 from gru_lm.commands.load import read_sources, used_texts
-from gru_lm.commands.train.tokenizer import checked_kind, given_tokenizer, train_tokenizer
+from gru_lm.commands.train.tokenizer import checked_kind, given_tokenizer, naming, train_tokenizer
 from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import InputError
 from gru_lm.evaluation.metrics import caveats
@@ -108,9 +108,7 @@ def prepare(
     chosen = plan_part(chosen, whole, kind=kind, device=device)
     texts = used_texts(whole, chosen, stop=stop)
     if tokenizer is None:
-        tokenizer, chosen = train_tokenizer(chosen, kind, texts.train, stop=stop)
-    elif source:
-        chosen = dataclasses.replace(chosen, end_piece=tokenizer.end_piece)
+        tokenizer = train_tokenizer(chosen, kind, texts.train, stop=stop)
     data = read_data(texts, tokenizer, stop=stop)
     prepared = _planned(chosen, data, device=device, source=source, started=started, stop=stop)
     _announce(prepared.settings, data, whole, asked=asked)
@@ -132,7 +130,9 @@ class _Trials:
     def prepared(self, plan: Plan) -> Prepared:
         """All that is needed to train as `plan` says."""
         return Prepared(
-            settings=dataclasses.replace(self.chosen, **dataclasses.asdict(plan)),
+            settings=dataclasses.replace(
+                naming(self.data.tokenizer, self.chosen), **dataclasses.asdict(plan)
+            ),
             plan=plan,
             data=self.data,
             device=self.device,

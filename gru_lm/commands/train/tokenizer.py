@@ -1,7 +1,6 @@
 """The tokenizer of a run: one that exists already, or one trained within its share of the budget.
 
-How large that share is, planning/text.py says. Invariant: the settings returned give the same tokenizer
-again.
+How large that share is, planning/text.py says.
 """
 
 from __future__ import annotations
@@ -58,10 +57,21 @@ def checked_kind(name: str) -> str:
     return name
 
 
-def train_tokenizer(
-    chosen: Settings, kind: str, train: Part, *, stop: Stop
-) -> tuple[Tokenizer, Settings]:
-    """A tokenizer of `kind` for the training text, and settings that give the same one again.
+def naming(tokenizer: Tokenizer, chosen: Settings) -> Settings:
+    """`chosen`, such that they give `tokenizer` again."""
+    found = dataclasses.replace(chosen, end_piece=tokenizer.end_piece)
+    if chosen.start_from or chosen.tokenizer_file:
+        return found
+    return dataclasses.replace(
+        found,
+        tokenizer=tokenizer.kind,
+        vocab_size=tokenizer.vocab_size,
+        tokenizer_characters=tokenizer.sample,
+    )
+
+
+def train_tokenizer(chosen: Settings, kind: str, train: Part, *, stop: Stop) -> Tokenizer:
+    """A tokenizer of `kind` for the training text.
 
     With a budget in minutes, a training that takes too long is ended and repeated on a quarter of
     the text.
@@ -85,15 +95,8 @@ def train_tokenizer(
                     raise _Late
 
             try:
-                tokenizer = make_tokenizer(
+                return make_tokenizer(
                     kind, train, vocab_size=chosen.vocab_size, characters=sample, stop=on_time
                 )
-                break
             except _Late:
                 sample = max(least, size // 4)
-    return tokenizer, dataclasses.replace(
-        chosen,
-        tokenizer=kind,
-        vocab_size=tokenizer.vocab_size,
-        tokenizer_characters=sample,
-    )
