@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,9 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from gru_lm.errors import EnvironmentProblem
-
-# Eight random hex digits; earlier versions wrote their process id.
-_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}|\d{1,7})\.tmp")
+from gru_lm.layout import is_temporary
 
 
 def fsync_directory(directory: Path) -> None:
@@ -112,11 +109,6 @@ def sweep(directory: Path) -> None:
         if is_temporary(path.name):
             with suppress(OSError):  # in use, or gone
                 _remove_unlocked(path)
-
-
-def is_temporary(name: str) -> bool:
-    """Whether this is the name of a temporary."""
-    return _TEMPORARY.fullmatch(name) is not None
 
 
 def _temporary_name(path: Path) -> Path:

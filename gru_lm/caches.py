@@ -26,6 +26,7 @@ import platformdirs
 
 from gru_lm import atomic
 from gru_lm.errors import EnvironmentProblem, unknown_name
+from gru_lm.layout import is_temporary
 
 KERNELS, TOKENS, CORPORA, MATPLOTLIB = NAMES = ("kernels", "tokens", "corpora", "matplotlib")
 LOCK = ".lock"  # never removed: two processes could then hold "the" lock
@@ -76,6 +77,12 @@ def folder(name: str, *, failed: Path | None = None) -> Path:
     raise EnvironmentProblem(
         problem, why="the temporary directory is not writable either", hint=_HINT
     )
+
+
+def contains(path: Path) -> bool:
+    """Whether an absolute `path` lies in a cache."""
+    roots = (_user_root(), _temporary_root())
+    return any(root and path.is_relative_to(root.absolute()) for root in roots)
 
 
 def opened(path: Path) -> BinaryIO:
@@ -151,7 +158,7 @@ def clear(names: Sequence[str] = NAMES) -> dict[str, int]:
     for _, path in _folders(names):
         atomic.sweep(path)
         for file, bytes_ in _contents(path):
-            if not any(part == LOCK or atomic.is_temporary(part) for part in file.parts):
+            if not any(part == LOCK or is_temporary(part) for part in file.parts):
                 try:
                     file.unlink(missing_ok=True)
                 except OSError as error:

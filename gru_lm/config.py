@@ -29,7 +29,8 @@ TEXT, MODEL, BUDGET, TRAINING, MACHINE, KEEPING = (
 )
 
 LARGEST = 2**63 - 1  # limit of integers, which a checkpoint stores in 64 bits
-PATHS = ("text", "valid", "test")  # fields that say where the texts lie
+PLACES = ("text", "valid", "test")  # fields that name texts
+PATHS = (*PLACES, "start_from")  # fields that name files; not part of a checkpoint
 BUDGETS = ("minutes", "epochs", "steps", "tokens")
 
 
@@ -51,6 +52,7 @@ class Settings:
     """All settings of a training run except its directory. Raises UsageError if invalid."""
 
     text: tuple[str, ...] = ("@docstrings",)
+    start_from: str | None = None  # --from: a run, or one of its checkpoints
     valid: str | None = _option(TEXT, "Validation text (default: the last tenth of TEXT).")
     test: str | None = _option(TEXT, "Test text, measured once, at the end.")
     split: str = _option(
@@ -60,7 +62,17 @@ class Settings:
     tokenizer: str | None = _option(
         TEXT, "char, byte, bpe, unigram, word, or a SentencePiece FILE.model (default: planned)."
     )
+    end_piece: str | None = _option(
+        TEXT,
+        "The piece of FILE.model that ends lines and documents (default: a newline, <sos/eos> or </s>).",
+    )
     vocab_size: int | None = _option(TEXT, "Size of the vocabulary, at most.", low=1)
+    tokenizer_characters: int | None = _option(
+        TEXT,
+        "Size of the sample that bpe and unigram are trained on, at most, in characters (default: what "
+        "fits into a small part of --minutes).",
+        low=1,
+    )
     characters: int | None = _option(
         TEXT,
         "Size of the training text, at most, in characters (default: what the budget can use).",
@@ -235,8 +247,17 @@ class Settings:
         return {name: value for name, value in values.items() if value is not None}
 
     def portable(self) -> dict[str, Any]:
-        """The settings that go into a checkpoint: all but the paths of the texts."""
-        return {name: value for name, value in self.given().items() if name not in PATHS}
+        """The settings that go into a checkpoint: all but the paths of files."""
+        values = {name: value for name, value in self.given().items() if name not in PATHS}
+        if self.tokenizer_file:
+            values["tokenizer"] = self.tokenizer_file.name
+        return values
+
+    @property
+    def tokenizer_file(self) -> Path | None:
+        """The file that `tokenizer` names; None where it names a kind."""
+        tokenizer = self.tokenizer or ""
+        return Path(tokenizer) if tokenizer.endswith(".model") else None
 
 
 # A number or a ratio; an exponent of more digits would take all memory.
@@ -250,7 +271,7 @@ def _decimal(share: Fraction) -> str:
 
 
 def _codec(encoding: str) -> str:
-    """The codec's own name; an unknown encoding as it is, to be refused where it is used."""
+    """The canonical name of the codec; an unknown one is refused where it is used."""
     try:
         return codecs.lookup(encoding).name
     except (LookupError, ValueError):

@@ -11,24 +11,24 @@ import os
 import re
 from pathlib import Path
 
-import platformdirs
-
 SUFFIX = ".safetensors"  # of checkpoints
 BEST = "best" + SUFFIX
 LOCK = ".lock"
 _STEP = re.compile(rf"step-([0-9]{{8}}|[1-9][0-9]{{8,18}}){re.escape(SUFFIX)}")
-# Hidden, and renamed once written: .NAME.PID.tmp
-_TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+# Hidden, and renamed once written: .NAME.RANDOM.tmp, or .NAME.PID.tmp in earlier versions.
+_TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}|\d{1,7})\.tmp")
 
 # A run directory.
-CONFIG, PIPED_TEXT, METRICS, SAMPLES, LOSS = (
+CONFIG, PIPED_TEXT, TOKENIZER, START, METRICS, SAMPLES, LOSS = (
     "config.toml",
     "text.txt",
+    "tokenizer.model",  # where it was given: what config.toml names
+    "start" + SUFFIX,  # the checkpoint that --from began with, likewise
     "metrics.jsonl",
     "samples.txt",
     "loss.png",
 )
-RUN_FILES = (CONFIG, PIPED_TEXT, METRICS, SAMPLES, LOSS)
+RUN_FILES = (CONFIG, PIPED_TEXT, TOKENIZER, START, METRICS, SAMPLES, LOSS)
 
 # A directory of a comparison.
 RECORD, PIPED, RESULT, RESULTS, PAGE, CURVES = (
@@ -114,12 +114,12 @@ def is_free(folder: Path) -> bool:
     if not os.path.lexists(folder):
         return True
     names = _names(folder) if folder.is_dir() else {""}
-    return all(name == LOCK or _TEMPORARY.fullmatch(name) for name in names)
+    return all(name == LOCK or is_temporary(name) for name in names)
 
 
-def cache_folder() -> Path:
-    """The user's cache of tokens, kernels and corpora."""
-    return platformdirs.user_cache_path("gru-lm").absolute()
+def is_temporary(name: str) -> bool:
+    """Whether `name` is that of a file being written, or of one whose writer died."""
+    return _TEMPORARY.fullmatch(name) is not None
 
 
 def is_folder_of_ours(folder: Path) -> bool:

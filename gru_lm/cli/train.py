@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gru_lm.cli.options import with_settings
-from gru_lm.config import BUDGETS, PATHS, Settings, parse_set, read_toml, settings
+from gru_lm.config import BUDGETS, PLACES, Settings, parse_set, read_toml, settings
 from gru_lm.errors import Stopped, UsageError
 from gru_lm.layout import TOML_MARK
 from gru_lm.signals import watch_signals
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gru_lm.planning.forecast import Forecast
 
 # What --resume takes: where it is computed, where the text lies, another budget.
-RESUMABLE = ("threads", "device", *PATHS, *BUDGETS)
+RESUMABLE = ("threads", "device", *PLACES, *BUDGETS)
 
 
 @with_settings
@@ -103,24 +103,22 @@ def train_cli(
                         "and a budget (--minutes M) do",
                         hint=f"gru-lm train --resume {resume_run}",
                     )
-                places = {name: given.pop(name) for name in PATHS if name in given}
+                places = {name: given.pop(name) for name in PLACES if name in given}
                 result = resume(
                     resume_run, started=started, stop=flag.check, places=places, **given
                 )
             else:
-                layers = [read_toml(config) if config else {}, parse_set(set_values or ()), given]
+                if from_run:
+                    given["start_from"] = str(from_run)
+                layers = [_read(config) if config else {}, parse_set(set_values or ()), given]
                 chosen = settings(*layers)
                 if print_config or only_plan:
                     expected = None
                     if only_plan:
-                        chosen, expected = dry_run(
-                            chosen, start_from=from_run, started=started, stop=flag.check
-                        )
+                        chosen, expected = dry_run(chosen, started=started, stop=flag.check)
                     _print_settings(chosen, expected, as_json)
                     return
-                result = train(
-                    chosen, out=out, start_from=from_run, started=started, stop=flag.check
-                )
+                result = train(chosen, out=out, started=started, stop=flag.check)
         except Stopped as error:
             if as_json and error.result:
                 console.result_json(error.result)
@@ -129,6 +127,16 @@ def train_cli(
         console.result_json(result)
     else:
         _print_result(result)
+
+
+def _read(config: Path) -> dict[str, Any]:
+    """The settings in a file; of a run whose text was piped in, the run's copy of the text."""
+    from gru_lm.layout import CONFIG, PIPED_TEXT, holds_run
+
+    values = read_toml(config)
+    if values.get("text") == ["-"] and config.name == CONFIG and holds_run(config.parent):
+        values["text"] = [str(config.parent / PIPED_TEXT)]
+    return values
 
 
 def _print_settings(chosen: Settings, expected: Forecast | None, as_json: bool) -> None:

@@ -92,11 +92,12 @@ def plan_like(settings: Settings, model: Mapping[str, Any]) -> Settings:
                 f"--{name} {getattr(settings, name)} does not go with --from: the run has {value}",
                 hint=f"leave --{name} out",
             )
-    if settings.tokenizer or settings.vocab_size:
-        raise UsageError(
-            "--tokenizer and --vocab-size do not go with --from: the run's tokenizer is kept",
-            hint="leave them out",
-        )
+    for name in ("tokenizer", "vocab_size", "tokenizer_characters"):
+        if getattr(settings, name) is not None:
+            raise UsageError(
+                f"--{name.replace('_', '-')} does not go with --from: the run's tokenizer is kept",
+                hint="leave it out",
+            )
     return dataclasses.replace(settings, **shape)
 
 

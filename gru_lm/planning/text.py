@@ -1,6 +1,7 @@
 """What is planned before a text is tokenized: by what, and how much of it.
 
-    tokenizer   char up to 5 M characters, bpe beyond: a subword sees further per step
+    tokenizer   char up to 5 M characters, bpe beyond: a subword sees further per step; bpe and unigram
+                are trained on what a small part of a budget in minutes is enough for
     characters  what the budget can use of a large text, with a margin
     held out    what can be scored in a small part of the time that training takes
 
@@ -20,6 +21,7 @@ from gru_lm.planning.model import (
     TOKENS_PER_WEIGHT,
     WEIGHTS_PER_SECOND,
 )
+from gru_lm.text.tokenizer_training import CHARACTERS_PER_PIECE
 
 LEAST_CHARACTERS = 100  # of training text: under that there is nothing to learn from
 MOST_CHARACTERS_FOR_CHAR = 5_000_000
@@ -33,6 +35,11 @@ CHARACTERS_PER_TOKEN = {
 MARGIN = 1.2  # of text over what the budget needs
 # A budget never leaves less of the text: vocabulary and size follow what is used, which takes a second.
 LEAST_USED = 5_000_000
+# Of a budget in minutes, to train a tokenizer in; LONGEST_SHARE ends it, and a smaller sample is tried.
+TOKENIZER_SHARE, LONGEST_SHARE = 0.05, 0.1
+# Sampled text a second that SentencePiece is trained on: prose and code on one core are quicker.
+TRAINED_PER_SECOND = {"bpe": 1_000_000, "unigram": 200_000}  # characters
+LEAST_SAMPLED = 100_000  # characters
 LEAST_VALIDATED = 300_000  # tokens
 TEST_SHARE = 0.2  # of a budget in minutes that the test text may take
 # Bytes of a test text a second: read, tokenized and counted at 9 MB/s, scored by a small model at 11.
@@ -49,6 +56,19 @@ def plan_tokenizer(settings: Settings, *, characters: int) -> str:
             hint="add text, or train on @docstrings",
         )
     return settings.tokenizer or ("char" if characters <= MOST_CHARACTERS_FOR_CHAR else "bpe")
+
+
+def plan_sample(settings: Settings, kind: str, *, characters: int) -> tuple[int | None, int]:
+    """How much of `characters` of training text to train a tokenizer on, at most (None: all of it).
+
+    And the least that it may be cut to where that takes longer than LONGEST_SHARE of the minutes.
+    """
+    if settings.tokenizer_characters or not settings.minutes or kind not in TRAINED_PER_SECOND:
+        return settings.tokenizer_characters, characters
+    least = max(LEAST_SAMPLED, CHARACTERS_PER_PIECE * (settings.vocab_size or 0))
+    seconds = TOKENIZER_SHARE * 60 * settings.minutes
+    most = max(least, int(seconds * TRAINED_PER_SECOND[kind]))
+    return most if most < characters else None, least
 
 
 def plan_characters(

@@ -150,9 +150,17 @@ def excerpt(part: Part, characters: int | None, *, stop: Stop) -> Part:
     return part.cut(*_at_line_ends(part, spans, near=min(LONGEST, size // 8), stop=stop))
 
 
-def make_tokenizer(kind: str, train: Part, *, vocab_size: int | None, stop: Stop) -> Tokenizer:
-    """A tokenizer of that kind for the training part."""
-    return train_tokenizer(kind, lambda: _text(train.documents), vocab_size=vocab_size, stop=stop)
+def make_tokenizer(
+    kind: str, train: Part, *, vocab_size: int | None, characters: int | None, stop: Stop
+) -> Tokenizer:
+    """A tokenizer of that kind for the training part, or for a sample of so many characters."""
+    return train_tokenizer(
+        kind,
+        lambda: _text(train.documents),
+        vocab_size=vocab_size,
+        characters=characters,
+        stop=stop,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -134,7 +134,8 @@ class _Worker:
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
-        self._unsent = [tokenizer.kind.encode(), tokenizer.data]
+        end_piece = (tokenizer.end_piece or "").encode()
+        self._unsent = [tokenizer.kind.encode(), tokenizer.data, end_piece]
 
     def encode(self, texts: Sequence[str]) -> Ids:
         """As `encode_texts`. Raises OSError or EOFError once it was killed."""

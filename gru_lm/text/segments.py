@@ -1,7 +1,8 @@
 """Text cut into segments: a line with its end, a longer line every 8,192 characters.
 
 Segments are a function of the text alone, not of the pieces in which it arrives; that is what makes
-training and encoding independent of how a file was read. Knows nothing of tokenizers. Memory is
+training and encoding independent of how a file was read. `at_spaces`, a longer line is cut behind the
+last space before that, if there is one. Knows nothing of tokenizers. Memory is
 bounded by one piece, or one block, and one segment.
 """
 
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Iterator
 LONGEST = 8192
 
 
-def segments(pieces: Iterable[str]) -> Iterator[list[str]]:
+def segments(pieces: Iterable[str], *, at_spaces: bool = False) -> Iterator[list[str]]:
     """The segments of a text, in order, in lists: at most one list a piece, and one at the end.
 
     >>> list(segments(["a\\nb", "c\\n\\n", "d"]))
@@ -26,9 +27,9 @@ def segments(pieces: Iterable[str]) -> Iterator[list[str]]:
         while True:
             end = rest.find("\n", start, start + LONGEST) + 1
             if not end:
-                end = start + LONGEST
-                if end > len(rest):
+                if start + LONGEST > len(rest):
                     break
+                end = _cut(rest, start, at_spaces)
             found.append(rest[start:end])
             start = end
         if found:
@@ -38,9 +39,15 @@ def segments(pieces: Iterable[str]) -> Iterator[list[str]]:
         yield [rest]
 
 
-def split(text: str) -> list[str]:
+def _cut(text: str, start: int, at_spaces: bool) -> int:
+    """Where to cut a long line that begins at `start`, or was cut there."""
+    end = start + LONGEST
+    return (at_spaces and text.rfind(" ", start, end) + 1) or end
+
+
+def split(text: str, *, at_spaces: bool = False) -> list[str]:
     """The segments of a text that is there as a whole."""
-    return [segment for found in segments([text]) for segment in found]
+    return [segment for found in segments([text], at_spaces=at_spaces) for segment in found]
 
 
 def joined(pieces: Iterable[str], size: int) -> Iterator[str]:
@@ -59,7 +66,7 @@ def joined(pieces: Iterable[str], size: int) -> Iterator[str]:
         yield "".join(waiting)
 
 
-def blocks(pieces: Iterable[str], size: int) -> Iterator[str]:
+def blocks(pieces: Iterable[str], size: int, *, at_spaces: bool = False) -> Iterator[str]:
     """The text in blocks of about `size` characters, each a number of whole segments.
 
     >>> list(blocks(["a\\nb", "c\\n\\n", "d"], 4))
@@ -68,8 +75,9 @@ def blocks(pieces: Iterable[str], size: int) -> Iterator[str]:
     rest = ""
     for piece in joined(pieces, size):
         text = rest + piece
-        line = text.rfind("\n") + 1
-        end = line + (len(text) - line) // LONGEST * LONGEST
+        end = text.rfind("\n") + 1
+        while end + LONGEST <= len(text):
+            end = _cut(text, end, at_spaces)
         rest = text[end:]
         if end:
             yield text[:end]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from gru_lm import atomic, layout
+from gru_lm import atomic, caches, layout
 from gru_lm.errors import InputError
 from gru_lm.signals import Stop, never
 from gru_lm.text import corpora, files
@@ -116,13 +116,13 @@ def _texts_among(
     spec: str, paths: Iterable[Path], encoding: str, stop: Stop
 ) -> Iterator[FileDocument]:
     seen = texts = 0
-    written, cache = _output_streams(), layout.cache_folder()
-    in_cache = Path(spec).absolute().is_relative_to(cache)  # where corpora are, if those are meant
+    written = _output_streams()
+    in_cache = caches.contains(Path(spec).absolute())  # a cached corpus named by its path
     for seen, path in enumerate(paths, start=1):  # noqa: B007
         stop()
         if layout.is_file_of_ours(path):
             continue
-        if not in_cache and path.absolute().is_relative_to(cache):
+        if not in_cache and caches.contains(path.absolute()):
             continue
         try:
             document = _file_document(files.shown(path), path, encoding, named=False)

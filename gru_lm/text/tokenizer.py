@@ -12,7 +12,7 @@ import codecs
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -42,14 +42,24 @@ class Decoder:
     """Tokens to text, one at a time; bytes that do not yet make a character are held back.
 
     Bytes that can never make one become U+FFFD. Where the tokenizer puts a space before each word
-    (`word`, or a foreign model with a dummy prefix), the one at a line's start is dropped.
+    (`word`, or a foreign model with a dummy prefix), the one at a line's start is dropped; where it
+    puts one behind each word, the one at a line's end.
     """
 
-    def __init__(self, surfaces: list[bytes], *, end_id: int, drop_leading_space: bool) -> None:
+    def __init__(
+        self,
+        surfaces: list[bytes],
+        *,
+        end_id: int,
+        drop_leading_space: bool,
+        drop_trailing_space: bool,
+    ) -> None:
         self._surfaces = surfaces
         self._end_id = end_id
         self._drop = drop_leading_space
+        self._drop_trailing = drop_trailing_space
         self._line_start = True
+        self._held = b""  # a space that may be at a line's end
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
@@ -59,11 +69,16 @@ class Decoder:
             self._line_start = surface.endswith(b"\n")
         elif token == self._end_id:
             self._line_start = True
-        return self._utf8.decode(surface[dropped:])
+        surface = surface[dropped:]
+        if self._drop_trailing:
+            surface = (b"" if self._line_start else self._held) + surface
+            self._held = b" " if surface.endswith(b" ") else b""
+            surface = surface.removesuffix(self._held)
+        return self._utf8.decode(surface)
 
     def flush(self) -> str:
         """What is still held back, as U+FFFD; the decoder is then as new."""
-        self._line_start = True
+        self._line_start, self._held = True, b""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
@@ -99,7 +114,10 @@ class Tokenizer:
     kind: char | byte | bpe | unigram | word. data: the serialised SentencePiece model, b"" for
     byte. newline_id ends a line and is what is fed before the first token. end_id stands between
     two documents and for zero bytes (where a foreign model has no such piece of its own, it is
-    newline_id). unknown_id is None where nothing can be unknown. lossless: any text comes back.
+    newline_id). end_piece: the piece that the user named to end both. unknown_id is None where nothing
+    can be unknown. lossless: any text comes back, so that no byte of it goes unpaid.
+    whitespace_as_suffix: a word's space is at its end, not its start. sample: the characters of text
+    that it was trained on, at most, where that was bounded.
     """
 
     def __init__(
@@ -114,16 +132,22 @@ class Tokenizer:
         end_id: int,
         unknown_id: int | None,
         lossless: bool,
+        end_piece: str | None = None,
         drop_leading_space: bool = False,
+        whitespace_as_suffix: bool = False,
     ) -> None:
         self.kind = kind
         self.data = data
-        self.fingerprint = hashlib.sha256(kind.encode() + b"\0" + data).hexdigest()
+        self.end_piece = end_piece
+        named = b"" if end_piece is None else end_piece.encode() + b"\0"
+        self.fingerprint = hashlib.sha256(named + kind.encode() + b"\0" + data).hexdigest()
         self.vocab_size = len(pieces)
         self.newline_id = newline_id
         self.end_id = end_id
         self.unknown_id = unknown_id
         self.lossless = lossless
+        self.whitespace_as_suffix = whitespace_as_suffix
+        self.sample: int | None = None
         self.encoder = encoder
         self._pieces = pieces
         self._surfaces = surfaces
@@ -191,7 +215,10 @@ class Tokenizer:
 
     def decoder(self) -> Decoder:
         return Decoder(
-            self._surfaces, end_id=self.end_id, drop_leading_space=self._drop_leading_space
+            self._surfaces,
+            end_id=self.end_id,
+            drop_leading_space=self._drop_leading_space,
+            drop_trailing_space=self.whitespace_as_suffix and not self.lossless,
         )
 
 
@@ -219,12 +246,14 @@ def train_tokenizer(
     pieces: Callable[[], Iterable[str]],
     *,
     vocab_size: int | None = None,
+    characters: int | None = None,
     stop: Stop = never,
 ) -> Tokenizer:
     """A tokenizer of `kind` for the text that `pieces()` yields, anew at each call.
 
-    The same text gives the same bytes. Raises UsageError for an unknown kind or a vocabulary size
-    that the text cannot have, InputError where SentencePiece fails, and what `stop` raises.
+    `characters` bounds the sample that bpe and unigram are trained on. The same text gives the same
+    bytes. Raises UsageError for an unknown kind or a vocabulary size that the text cannot have,
+    InputError where SentencePiece fails, and what `stop` raises.
     """
     if kind not in KINDS:
         raise unknown_name("tokenizer", kind, KINDS)
@@ -236,22 +265,28 @@ def train_tokenizer(
                 hint="leave --vocab-size out, or use --tokenizer bpe",
             )
         return _bytes()
-    return load_tokenizer(kind, train_model(kind, pieces, vocab_size=vocab_size, stop=stop))
+    data = train_model(kind, pieces, vocab_size=vocab_size, characters=characters, stop=stop)
+    tokenizer = load_tokenizer(kind, data)
+    tokenizer.sample = characters
+    return tokenizer
 
 
-def load_tokenizer(kind: str, data: bytes) -> Tokenizer:
-    """The tokenizer of `kind` in `data`, which may come from anywhere. Raises InputError."""
+def load_tokenizer(kind: str, data: bytes, *, end_piece: str | None = None) -> Tokenizer:
+    """The tokenizer of `kind` in `data`, which may come from anywhere. Raises InputError.
+
+    `end_piece` is the piece that ends lines and documents, where it was named.
+    """
     if kind == "byte":
-        if data:
+        if data or end_piece is not None:
             raise InputError("tokenizer refused", why="a byte tokenizer holds no model")
         return _bytes()
-    tokenizer = _load(data)
+    tokenizer = _load(data, end_piece)
     if tokenizer.kind != kind:
         raise InputError("tokenizer refused", why=f"a {tokenizer.kind} model is named {kind!r}")
     return tokenizer
 
 
-def read_tokenizer(path: Path) -> Tokenizer:
+def read_tokenizer(path: Path, *, end_piece: str | None = None) -> Tokenizer:
     """The tokenizer in a SentencePiece file, whatever its kind. Raises InputError."""
     try:
         if not path.is_file():
@@ -261,33 +296,20 @@ def read_tokenizer(path: Path) -> Tokenizer:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     try:
-        return _load(data)
+        return _load(data, end_piece)
     except InputError as error:
         raise InputError(f"{path}: {error.message}", why=error.why, hint=error.hint) from error
 
 
-def _load(data: bytes) -> Tokenizer:
+def _load(data: bytes, end_piece: str | None) -> Tokenizer:
     model = models.checked(data)
     kind = models.KIND_OF_TYPE[model.trainer_spec.model_type]
     ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
     unknown_id = int(model.trainer_spec.unk_id)
-    newline_id = ids.get(models.NEWLINE)
-    if newline_id is None and kind != "word":
-        newline_id = ids.get("<0x0A>")
-    end_id = ids.get(model.trainer_spec.eos_piece)
-    if end_id is not None and model.pieces[end_id].type != models.CONTROL:
-        end_id = None
-    if newline_id is None:
-        newline_id = end_id
-    if newline_id is None:
-        raise InputError(
-            "tokenizer model refused",
-            why='it has neither a piece "\\n" nor an end-of-sentence piece, so no line can end',
-            hint='train it with user_defined_symbols="\\n"',
-        )
-    surfaces = [_surface(entry, kind) for entry in model.pieces]
+    newline_id, end_id = models.ends(model, end_piece)
+    surfaces = [models.surface(entry, kind) for entry in model.pieces]
     surfaces[newline_id] = b"\n"
-    normaliser = model.normalizer_spec
+    normaliser, suffix = model.normalizer_spec, bool(model.trainer_spec.treat_whitespace_as_suffix)
     lossless = (
         kind != "word"
         and bool(model.trainer_spec.byte_fallback)
@@ -313,19 +335,10 @@ def _load(data: bytes) -> Tokenizer:
         pieces=[entry.piece for entry in model.pieces],
         surfaces=surfaces,
         newline_id=newline_id,
-        end_id=newline_id if end_id is None else end_id,
+        end_id=end_id,
         unknown_id=unknown_id,
         lossless=lossless,
-        drop_leading_space=kind == "word" or bool(normaliser.add_dummy_prefix),
+        end_piece=end_piece,
+        drop_leading_space=not suffix and (kind == "word" or bool(normaliser.add_dummy_prefix)),
+        whitespace_as_suffix=suffix,
     )
-
-
-def _surface(entry: Any, kind: str) -> bytes:
-    piece: str = entry.piece
-    if entry.type == models.CONTROL:
-        return b""
-    if entry.type == models.BYTE:
-        return bytes([int(piece[3:5], 16)])
-    if entry.type == models.UNKNOWN_TYPE:
-        return b" <unk>" if kind == "word" else "\ufffd".encode()
-    return piece.replace(models.SPACE, " ").encode()

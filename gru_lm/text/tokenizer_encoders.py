@@ -21,7 +21,7 @@ from gru_lm.text import segments
 from gru_lm.text import tokenizer_model as models
 
 # Part of the key of cached tokens: increase the number whenever any tokenizer's ids may change.
-VERSION = f"1, SentencePiece {sentencepiece.__version__}"
+VERSION = f"3, SentencePiece {sentencepiece.__version__}"
 
 Ids = npt.NDArray[np.uint32]
 _LONGEST_REMEMBERED = 32  # characters
@@ -61,21 +61,28 @@ class ByteEncoder(Encoder):
 
 
 class PieceEncoder(Encoder):
-    """unigram, and every other model: SentencePiece encodes each segment on its own."""
+    """unigram, and every model from elsewhere: SentencePiece encodes each segment on its own."""
 
     def __init__(self, model: Any, data: bytes, *, newline_id: int, lossless: bool) -> None:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
         self._newline = [newline_id]
+        # Where the space at a cut is dropped and a dummy one takes its place, SentencePiece reads the
+        # parts of a long line as it would read the whole.
+        normaliser = model.normalizer_spec
+        self._at_spaces = bool(normaliser.add_dummy_prefix and normaliser.remove_extra_whitespaces)
         ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
         # SentencePiece would take its own sign for a space: spell it in bytes instead.
         self._space_sign = (
             [ids[models.BYTE_PIECES[byte]] for byte in models.SPACE.encode()] if lossless else []
         )
 
+    def blocks(self, pieces: Iterable[str], size: int) -> Iterator[str]:
+        return segments.blocks(pieces, size, at_spaces=self._at_spaces)
+
     def encode(self, text: str) -> Ids:
         texts: list[str] = []
         tails: list[list[int]] = []  # the ids after each text
-        for segment in segments.split(clean(text)):
+        for segment in segments.split(clean(text), at_spaces=self._at_spaces):
             body = segment.removesuffix("\n")
             parts = body.split(models.SPACE) if self._space_sign else [body]
             texts += parts
@@ -91,7 +98,7 @@ class PieceEncoder(Encoder):
     def ends(self, text: str) -> npt.NDArray[np.int64]:
         found: list[int] = []
         before = 0
-        segmented = segments.split(clean(text))
+        segmented = segments.split(clean(text), at_spaces=self._at_spaces)
         bodies = [segment.removesuffix("\n") for segment in segmented]
         mapped = self._processor.encode(
             bodies, num_threads=1, return_type="offset_mapping", return_bytes=True
@@ -187,7 +194,7 @@ class WordwiseEncoder(PieceEncoder):
 
 
 class WordEncoder(Encoder):
-    """word: split at white space, look each word up; the end of a line is a token of its own."""
+    """word as trained here: split at white space, look each word up; a line's end is a token."""
 
     def __init__(self, model: Any, *, newline_id: int, unknown_id: int) -> None:
         self._newline_id = newline_id
@@ -233,7 +240,7 @@ def encoder_for(
     kind: str, model: Any, data: bytes, *, newline_id: int, unknown_id: int, lossless: bool
 ) -> Encoder:
     """The quickest encoder for a checked model."""
-    if kind == "word":
+    if kind == "word" and models.is_word_list(model):
         return WordEncoder(model, newline_id=newline_id, unknown_id=unknown_id)
     plain = (models.NORMAL, models.USER_DEFINED)
     if kind == "char" and lossless:

@@ -7,12 +7,13 @@ text. Invariant: what `checked` returns, SentencePiece loads without a crash.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
@@ -23,6 +24,7 @@ _ModelProto: Any = vars(sentencepiece_model_pb2)["ModelProto"]
 
 SPACE = "\u2581"  # SentencePiece's sign for a space
 UNKNOWN, END, NEWLINE = "<unk>", "</s>", "\n"
+ENDS = ("<sos/eos>", END)  # what a model from elsewhere may end lines with
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 # What SentencePiece cannot hold as a piece, or leaves out of training together with its whole line.
 UNHOLDABLE = "\0\r\x1f\u2581\u2585"
@@ -36,14 +38,12 @@ NORMAL, UNKNOWN_TYPE, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 KIND_OF_TYPE = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 TYPE_OF_KIND = {kind: number for number, kind in KIND_OF_TYPE.items()}
 
-# SHA-256 of the normaliser maps that SentencePiece 0.2.3 itself writes; a foreign map could make it
-# read out of bounds.
-NORMALISER_MAPS = {
-    "1e2c7b43d3ee9755ceaa2ac335e253d8703604e0249ee1e81156c92b46423844": "nmt_nfkc",
-    "7e46d9e08af4b6a37991b04fb8388644c1595a0abcd0f26d6a5d575e2a3663ea": "nfkc",
-    "2c03512e62f9ed965ec90d85314211b63b5b8aa0395311ea2147eec9ff738907": "nmt_nfkc_cf",
-    "d8dfef3d6db0eef0742f8b55a73aee7fce6c1e21d26a09b8d3d4b52c42a791cb": "nfkc_cf",
-}
+# A normaliser's map: the size of a trie, the trie (a double array of 32-bit units, see Darts-clone), and
+# the replacements, each closed by a NUL.
+_BLOCK = 256  # units: a step by any byte stays within one
+_IS_VALUE = 1 << 31  # a unit that holds the position of a replacement; else bits as follow
+_LABEL, _HAS_VALUE, _LARGE_OFFSET = 0xFF, 1 << 8, 1 << 9
+MAX_REPLACEMENT = 1024  # bytes: one character of text must not become a flood of it
 
 # What the special ids of trainer_spec may name.
 _SPECIAL_TYPES = {
@@ -95,6 +95,72 @@ def build(kind: str, weighted: Iterable[tuple[str, int]], *, spell_bytes: bool) 
         model.pieces.add(piece=piece, score=math.log(count / total), type=NORMAL)
     trainer.vocab_size = len(model.pieces)
     return serialised(model)
+
+
+def is_word_list(model: Any) -> bool:
+    """Whether a checked model is one of words that `build` wrote, to be looked up by white space.
+
+    A word model of SentencePiece's own training reads text through its normaliser.
+    """
+    plain = checked(build("word", [], spell_bytes=False))
+    plain.trainer_spec.vocab_size = model.trainer_spec.vocab_size
+    own = len(plain.pieces)
+    return (
+        model.trainer_spec == plain.trainer_spec
+        and model.normalizer_spec == plain.normalizer_spec
+        and list(model.pieces[:own]) == list(plain.pieces)
+        and all(
+            entry.type == NORMAL and entry.piece.startswith(SPACE) for entry in model.pieces[own:]
+        )
+    )
+
+
+def ends(model: Any, end_piece: str | None) -> tuple[int, int]:
+    """The ids of the pieces that end a line and a document: as named, or known by their names.
+
+    Raises InputError where there is none.
+    """
+    ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
+    types = (CONTROL, USER_DEFINED)
+    special = [entry.piece for entry in model.pieces if entry.type in types]
+    shown = ", ".join(map(shlex.quote, special[:8])) or "any that the text does not need"
+    hint = f"--end-piece PIECE, where PIECE is one of its own: {shown}"
+    if end_piece is not None:
+        if ids.get(end_piece, model.trainer_spec.unk_id) == model.trainer_spec.unk_id:
+            raise InputError(
+                f"--end-piece {end_piece!r}: the tokenizer has no such piece to end lines with",
+                hint=hint,
+            )
+        return ids[end_piece], ids[end_piece]
+    newline_id = ids.get(NEWLINE)
+    if newline_id is None and KIND_OF_TYPE[model.trainer_spec.model_type] != "word":
+        newline_id = ids.get("<0x0A>")
+    end_id = ids.get(model.trainer_spec.eos_piece)
+    if end_id is not None and model.pieces[end_id].type != CONTROL:
+        end_id = None
+    if newline_id is None and end_id is None:
+        end_id = next((ids[piece] for piece in ENDS if piece in special), None)
+    if newline_id is None:
+        newline_id = end_id
+    if newline_id is None:
+        raise InputError(
+            "tokenizer model refused: which of its pieces ends a line?",
+            why=f'it has no piece "\\n" and none called {" or ".join(ENDS)}',
+            hint=hint,
+        )
+    return newline_id, newline_id if end_id is None else end_id
+
+
+def surface(entry: Any, kind: str) -> bytes:
+    """The UTF-8 that a piece stands for."""
+    piece: str = entry.piece
+    if entry.type == CONTROL:
+        return b""
+    if entry.type == BYTE:
+        return bytes([int(piece[3:5], 16)])
+    if entry.type == UNKNOWN_TYPE:
+        return b" <unk>" if kind == "word" else "\ufffd".encode()
+    return piece.replace(SPACE, " ").encode()
 
 
 def serialised(model: Any) -> bytes:
@@ -180,10 +246,42 @@ def _check_trainer(model: Any) -> None:
 def _check_normaliser(model: Any) -> None:
     _text(model.normalizer_spec.name)
     charsmap = model.normalizer_spec.precompiled_charsmap
-    if charsmap and hashlib.sha256(charsmap).hexdigest() not in NORMALISER_MAPS:
-        raise _refused("its normaliser is none of SentencePiece 0.2.3's own")
-    if model.denormalizer_spec.precompiled_charsmap:
-        raise _refused("it has a denormaliser")
+    if charsmap and (fault := _fault(charsmap)):
+        raise _refused(f"the map of its normaliser is damaged: {fault}")
+
+
+def _fault(charsmap: bytes) -> str | None:
+    """What would let a normaliser's map lead out of bounds, whatever the text; None if nothing would.
+
+    Every unit of the trie is held against its bounds, those that no text reaches too.
+    """
+    size = int.from_bytes(charsmap[:4], "little")
+    if not size or size % (4 * _BLOCK) or 4 + size >= len(charsmap):
+        return "its trie has no possible size"
+    units_N = np.frombuffer(charsmap, "<u4", size // 4, offset=4)
+    replacements = charsmap[4 + size :]
+    if replacements[-1]:
+        return "its last replacement has no end"
+    try:
+        replacements.decode()
+    except UnicodeDecodeError:
+        return "a replacement is not UTF-8"
+    if max(map(len, replacements.split(b"\0"))) > MAX_REPLACEMENT:
+        return f"a replacement is longer than {MAX_REPLACEMENT:,} bytes"
+    is_value_N = units_N & _IS_VALUE != 0
+    values_M = units_N[is_value_N] & ~np.uint32(_IS_VALUE)
+    starts = np.flatnonzero(np.frombuffer(b"\0" + replacements[:-1], np.uint8) == 0)
+    if not np.isin(values_M, starts).all():
+        return "a value is not the start of a replacement"
+    shifts_N = np.where(units_N & _LARGE_OFFSET, 8, 0).astype(np.uint32)
+    nexts_N = np.arange(len(units_N), dtype=np.uint64) ^ (units_N >> 10 << shifts_N)
+    if (nexts_N[~is_value_N] >= len(units_N)).any():  # nor any other place in that block, then
+        return "its trie leads out of itself"
+    if is_value_N[0] or units_N[0] & (_LABEL | _HAS_VALUE):
+        return "its trie has no root"
+    if not is_value_N[nexts_N[~is_value_N & (units_N & _HAS_VALUE != 0)]].all():
+        return "its trie has a key without a value"
+    return None
 
 
 def _reduced(model: Any) -> Any:

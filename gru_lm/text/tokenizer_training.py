@@ -2,18 +2,20 @@
 
 Counting reads the whole text in constant memory. Training happens in a child process, so that an
 abort in native code becomes a clean error, on an evenly spread sample of a large text, always on one
-thread. Knows nothing of encoding. Invariant: the same text gives the same bytes.
+thread. Knows nothing of encoding. Invariant: the same text and sample size give the same bytes.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -24,9 +26,10 @@ from gru_lm.text import tokenizer_model as models
 from gru_lm.text.segments import LONGEST, segments
 
 SAMPLE_CHARACTERS = 10_000_000
+CHARACTERS_PER_PIECE = 330  # of the text that a vocabulary is for
 MAX_COUNTED_PIECES = 65_536  # the default of `char` and `word`: ids fit 16 bits
 MAX_WORD = 128  # characters
-# Distinct words held while counting, about half a gigabyte; past it those seen once are dropped.
+# Distinct words held while counting, about half a gigabyte; past it the rarer half is dropped.
 _MAX_COUNTED_WORDS = 4_000_000
 _SPECIALS = 3  # <unk>, </s>, end of line
 _CHILD = Path(__file__).with_name("tokenizer_child.py")
@@ -35,10 +38,18 @@ _UNHOLDABLE = re.compile(f"[{models.UNHOLDABLE}]")
 Pieces = Callable[[], Iterable[str]]
 
 
-def train_model(kind: str, pieces: Pieces, *, vocab_size: int | None, stop: Stop) -> bytes:
+def train_model(
+    kind: str,
+    pieces: Pieces,
+    *,
+    vocab_size: int | None,
+    characters: int | None = None,
+    stop: Stop,
+) -> bytes:
     """The serialised model of `kind` (char, word, bpe or unigram) for the text of `pieces()`.
 
-    Raises UsageError for a `vocab_size` that is out of reach, InputError where SentencePiece fails.
+    bpe and unigram see a sample of at most `characters`, or SAMPLE_CHARACTERS. Raises UsageError for a
+    `vocab_size` that is out of reach, InputError where SentencePiece fails.
     """
     if vocab_size is not None and vocab_size > models.MAX_PIECES:
         raise _size_error(kind, vocab_size, f"at most {models.MAX_PIECES}")
@@ -46,7 +57,7 @@ def train_model(kind: str, pieces: Pieces, *, vocab_size: int | None, stop: Stop
         return _char(pieces, vocab_size, stop)
     if kind == "word":
         return _word(pieces, vocab_size, stop)
-    return _subword(kind, pieces, vocab_size, stop)
+    return _subword(kind, pieces, vocab_size, characters or SAMPLE_CHARACTERS, stop)
 
 
 def _size_error(kind: str, vocab_size: int, bound: str) -> UsageError:
@@ -86,9 +97,9 @@ def _word(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
     for piece in pieces():
         words = (rest + piece).split()
         rest = words.pop()[: MAX_WORD + 1] if words and not piece[-1:].isspace() else ""
-        counts.update(words)
+        counts.update(word for word in words if len(word) <= MAX_WORD)
         if len(counts) > _MAX_COUNTED_WORDS:
-            counts = Counter({word: count for word, count in counts.items() if count > 1})
+            counts = _frequent_half(counts)
         stop()
     if rest:
         counts[rest] += 1
@@ -107,17 +118,26 @@ def _word(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
     )
 
 
+def _frequent_half(counts: Counter[str]) -> Counter[str]:
+    """The words that are more frequent than half of all: room for as many new ones, at any text."""
+    least = statistics.median_high(counts.values())
+    return Counter({word: count for word, count in counts.items() if count > least})
+
+
 def _most_frequent(counts: Counter[str], number: int) -> list[tuple[str, int]]:
     return sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:number]
 
 
-def _subword(kind: str, pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
+def _subword(
+    kind: str, pieces: Pieces, vocab_size: int | None, characters: int, stop: Stop
+) -> bytes:
     total = 0
     for piece in pieces():
         total += len(piece)
         stop()
     try:
-        data = _trained(kind, pieces, total, vocab_size=vocab_size, stop=stop)
+        sample = partial(_spread, pieces, total, characters)
+        data = _trained(kind, sample, total, vocab_size=vocab_size, stop=stop)
     except OSError as error:
         raise atomic.disk_problem(Path(tempfile.gettempdir()), error) from error
     largest = len(models.checked(data).pieces)
@@ -129,7 +149,7 @@ def _subword(kind: str, pieces: Pieces, vocab_size: int | None, stop: Stop) -> b
 def _trained(kind: str, pieces: Pieces, total: int, *, vocab_size: int | None, stop: Stop) -> bytes:
     alphabet: set[str] = set()
     with tempfile.TemporaryFile() as sample:
-        for segment in _spread(pieces, total):
+        for segment in pieces():
             stop()
             for line in _UNHOLDABLE.split(segment.rstrip("\n")):
                 if line:
@@ -146,20 +166,20 @@ def _trained(kind: str, pieces: Pieces, total: int, *, vocab_size: int | None, s
 
 
 def default_vocab_size(least: int, characters: int) -> int:
-    """The characters and bytes, and one more piece for every 330 characters, at most 32,768.
+    """The characters and bytes, and one more for every CHARACTERS_PER_PIECE, at most 32,768.
 
     A piece spans about four characters, so that each is then met about eighty times, enough to learn
     it. Many pieces see further a step, and an adaptive softmax makes them cheap (docs/planner.md).
     """
-    return least + min(32_768, characters // 330)
+    return least + min(32_768, characters // CHARACTERS_PER_PIECE)
 
 
-def _spread(pieces: Pieces, total: int) -> Iterator[str]:
-    """Segments of about SAMPLE_CHARACTERS, evenly spread over a text of `total` characters."""
+def _spread(pieces: Pieces, total: int, characters: int) -> Iterator[str]:
+    """Segments of about `characters`, evenly spread over a text of `total` characters."""
     seen = kept = 0
     for found in segments(pieces()):
         for segment in found:
-            if kept * total <= seen * SAMPLE_CHARACTERS:
+            if kept * total <= seen * characters:
                 kept += len(segment)
                 yield segment
             seen += len(segment)

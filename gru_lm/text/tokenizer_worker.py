@@ -1,8 +1,8 @@
 """The child process that encodes: texts in and ids out by one socket, its standard input.
 
-Run as a file by parallel.py, whose messages it speaks: first the tokenizer's kind and its model, then
-texts, each answered by its ids. It finds this package beside itself, wherever that was imported from,
-and imports no more of it than it needs.
+Run as a file by parallel.py, whose messages it speaks: first the tokenizer's kind, its model and the
+piece named to end lines (empty where there is none), then texts, each answered by its ids. It finds
+this package beside itself, wherever that was imported from, and imports no more of it than it needs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def main() -> None:
     from gru_lm.text.tokenizer import load_tokenizer
 
     parent = socket.socket(fileno=sys.stdin.fileno())
-    tokenizer = load_tokenizer(receive(parent).decode(), receive(parent))
+    kind, data, end_piece = (receive(parent) for _ in range(3))
+    tokenizer = load_tokenizer(kind.decode(), data, end_piece=end_piece.decode() or None)
     while True:
         send(parent, encode_texts(tokenizer, unpack(receive(parent))).tobytes())
 

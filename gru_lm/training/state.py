@@ -181,7 +181,10 @@ def restore_tokenizer(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> Tok
     """The tokenizer inside. Raises InputError where it is refused or does not fit the model."""
     try:
         data = tensors["tokenizer"].numpy().tobytes()
-        tokenizer = load_tokenizer(str(checkpoint.meta["tokenizer"]), data)
+        end_piece = checkpoint.meta["config"].get("end_piece")
+        if not isinstance(end_piece, str | None):
+            raise TypeError("its end_piece is no text")
+        tokenizer = load_tokenizer(str(checkpoint.meta["tokenizer"]), data, end_piece=end_piece)
         if tokenizer.vocab_size != checkpoint.meta["model"]["vocab_size"]:
             raise ValueError("its vocabulary is not the model's")
     except (KeyError, TypeError, ValueError) as error:

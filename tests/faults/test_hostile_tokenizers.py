@@ -6,17 +6,21 @@ of the test run. Run as a file: `python test_hostile_tokenizers.py SEED COUNT`.
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from gru_lm.errors import InputError
@@ -156,6 +160,8 @@ def attack(seed: int, count: int) -> None:
     tokenizers = [
         train_tokenizer(kind, lambda: [TEXT]) for kind in ("char", "bpe", "unigram", "word")
     ]
+    rules = charsmap({"a": "bc", "ab": "d", "\u00e9": "e", "x": ""})
+    tokenizers.append(load_tokenizer("bpe", with_map(tokenizers[1].data, rules)))
     rng = random.Random(seed)
     worked = 0
     for number in range(count):
@@ -290,10 +296,150 @@ def test_foreign_normaliser(bpe: bytes) -> None:
     assert "normaliser" in refused("bpe", model.SerializeToString())
 
 
-def test_denormaliser(bpe: bytes) -> None:
+def charsmap(rules: dict[str, str]) -> bytes:
+    """A normaliser's map as SentencePiece itself compiles it from a table of rules."""
+    with tempfile.NamedTemporaryFile("w", suffix=".tsv") as table:
+        for source, target in rules.items():
+            codes = (" ".join(f"{ord(char):X}" for char in text) for text in (source, target))
+            print(*codes, sep="\t", file=table, flush=True)
+        model = io.BytesIO()
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["a b c"]),
+            model_writer=model,
+            vocab_size=12,
+            hard_vocab_limit=False,
+            normalization_rule_tsv=table.name,
+            minloglevel=2,
+        )
+    found: bytes = parsed(model.getvalue()).normalizer_spec.precompiled_charsmap
+    return found
+
+
+def with_map(bpe: bytes, data: bytes) -> bytes:
+    model = parsed(bpe)
+    model.normalizer_spec.precompiled_charsmap = data
+    found: bytes = model.SerializeToString()
+    return found
+
+
+def units(data: bytes) -> array[int]:
+    return array("I", data[4 : 4 + int.from_bytes(data[:4], "little")])
+
+
+@pytest.fixture(scope="module")
+def own_map() -> bytes:
+    return charsmap({"a": "bc", "ab": "d", "é": "e", "x": ""})
+
+
+def test_maps_of_any_rules_are_read(bpe: bytes, own_map: bytes) -> None:
+    tokenizer = load_tokenizer("bpe", with_map(bpe, own_map))
+    assert not tokenizer.lossless
+    assert tokenizer.encode_text("a-ab-é-x") == tokenizer.encode_text("bc-d-e-")
+
+
+def _cut(data: bytes) -> bytes:
+    return data[:900]
+
+
+def _no_end(data: bytes) -> bytes:
+    return data[:-1] + b"z"
+
+
+def _not_utf8(data: bytes) -> bytes:
+    return data[:-2] + b"\xff\0"
+
+
+def _no_size(data: bytes) -> bytes:
+    return bytes(4) + data[4:]
+
+
+def _odd_size(data: bytes) -> bytes:
+    return (len(data) - 8).to_bytes(4, "little") + data[4:]
+
+
+def _huge_size(data: bytes) -> bytes:
+    return b"\xff" * 4 + data[4:]
+
+
+def _flood(data: bytes) -> bytes:
+    return data + b"z" * models.MAX_REPLACEMENT + b"z\0"
+
+
+def _changed(data: bytes, change: Callable[[int], int | None]) -> bytes:
+    """The map with the first unit for which `change` gives another."""
+    found = units(data)
+    at = next(number for number, unit in enumerate(found) if change(unit) is not None)
+    found[at] = change(found[at]) or 0
+    return data[:4] + found.tobytes() + data[4 + 4 * len(found) :]
+
+
+def _value_past_the_end(data: bytes) -> bytes:
+    return _changed(data, lambda unit: 1 << 31 | 2**20 if unit >> 31 else None)
+
+
+def _value_within_a_replacement(data: bytes) -> bytes:
+    at = data.index(b"bc\0", 4 + 4 * len(units(data))) - 4 - 4 * len(units(data))
+    return _changed(data, lambda unit: 1 << 31 | at + 1 if unit >> 31 else None)
+
+
+def _trie_out_of_itself(data: bytes) -> bytes:
+    return _changed(data, lambda unit: 1 << 30 | unit if not unit >> 31 else None)
+
+
+def _no_value(data: bytes) -> bytes:
+    found = units(data)
+    at = next(at for at, unit in enumerate(found) if at and not unit >> 31 and not unit >> 8 & 1)
+    found[at] |= 1 << 8
+    return data[:4] + found.tobytes() + data[4 + 4 * len(found) :]
+
+
+def _no_root(data: bytes) -> bytes:
+    found = units(data)
+    found[0] |= 1 << 31
+    return data[:4] + found.tobytes() + data[4 + 4 * len(found) :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(_cut, _no_end, _not_utf8, _no_size, _odd_size, _huge_size, _flood, _no_root, _no_value),
+        *(_value_past_the_end, _value_within_a_replacement, _trie_out_of_itself),
+    ],
+)
+def test_damaged_maps(bpe: bytes, own_map: bytes, damage: Callable[[bytes], bytes]) -> None:
+    """Each is refused before SentencePiece sees it: it leads out of bounds for some text."""
+    data = damage(own_map)
+    assert data != own_map
+    assert "map of its normaliser is damaged" in refused("bpe", with_map(bpe, data))
+
+
+def test_changed_maps_are_refused_or_stay_within_bounds(own_map: bytes) -> None:
+    """A map that is accepted after any change of a bit keeps what SentencePiece relies on."""
+    rng = random.Random(3)
+    accepted = 0
+    for _ in range(300):
+        changed = bytearray(own_map)
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+        if models._fault(bytes(changed)):
+            continue
+        accepted += 1
+        found, size = units(bytes(changed)), len(changed) - 4 - 4 * len(units(bytes(changed)))
+        for at, unit in enumerate(found):
+            if unit >> 31:
+                assert unit & (1 << 31) - 1 < size
+            else:
+                base = at ^ unit >> 10 << (unit >> 6 & 8)
+                assert base | 0xFF < len(found)
+                assert not unit >> 8 & 1 or found[base] >> 31
+        assert changed[-1] == 0
+    assert 0 < accepted < 300
+
+
+def test_a_denormaliser_is_left_out(bpe: bytes) -> None:
+    """It changes no id, and never reaches SentencePiece."""
     model = parsed(bpe)
     model.denormalizer_spec.precompiled_charsmap = b"x"
-    assert "denormaliser" in refused("bpe", model.SerializeToString())
+    assert load_tokenizer("bpe", model.SerializeToString()).data == load_tokenizer("bpe", bpe).data
 
 
 def test_byte_pieces(bpe: bytes) -> None:

@@ -62,7 +62,12 @@ class Question:
         """What was asked for by name, settings among it; the rest is as usual."""
         values = {**DEFAULTS, **asked}
         cells, match, seeds = (values.pop(name) for name in DEFAULTS)
-        for name, instead in (("cell", "--cells gru,lstm"), ("seed", "--seeds 3")):
+        instead_of = {
+            "cell": "--cells gru,lstm",
+            "seed": "--seeds 3",
+            "start_from": "leave it out: its runs begin with random weights",
+        }
+        for name, instead in instead_of.items():
             if name in values:
                 raise UsageError(f"--{name} does not go with compare", hint=instead)
         budgets = [name for name in BUDGETS if values.get(name)]

@@ -1,4 +1,4 @@
-"""What was chosen for a training run, as lines on stderr, so that nothing is hidden."""
+"""The plan of a training run, as lines on stderr."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ def announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) -> 
         f"{f' (as much as {budget} can use)' if planned else ''}, "
         f"{used(data.texts.valid, whole.valid)} held out"
     )
+    sampled = chosen.tokenizer_characters
     console.note(
-        f"tokenizer: {chosen.tokenizer}, {data.tokenizer.vocab_size:,} pieces; "
+        f"tokenizer: {data.tokenizer.kind}, {data.tokenizer.vocab_size:,} pieces"
+        f"{f' (trained on {sampled:,} characters)' if sampled else ''}; "
         f"{len(data.train.tokens):,} training tokens"
     )
     console.note(

@@ -18,8 +18,9 @@ from gru_lm import caches
 from gru_lm.commands.load import read_sources, used_texts
 from gru_lm.commands.train.announce import announce
 from gru_lm.commands.train.clock import LEARNING, READING, START, TOKENIZING, TRYING, Spent
+from gru_lm.commands.train.tokenizer import checked_kind, given_tokenizer, naming, train_tokenizer
 from gru_lm.config import Settings
-from gru_lm.errors import EnvironmentProblem, InputError, UsageError, unknown_name
+from gru_lm.errors import EnvironmentProblem, InputError
 from gru_lm.model.devices import choose_backend, fastest_precision, set_up
 from gru_lm.model.language_model import ModelConfig
 from gru_lm.model.native import build
@@ -35,15 +36,14 @@ from gru_lm.planning.text import (
 from gru_lm.planning.trial import tokens_per_second
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
-from gru_lm.text.dataset import Data, Texts, make_tokenizer, tokenize
+from gru_lm.text.dataset import Data, Texts, tokenize
 from gru_lm.text.documents import FileDocument
 from gru_lm.text.sources import open_documents, spool_stdin
-from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
+from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.start import fresh_state
-from gru_lm.training.state import restore_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,7 @@ def prepare(
     _check_model(chosen)
     if device.type == "cpu" and (why := build.problem()):
         console.note(f"no kernel of our own, PyTorch's instead: {why}")
-    tokenizer = _given_tokenizer(chosen, source)
+    tokenizer = given_tokenizer(chosen, source)
     if chosen.reads_stdin():
         spool_stdin(stdin, stop=stop)
     spent.on(START)
@@ -116,15 +116,15 @@ def prepare(
         chosen = _affordable(chosen, stdin=stdin, stop=stop)
     sources = read_sources(chosen, stdin=stdin, stop=stop)
     characters = sources.training_characters(chosen.shares())
-    kind = _kind(chosen, tokenizer, characters=characters)
+    planned = plan_tokenizer(chosen, characters=characters)
+    kind = tokenizer.kind if tokenizer else checked_kind(planned)
     whole = sources.split(chosen.shares(), at_line_ends=kind == "word", stop=stop)
     asked = chosen
     chosen = plan_part(chosen, whole, kind=kind, device=device)
     texts = used_texts(whole, chosen, stop=stop)
     spent.on(READING)
     if tokenizer is None:
-        with console.progress("training the tokenizer", None):
-            tokenizer = make_tokenizer(kind, texts.train, vocab_size=chosen.vocab_size, stop=stop)
+        tokenizer = train_tokenizer(chosen, kind, texts.train, stop=stop)
     spent.on(LEARNING)
     data = read_data(texts, tokenizer, within=chosen if with_test else None, stop=stop)
     spent.on(TOKENIZING)
@@ -149,13 +149,9 @@ class _Trials:
 
     def prepared(self, plan: Plan) -> Prepared:
         """All that is needed to train as `plan` says."""
-        tokenizer = self.data.tokenizer
         return Prepared(
             settings=dataclasses.replace(
-                self.chosen,
-                tokenizer=tokenizer.kind,
-                vocab_size=tokenizer.vocab_size,
-                **dataclasses.asdict(plan),
+                naming(self.data.tokenizer, self.chosen), **dataclasses.asdict(plan)
             ),
             plan=plan,
             data=self.data,
@@ -221,29 +217,6 @@ def _check_model(chosen: Settings) -> None:
         tied=chosen.tied is not False,
         cutoffs=(1,) if chosen.softmax == "adaptive" else (),
     )
-
-
-def _kind(chosen: Settings, tokenizer: Tokenizer | None, *, characters: int) -> str:
-    """The kind of the tokenizer, given or planned."""
-    planned = plan_tokenizer(chosen, characters=characters)
-    kind = tokenizer.kind if tokenizer else planned
-    if kind not in KINDS:
-        raise unknown_name("tokenizer", kind, KINDS)
-    return kind
-
-
-def _given_tokenizer(chosen: Settings, source: Checkpoint | None) -> Tokenizer | None:
-    """The tokenizer that need not be trained, if there is one."""
-    if source:
-        return restore_tokenizer(source, source.tensors())
-    if not (chosen.tokenizer or "").endswith(".model"):
-        return None
-    if chosen.vocab_size:
-        raise UsageError(
-            f"--vocab-size does not go with {chosen.tokenizer}, which has its own",
-            hint="leave it out",
-        )
-    return read_tokenizer(Path(chosen.tokenizer or ""))
 
 
 def plan_part(chosen: Settings, whole: Texts, *, kind: str, device: torch.device) -> Settings:

@@ -22,7 +22,7 @@ from gru_lm.commands.train.prepare import Prepared, prepare
 from gru_lm.commands.train.resume import reopen
 from gru_lm.config import Settings
 from gru_lm.errors import BudgetError, DivergedError, Stopped
-from gru_lm.layout import LOSS, PIPED_TEXT, step_path
+from gru_lm.layout import LOSS, PIPED_TEXT, START, TOKENIZER, step_path
 from gru_lm.planning.forecast import Forecast
 from gru_lm.planning.model import DEFAULT_CELL, plan_budget, plan_like
 from gru_lm.reporting import console
@@ -40,21 +40,19 @@ def train(
     chosen: Settings,
     *,
     out: Path | None = None,
-    start_from: Path | None = None,
     started: float | None = None,
     with_test: bool = True,
     stop: Stop = never,
 ) -> dict[str, Any]:
     """Train a new run; returns what `train --json` prints, of the test text only `with_test`.
 
-    `out` is the run directory (None: runs/<cell>-<n>), `start_from` a run whose weights and tokenizer
-    to begin with, `started` the start of a budget in minutes on the monotonic clock. `stop` is polled
-    and raises Stopped. What a user can mend is raised as a GruLmError. A run that never got to its
-    first checkpoint leaves nothing behind.
+    `out` is the run directory (None: runs/<cell>-<n>), `started` the start of a budget in minutes on
+    the monotonic clock. `stop` is polled and raises Stopped. What a user can mend is raised as a
+    GruLmError. A run that never got to its first checkpoint leaves nothing behind.
     """
     started = time.monotonic() if started is None else started
     recorded(chosen)  # what config.toml could not hold is refused before any time is spent
-    chosen, source = _begin(chosen, start_from)
+    chosen, source = _begin(chosen)
 
     run = Run.create(out, chosen.cell or DEFAULT_CELL)
     try:
@@ -64,6 +62,7 @@ def train(
             chosen, stdin=run.text, source=source, started=started, with_test=with_test, stop=stop
         )
         run.keep = chosen.keep
+        prepared = _with_copies(run, prepared, source)
         run.write_settings(recorded(prepared.settings))
         console.note(f"run: {run.directory} (Ctrl-C saves)")
         state = prepared.state(source)
@@ -77,14 +76,34 @@ def train(
         run.close()
 
 
-def _begin(chosen: Settings, start_from: Path | None) -> tuple[Settings, Checkpoint | None]:
+def _begin(chosen: Settings) -> tuple[Settings, Checkpoint | None]:
     """Settings with a budget and, where a run is named to start from, its shape; and its checkpoint."""
 
     chosen = plan_budget(chosen)
-    if start_from is None:
+    if chosen.start_from is None:
         return chosen, None
-    source = run_directory.find(start_from, console.warn)
+    source = run_directory.find(Path(chosen.start_from), console.warn)
     return plan_like(chosen, source.meta["model"]), source
+
+
+def _with_copies(run: Run, prepared: Prepared, source: Checkpoint | None) -> Prepared:
+    """`prepared` whose settings name the run's own copies of a given tokenizer and of `source`.
+
+    So config.toml gives the same run again, whatever becomes of the files that were named.
+    """
+    directory = run.directory.absolute()
+    named: dict[str, Any] = {}
+    if prepared.settings.tokenizer_file:
+        run.made.append(directory / TOKENIZER)
+        named["tokenizer"] = str(directory / TOKENIZER)
+        atomic.write_bytes(directory / TOKENIZER, prepared.data.tokenizer.data)
+    if source:
+        run.made.append(directory / START)
+        named["start_from"] = str(directory / START)
+        atomic.link(source.path.resolve(), directory / START)
+        if (directory / START).read_bytes() != source.data:  # replaced since it was read
+            atomic.write_bytes(directory / START, source.data)
+    return dataclasses.replace(prepared, settings=dataclasses.replace(prepared.settings, **named))
 
 
 def resume(
@@ -101,7 +120,7 @@ def resume(
     """Go on with a run from its newest whole checkpoint; returns what `train --json` prints.
 
     The settings and the text are those that the run recorded; only threads and device may differ, and
-    the `places` (any of config.PATHS) where the same text lies now, which are recorded. A
+    the `places` (any of config.PLACES) where the same text lies now, which are recorded. A
     `budget` (any of config.BUDGETS) starts another leg: it counts from here, and the learning rate
     rises and falls once more. Without one the run's newest leg goes on.
     """
@@ -132,7 +151,6 @@ def resume(
 def dry_run(
     chosen: Settings,
     *,
-    start_from: Path | None = None,
     started: float | None = None,
     stop: Stop = never,
 ) -> tuple[Settings, Forecast]:
@@ -141,7 +159,7 @@ def dry_run(
     Nothing but the token cache is written.
     """
     started = time.monotonic() if started is None else started
-    chosen, source = _begin(chosen, start_from)
+    chosen, source = _begin(chosen)
 
     with tempfile.TemporaryDirectory() as folder:
         stdin = Path(folder) / PIPED_TEXT
@@ -149,10 +167,7 @@ def dry_run(
             chosen, stdin=stdin, source=source, started=started, with_test=True, stop=stop
         )
     assert prepared.forecast is not None
-    planned = prepared.settings
-    if source or (chosen.tokenizer or "").endswith(".model"):  # which has its tokenizer ready
-        planned = dataclasses.replace(planned, tokenizer=chosen.tokenizer, vocab_size=None)
-    return planned, prepared.forecast
+    return prepared.settings, prepared.forecast
 
 
 def _fit(
