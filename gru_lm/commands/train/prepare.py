@@ -19,6 +19,7 @@ from gru_lm.commands.load import read_sources, used_texts
 from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import InputError, UsageError, unknown_name
 from gru_lm.evaluation.metrics import caveats
+from gru_lm.evaluation.spelling import count_spacing
 from gru_lm.model.devices import choose_backend, fastest_precision, set_up
 from gru_lm.model.language_model import ModelConfig
 from gru_lm.model.native import build
@@ -34,7 +35,7 @@ from gru_lm.planning.text import (
 from gru_lm.planning.trial import tokens_per_second
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
-from gru_lm.text.dataset import Data, Part, Texts, make_tokenizer, tokenize
+from gru_lm.text.dataset import Data, Part, Texts, excerpt, make_tokenizer, tokenize
 from gru_lm.text.sources import spool_stdin
 from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
 from gru_lm.training.checkpoint import Checkpoint
@@ -42,6 +43,8 @@ from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.start import fresh_state
 from gru_lm.training.state import restore_tokenizer
+
+SPACING_CHARACTERS = 1 << 20  # of the training text, in which white space is counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +112,8 @@ def prepare(
     if tokenizer is None:
         with console.progress("training the tokenizer", None):
             tokenizer = make_tokenizer(kind, texts.train, vocab_size=chosen.vocab_size, stop=stop)
+    sample = excerpt(texts.train, SPACING_CHARACTERS, stop=stop)
+    tokenizer = tokenizer.with_spacing(count_spacing(tokenizer, sample.documents))
     data = read_data(texts, tokenizer, stop=stop)
     prepared = _planned(chosen, data, device=device, source=source, started=started, stop=stop)
     _announce(prepared.settings, data, whole, asked=asked)
