@@ -89,6 +89,7 @@ class Conventions:
         sizes_N = covered.sizes_N2[: len(portion.tokens_N), 0]
         kept_N = (portion.tokens_N != end_id) | (sizes_N > 0)
         tokens_N, nats_N = portion.tokens_N[kept_N], -portion.log_probs_N[kept_N]
+        self._all += Counts(spelling_nats=float(covered.spelling_N.sum()))
         if not len(tokens_N):
             return
         is_newline_N = tokens_N == newline_id
@@ -115,7 +116,9 @@ class Conventions:
         """
         if convention == "lm-eval":
             counted = sum(each.count for each in words)
-            by_byte = lm_eval(nats=self._all.nats, words=counted, bytes=size)
+            # Of ln p of the whole text, as integrations/lm_eval.py gives it.
+            nats = self._all.nats + self._all.spelling_nats
+            by_byte = lm_eval(nats=nats, words=counted, bytes=size)
             return plain(by_byte) | {"words": counted, "text": format_lm_eval(name, by_byte)}
         if convention == "srilm":  # which does not see blank lines
             sums = self._sums(blank=False)

@@ -130,18 +130,28 @@ class Charges:
         self._gaps = Gaps(tokenizer.spacing)
         self._known: dict[tuple[int, bytes, bool], float] = {}
 
-    def of(self, covering: Covering, *, before: int | None) -> np.ndarray:
-        """The nats that each token is charged, [N]; `before` is the token before the first, if any."""
-        if covering.texts is None:
-            return np.zeros(len(covering.tokens_N))
-        starts = _starts(self._tokenizer, covering.tokens_N, before)
-        keys = zip(covering.tokens_N.tolist(), covering.texts, starts, strict=True)
-        known = self._known
-        return np.array([known[key] if key in known else self._nats(*key) for key in keys])
+    def of(self, coverings: Iterable[Covering]) -> Iterator[tuple[Covering, np.ndarray]]:
+        """Of a document: its coverings, and the nats that each of their tokens is charged, [N].
 
-    def of_rest(self, rest: bytes) -> float:
-        """The nats of what follows the last token of a text that loses anything."""
-        return self._gaps.nats(END, rest.decode(errors="surrogateescape") if rest else None)
+        The last token is charged for the rest too; where there is no token, that is [1].
+        """
+        before: int | None = None
+        for covering in coverings:
+            if covering.texts is None:
+                yield covering, np.zeros(len(covering.tokens_N))
+                continue
+            tokens = covering.tokens_N.tolist()
+            keys = zip(
+                tokens, covering.texts, _starts(self._tokenizer, tokens, before), strict=True
+            )
+            known = self._known
+            nats_N = np.array([known[key] if key in known else self._nats(*key) for key in keys])
+            if covering.rest is not None and (tokens or covering.rest):
+                rest = covering.rest.decode(errors="surrogateescape")
+                nats = self._gaps.nats(END, rest or None)
+                nats_N = np.array([*nats_N[:-1], sum(nats_N[-1:], nats)])
+            yield covering, nats_N
+            before = tokens[-1] if tokens else before
 
     def _nats(self, token: int, text: bytes, starts: bool) -> float:
         place, gap, body, changed = _parts(self._tokenizer, token, text, starts)
@@ -182,8 +192,8 @@ def count_spacing(tokenizer: Tokenizer, documents: Sequence[Document]) -> Spacin
         before: int | None = None
         for covering in tokenizer.encode_covering(pieces):
             assert covering.texts is not None
-            starts = _starts(tokenizer, covering.tokens_N, before)
             tokens = covering.tokens_N.tolist()
+            starts = _starts(tokenizer, tokens, before)
             for (token, text, start), count in Counter(
                 zip(tokens, covering.texts, starts, strict=True)
             ).items():
@@ -201,11 +211,10 @@ def _kept(counts: Counter[str]) -> Iterator[tuple[str, int]]:
     yield from sorted(short, key=lambda item: (-item[1], item[0]))[:_MOST_GAPS]
 
 
-def _starts(tokenizer: Tokenizer, tokens_N: np.ndarray, before: int | None) -> list[bool]:
-    """Which tokens are the first of a line."""
-    ends_N = tokens_N == tokenizer.newline_id
-    starts = [before is None or before == tokenizer.newline_id, *ends_N[:-1].tolist()]
-    return starts[: len(tokens_N)]
+def _starts(tokenizer: Tokenizer, tokens: Sequence[int], before: int | None) -> list[bool]:
+    """Which tokens are the first of a line; `before` is the token before them, if any."""
+    previous = [before, *tokens[:-1]][: len(tokens)]
+    return [token is None or token == tokenizer.newline_id for token in previous]
 
 
 def _parts(

@@ -1,8 +1,8 @@
 """Tables of surprisal: a row for every token, word or line, written as portions are scored.
 
-Surprisals are in bits, but nats a line. Knows no model, and no form of a file. Invariants: the rows of a
-table add up to the text's total, `spelling_bits` with the charges (spelling.py); how the text was cut into
-portions does not show.
+Surprisals are in bits, but nats a line. Knows no model, and no form of a file. Invariants: the rows of
+a table add up to the text's total, `spelling_bits` to the charges (spelling.py); how the text was cut
+into portions does not show.
 
 Shapes: N tokens, V vocabulary, n of a slice.
 """
@@ -218,7 +218,7 @@ class PerWord:
         """Write the last word."""
         self._text += self._decoder.decode(b"", final=True)
         self._take()
-        if self._tokens:
+        if self._tokens or self._word:
             self._write_word()
 
     def _end_line(self) -> None:

@@ -175,11 +175,9 @@ class Reading:
 
     def _encoded(self, number: int) -> Iterator[Tokens]:
         pieces = self._counters[number].watch(self._documents[number].pieces())
-        queue, before = self._covered[number], None
-        for covering in self._tokenizer.encode_covering(pieces):
-            queue.put(covering, self._charges, before=before)
+        for covering, charged_N in self._charges.of(self._tokenizer.encode_covering(pieces)):
+            self._covered[number].put(covering, charged_N)
             if len(covering.tokens_N):
-                before = int(covering.tokens_N[-1])
                 yield covering.tokens_N
 
     def _followed(self, number: int) -> Iterator[Tokens]:
@@ -201,18 +199,13 @@ class _Queue:
         self._lossless = lossless
         self.untold: Covered | None = None  # the whole text, of a document without tokens
 
-    def put(self, covering: Covering, charges: Charges, *, before: int | None) -> None:
-        spelling_N = charges.of(covering, before=before)
-        self._waiting.append(Covered(covering.sizes_N2, spelling_N, covering.texts))
-        if covering.rest is None:
-            return
-        nats = charges.of_rest(covering.rest)
-        if len(spelling_N):
-            spelling_N[-1] += nats
+    def put(self, covering: Covering, charged_N: np.ndarray) -> None:
+        if len(covering.tokens_N):
+            self._waiting.append(Covered(covering.sizes_N2, charged_N, covering.texts))
         elif covering.rest:
             characters = int(begins_character(covering.rest).sum())
             sizes_12 = np.array([[len(covering.rest), characters]])
-            self.untold = Covered(sizes_12, np.array([nats]), [covering.rest])
+            self.untold = Covered(sizes_12, charged_N, [covering.rest])
 
     def take(self, count: int) -> Covered:
         """Of the next `count` tokens; zero where the end of the document is among them."""
@@ -238,12 +231,9 @@ def text_counts(documents: Sequence[Document], tokenizer: Tokenizer, *, stop: St
             for _ in watched:
                 stop()
             continue
-        before = None
-        for covering in tokenizer.encode_covering(watched):
+        for _, charged_N in charges.of(tokenizer.encode_covering(watched)):
             stop()
-            nats += float(charges.of(covering, before=before).sum())
-            nats += charges.of_rest(covering.rest) if covering.rest is not None else 0.0
-            before = int(covering.tokens_N[-1]) if len(covering.tokens_N) else before
+            nats += float(charged_N.sum())
     return counter.counts() + Counts(spelling_nats=nats)
 
 
