@@ -27,7 +27,7 @@ class Rows:
         }
         self._line = lines[form]
         if form != ".jsonl":
-            self.write([self._columns])
+            file.write({".tsv": "\t", ".csv": ","}[form].join(self._columns).encode() + b"\n")
 
     def write(self, rows: Iterable[Iterable[Value]]) -> None:
         text = "".join(f"{self._line(row)}\n" for row in rows)

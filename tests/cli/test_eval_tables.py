@@ -49,17 +49,17 @@ def test_every_form_of_a_table_holds_the_same_rows(
     kind: str, trained: Path, of_words: Path, tmp_path: Path
 ) -> None:
     run = trained if kind == "char" else of_words
-    (tmp_path / "a\t,\"b.txt").write_bytes(AWKWARD.encode())
+    (tmp_path / 'a\t,"b.txt').write_bytes(AWKWARD.encode())
     for per in ("per_token", "per_word"):
         found: dict[str, list[list[Any]]] = {}
         for form in (".tsv", ".csv", ".jsonl"):
             path = tmp_path / f"{per}{form}"
             outputs = Outputs(**{per: path})
-            result = evaluate(run, [str(tmp_path / "a\t,\"b.txt")], outputs=outputs)
+            result = evaluate(run, [str(tmp_path / 'a\t,"b.txt')], outputs=outputs)
             if form == ".jsonl":
                 objects = [json.loads(line) for line in path.read_text("utf-8").split("\n")[:-1]]
                 found[form] = [[*objects[0]], *([*each.values()] for each in objects)]
-                frame = pandas.read_json(path, lines=True, dtype=False, convert_dates=False)
+                frame = pandas.read_json(path, lines=True, dtype=False)
             else:
                 quoting = csv.QUOTE_NONE if form == ".tsv" else csv.QUOTE_MINIMAL
                 with path.open(newline="", encoding="utf-8") as file:
@@ -107,9 +107,7 @@ def test_a_table_of_another_form_is_refused(trained: Path, text: Path, tmp_path:
     assert (tmp_path / "L.CSV").read_text().startswith("line,tokens,nats\n")
 
 
-def test_more_white_space_is_no_better_model(
-    of_words: Path, trained: Path, tmp_path: Path
-) -> None:
+def test_more_white_space_is_no_better_model(of_words: Path, trained: Path, tmp_path: Path) -> None:
     """The same words with every space made eight; and spaces alone: no bits per byte for nothing."""
     plain, eight, spaces = (tmp_path / f"{name}.txt" for name in ("plain", "eight", "spaces"))
     plain.write_text(words(7_000, seed=5))
@@ -132,6 +130,15 @@ def test_more_white_space_is_no_better_model(
     )
     (caveat,) = result["caveats"]
     assert caveat.startswith("100.0% of the bits of ")
+
+
+def test_other_conventions_of_the_whole_text_have_the_charges(
+    of_words: Path, tmp_path: Path
+) -> None:
+    """What lm-evaluation-harness is told of a text is ln p of the text, not of its tokens alone."""
+    (tmp_path / "new.txt").write_text("the   zebra\nsat\n")
+    result = evaluate(of_words, [str(tmp_path / "new.txt")], outputs=Outputs(convention="lm-eval"))
+    assert result["as"]["bits_per_byte"] == pytest.approx(result["bits_per_byte"])
 
 
 def test_validation_has_the_charges_of_eval(of_words: Path) -> None:
