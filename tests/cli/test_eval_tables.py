@@ -82,7 +82,8 @@ def test_words_stand_as_themselves_and_their_rows_add_up(of_words: Path, tmp_pat
     text = 'the zebra sat\n  on "the" mat\r\nNA\n'
     (tmp_path / "new.txt").write_bytes(text.encode())
     table, tokens, lines = tmp_path / "w.csv", tmp_path / "t.jsonl", tmp_path / "l.csv"
-    outputs = Outputs(per_word=table, per_token=tokens, per_line=lines)
+    page = tmp_path / "page.html"
+    outputs = Outputs(per_word=table, per_token=tokens, per_line=lines, html=page)
     result = evaluate(of_words, [str(tmp_path / "new.txt")], outputs=outputs)
     rows = pandas.read_csv(table, dtype=TEXTS, keep_default_na=False)
     assert [word for word in rows["word"] if word != "\\n"] == text.split()
@@ -96,6 +97,8 @@ def test_words_stand_as_themselves_and_their_rows_add_up(of_words: Path, tmp_pat
     assert [each["piece"] for each in objects if each["unknown"]] == unknown
     assert lines.read_text().splitlines()[0] == "line,tokens,nats"
     assert len(lines.read_text().splitlines()) == 4
+    assert "> zebra</span>" in page.read_text(encoding="utf-8")
+    assert "&lt;unk&gt;" not in page.read_text(encoding="utf-8")
 
 
 def test_a_table_of_another_form_is_refused(trained: Path, text: Path, tmp_path: Path) -> None:

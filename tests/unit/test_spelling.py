@@ -191,6 +191,20 @@ def test_texts_of_the_same_tokens_are_told_apart(kind: str, pieces: list[str]) -
     assert all(value > 0 for value in nats)
 
 
+@pytest.mark.parametrize("kind", ["word", "cased", "suffix", "bytes"])
+def test_all_texts_of_the_same_tokens_together_have_a_probability_of_at_most_one(kind: str) -> None:
+    tokenizer, found = TOKENIZERS[kind], dict[tuple[int, ...], float]()
+    tokenizer = tokenizer.with_spacing(count_spacing(tokenizer, [Text("a", LEARNT)]))
+    for length in range(1, 5):
+        for text in map(
+            "".join, product(" \thHz" if kind == "cased" else " \t\nhz", repeat=length)
+        ):
+            tokens = tuple(tokenizer.encode_text(text))
+            found[tokens] = found.get(tokens, 0.0) + math.exp(-charged(tokenizer, text))
+    assert len(found) > 20
+    assert 0.5 < max(found.values()) < 1
+
+
 @pytest.mark.parametrize(
     ("kind", "same", "other"),
     [
