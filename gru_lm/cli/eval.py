@@ -56,7 +56,13 @@ def eval_cli(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:I.")] = "auto",
     per_token: Annotated[
-        Path | None, _out("OUT.tsv", "Write the surprisal and entropy of every token.")
+        Path | None,
+        _out(
+            "OUT.tsv",
+            "Write the surprisal and entropy of every token. Tables end in .tsv, .csv or .jsonl; in "
+            "pandas: read_csv('OUT.csv', keep_default_na=False, dtype={'piece': str, 'word': str}), "
+            "for OUT.tsv also sep='\\t', quoting=3.",
+        ),
     ] = None,
     per_word: Annotated[
         Path | None,

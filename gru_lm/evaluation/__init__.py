@@ -4,3 +4,4 @@
 # text as validation does. Here, where the command line finds them without torch.
 MODES = ("stream", "line", "columns")
 CONVENTIONS = ("srilm", "kenlm", "lm-eval")  # of other tools, for `--as`
+TABLES = (".tsv", ".csv", ".jsonl")  # forms of a table, by the ending of its file's name

@@ -36,8 +36,9 @@ def baselines(
 
     counts_V: how often each token of the vocabulary was scored in the text. pieces: the text; several
     documents follow each other as one stream. Bytes are those of the text in UTF-8; bits_per_byte is
-    None where there are none. spelling_nats: of unknown words' letters, which bits_per_byte of the
-    model have, and so those of the first two rows. `stop` is called before every piece.
+    None where there are none. spelling_nats: charged for what tokens do not tell of the text
+    (spelling.py), in the model's bits_per_byte and so in those of the first two rows. `stop` is called
+    before every piece.
     """
     tokens, V = int(counts_V.sum()), len(counts_V)
     uniform, unigram = tokens * math.log(V), unigram_nats(counts_V)

@@ -29,6 +29,7 @@ from gru_lm.evaluation.conventions import (
 from gru_lm.evaluation.metrics import Counts
 from gru_lm.evaluation.scoring import Portion
 from gru_lm.evaluation.statistics import Blocks, Estimate, ratio_interval
+from gru_lm.evaluation.texts import Covered
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.tokenizer import Tokenizer
 
@@ -36,14 +37,16 @@ MOST_SHOWN = 20_000  # tokens on a page
 
 
 class ByBlock:
-    """Nats, with the spelling of unknown words, bytes and tokens of blocks of the text."""
+    """Nats with charges (spelling.py), bytes and tokens of blocks of the text."""
 
     def __init__(self) -> None:
         self._blocks = Blocks(3)
 
-    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
-        nats_N = covered_N3[:, 2] - portion.log_probs_N
-        values_N3 = np.stack((nats_N, covered_N3[:, 0], np.ones(len(nats_N))), 1)
+    def __call__(self, portion: Portion, covered: Covered) -> None:
+        nats_N = covered.spelling_N.copy()
+        is_token_N = np.arange(len(nats_N)) < len(portion.tokens_N)
+        nats_N[is_token_N] -= portion.log_probs_N
+        values_N3 = np.stack((nats_N, covered.sizes_N2[:, 0], is_token_N), 1)
         self._blocks.add(portion.document, values_N3)
 
     def sums(self) -> np.ndarray:
@@ -62,7 +65,7 @@ class TokenCounts:
     def __init__(self, vocab_size: int) -> None:
         self.counts_V = np.zeros(vocab_size, np.int64)
 
-    def __call__(self, portion: Portion, _: np.ndarray) -> None:
+    def __call__(self, portion: Portion, _: Covered) -> None:
         self.counts_V += np.bincount(portion.tokens_N, minlength=len(self.counts_V))
 
 
@@ -78,13 +81,15 @@ class Conventions:
         self._sentences = self._blank_lines = 0
         self._document, self._last = 0, tokenizer.newline_id
 
-    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
+    def __call__(self, portion: Portion, covered: Covered) -> None:
         newline_id, end_id = self._tokenizer.newline_id, self._tokenizer.end_id
         if portion.document != self._document:
             self._document, self._last = portion.document, newline_id
         # A foreign model may end lines and documents alike; but a line's end has a byte.
-        kept_N = (portion.tokens_N != end_id) | (covered_N3[:, 0] > 0)
+        sizes_N = covered.sizes_N2[: len(portion.tokens_N), 0]
+        kept_N = (portion.tokens_N != end_id) | (sizes_N > 0)
         tokens_N, nats_N = portion.tokens_N[kept_N], -portion.log_probs_N[kept_N]
+        self._all += Counts(spelling_nats=float(covered.spelling_N.sum()))
         if not len(tokens_N):
             return
         is_newline_N = tokens_N == newline_id
@@ -111,7 +116,9 @@ class Conventions:
         """
         if convention == "lm-eval":
             counted = sum(each.count for each in words)
-            by_byte = lm_eval(nats=self._all.nats, words=counted, bytes=size)
+            # Of ln p of the whole text, as integrations/lm_eval.py gives it.
+            nats = self._all.nats + self._all.spelling_nats
+            by_byte = lm_eval(nats=nats, words=counted, bytes=size)
             return plain(by_byte) | {"words": counted, "text": format_lm_eval(name, by_byte)}
         if convention == "srilm":  # which does not see blank lines
             sums = self._sums(blank=False)
@@ -140,23 +147,25 @@ def split_words(documents: Sequence[Document]) -> list[SplitWords]:
 
 
 class Shown:
-    """The text's first tokens as they stand in it, each with its surprisal, to be looked at."""
+    """The text's first tokens as they stand in it, each with all its bits, to be looked at."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self.tokens: list[tuple[str, float, bool]] = []  # text, bits, whether it is unknown
 
-    def __call__(self, portion: Portion, _: np.ndarray) -> None:
+    def __call__(self, portion: Portion, covered: Covered) -> None:
         room = MOST_SHOWN - len(self.tokens)
-        for token, log_prob in zip(
-            portion.tokens_N[:room].tolist(), portion.log_probs_N[:room].tolist(), strict=True
-        ):
+        tokens = portion.tokens_N[:room].tolist()
+        nats = (covered.spelling_N[: len(tokens)] - portion.log_probs_N[:room]).tolist()
+        surfaces = map(self._tokenizer.surface, tokens)
+        texts = surfaces if covered.texts is None else covered.texts[: len(tokens)]
+        for token, cost, text in zip(tokens, nats, texts, strict=True):
             unknown = token == self._tokenizer.unknown_id
-            self.tokens.append((self._text(token), -log_prob / math.log(2), unknown))
+            self.tokens.append((_shown(text), cost / math.log(2), unknown))
 
-    def _text(self, token: int) -> str:
-        surface = self._tokenizer.surface(token)
-        try:
-            return surface.decode()
-        except UnicodeDecodeError:
-            return "".join(f"<0x{byte:02X}>" for byte in surface)
+
+def _shown(text: bytes) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError:
+        return "".join(f"<0x{byte:02X}>" for byte in text)

@@ -2,9 +2,9 @@
 
 Every figure is a ratio of sums, so counts add up over files and figures never do. Knows no model,
 no tokens' meaning and no files. What each figure means: bits per byte and per character divide by
-the UTF-8 bytes and the Unicode characters of the text, and hold what it takes to spell unknown words
-too (spelling.py), perplexities do not; words are split at white space, a line is ended by a newline or
-by the end of the text.
+the UTF-8 bytes and the Unicode characters of the text, and include the charges for what tokens do not
+tell of it (spelling.py), perplexities do not; words are split at white space, a line is ended by a
+newline or by the end of the text.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Counts:
     nats: float = 0.0
     unknown_tokens: int = 0
     unknown_nats: float = 0.0
-    spelling_nats: float = 0.0  # of what unknown tokens hide; not in `nats`
+    spelling_nats: float = 0.0  # charged for what tokens do not tell (spelling.py); not in `nats`
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -58,6 +58,7 @@ class Counts:
             "words": self.words,
             "lines": self.lines,
             "nats": _finite(self.nats),
+            "spelling_nats": _finite(self.spelling_nats),
             "nats_per_token": _ratio(self.nats, self.tokens),
             "perplexity": _exp(_ratio(self.nats, self.tokens)),
             "bits_per_byte": _ratio(spelled / math.log(2), self.bytes),
@@ -72,8 +73,11 @@ class Counts:
 def caveats(tokenizer: Tokenizer, unknown_rate: float | None, *, of: str = "the text") -> list[str]:
     """What must be said beside figures `of` something, so that they do not flatter."""
     found = []
-    if not tokenizer.lossless and tokenizer.kind != "word":
-        found.append("the tokenizer does not give every text back: bits per byte are flattered")
+    if not tokenizer.lossless and tokenizer.spacing is None:
+        found.append(
+            "the checkpoint has no counts of white space in its training text: bits per byte charge it "
+            "at fixed odds, by which it is dearer"
+        )
     if unknown_rate and unknown_rate > MOST_UNKNOWN:
         found.append(
             f"{unknown_rate:.1%} of the tokens of {of} are unknown words: what counts tokens is "

@@ -23,6 +23,7 @@ from gru_lm.evaluation.metrics import Counts
 
 if TYPE_CHECKING:
     from gru_lm.evaluation.scoring import Portion
+    from gru_lm.evaluation.texts import Covered
     from gru_lm.text.tokenizer import Tokenizer
 
 Floats = npt.NDArray[np.float64]
@@ -211,7 +212,7 @@ class Pairs:
         self._scores = scores
         self._found: list[tuple[Floats, Floats]] = []
 
-    def __call__(self, portion: Portion, _: npt.NDArray[Any]) -> None:
+    def __call__(self, portion: Portion, _: Covered) -> None:
         tokens_N, model_N, ngram_N = self._scores(portion)
         self._found.append((model_N, self._scores.shared(tokens_N, ngram_N)))
 
@@ -230,7 +231,7 @@ class Mixture:
         self._weight = weight
         self.counts = Counts()
 
-    def __call__(self, portion: Portion, _: npt.NDArray[Any]) -> None:
+    def __call__(self, portion: Portion, _: Covered) -> None:
         tokens_N, model_N, ngram_N = self._scores(portion)
         if self._weight < 1:  # at 1 it is KenLM's own figure
             ngram_N = self._scores.shared(tokens_N, ngram_N)

@@ -24,6 +24,7 @@ from gru_lm.evaluation.statistics import (
     seeds_difference,
     verdict,
 )
+from gru_lm.evaluation.texts import Covered
 
 
 class Ends:
@@ -32,12 +33,13 @@ class Ends:
     def __init__(self, documents: int) -> None:
         self._parts = [[np.empty((2, 0))] for _ in range(documents)]
 
-    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
-        sizes_and_nats = np.stack((covered_N3[:, 0], covered_N3[:, 2] - portion.log_probs_N))
-        self._parts[portion.document].append(sizes_and_nats)
+    def __call__(self, portion: Portion, covered: Covered) -> None:
+        nats_N = covered.spelling_N.copy()
+        nats_N[: len(portion.tokens_N)] -= portion.log_probs_N
+        self._parts[portion.document].append(np.stack((covered.sizes_N2[:, 0], nats_N)))
 
     def by_document(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The ends of the tokens in bytes [N], and their nats [N] with spelling."""
+        """The ends of the tokens in bytes [N], and their nats [N] with charges (spelling.py)."""
         whole = (np.concatenate(parts, 1) for parts in self._parts)
         return [(bytes_N.cumsum(), nats_N) for bytes_N, nats_N in whole]
 
@@ -50,6 +52,18 @@ def models_difference(a: tuple[str, Ends], b: tuple[str, Ends]) -> dict[str, Any
     ]
     nats_a_K, nats_b_K, bytes_K = (np.concatenate(each) for each in zip(*blocks, strict=True))
     return _outcome(a[0], b[0], paired_difference(nats_a_K, nats_b_K, bytes_K))
+
+
+def charges(sides: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What must be said where tokens of one model tell more of the text than those of the other."""
+    if all(side["spelling_share"] for side in sides):
+        return []
+    return [
+        f"{side['spelling_share']:.1%} of the bits of {side['name']} are charged for white space, "
+        "unknown words or characters that its tokens do not tell"
+        for side in sides
+        if side["spelling_share"]
+    ]
 
 
 def cells_differences(

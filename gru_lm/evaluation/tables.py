@@ -1,14 +1,15 @@
 """Tables of surprisal: a row for every token, word or line, written as portions are scored.
 
-Tab-separated, no quoting (text/tokenizer.py's `escaped`). Surprisals are in bits, but nats a line. Knows
-no model. Invariants: the rows of a table add up to the text's total; how the text was cut into portions
-does not show.
+Surprisals are in bits, but nats a line. Knows no model, and no form of a file. Invariants: the rows of
+a table add up to the text's total, `spelling_bits` to the charges (spelling.py); how the text was cut
+into portions does not show.
 
 Shapes: N tokens, V vocabulary, n of a slice.
 """
 
 from __future__ import annotations
 
+import codecs
 import math
 from collections.abc import Sequence
 from typing import BinaryIO
@@ -17,11 +18,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gru_lm.evaluation.rows import Rows, Value
 from gru_lm.evaluation.scoring import OfDistribution, Portion
+from gru_lm.evaluation.texts import Covered
 from gru_lm.text.documents import Document, beginning
 from gru_lm.text.tokenizer import Tokenizer, escaped
+from gru_lm.text.tokenizer_encoders import white_space_before
 
 LN2 = math.log(2)
+
+_Scored = tuple[
+    int, float, float, list[int], float
+]  # token, ln p, ended, bytes and characters, charge
 
 
 def details(tokenizer: Tokenizer) -> OfDistribution:
@@ -48,6 +56,18 @@ def _ends_word(surface: bytes) -> bool:
     return not surface or surface.decode(errors="replace")[0].isspace()
 
 
+def _texts(tokens: Sequence[int], covered: Covered, surfaces: Sequence[bytes]) -> Sequence[bytes]:
+    """What each token covers."""
+    if covered.texts is None:
+        return [surfaces[token] for token in tokens]
+    return covered.texts
+
+
+def _word(text: bytes) -> str:
+    """What an unknown token stands for, as a field of a table."""
+    return escaped(white_space_before(text)[1].decode(errors="replace"))
+
+
 class _Place:
     """Where in its file the next token begins: line from 1, character and byte from 0."""
 
@@ -71,108 +91,200 @@ class PerToken:
     """A row for every scored token; `index` counts from 0 through all documents.
 
     `character` and `byte`, of the text in UTF-8, are where in its file the token begins; a token that
-    spells a part of a character has the place of the character that follows.
+    spells a part of a character has the place of the character that follows. The piece of an unknown
+    token is the text that it stands for, without the white space before it.
     """
 
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, documents: Sequence[Document]) -> None:
-        self._file = file
+    COLUMNS = (
+        "index id piece surprisal_bits entropy_bits file line character byte unknown spelling_bits"
+    )
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        tokenizer: Tokenizer,
+        documents: Sequence[Document],
+        *,
+        form: str = ".tsv",
+    ) -> None:
+        self._rows = Rows(file, self.COLUMNS, form)
         self._pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
-        self._newline_id = tokenizer.newline_id
+        self._newline_id, self._unknown_id = tokenizer.newline_id, tokenizer.unknown_id
+        self._surfaces = [tokenizer.surface(token) for token in range(tokenizer.vocab_size)]
         self._names = [escaped(document.name) for document in documents]
         self._index = 0
         self._place = _Place(documents)
-        file.write(b"index\tid\tpiece\tsurprisal_bits\tentropy_bits\tfile\tline\tcharacter\tbyte\n")
 
-    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
+    def __call__(self, portion: Portion, covered: Covered) -> None:
         place, name = self._place, self._names[portion.document]
         place.enter(portion.document)
-        rows = []
-        for token, log_prob, entropy, size_2 in zip(
-            portion.tokens_N.tolist(),
+        tokens = portion.tokens_N.tolist()
+        if not tokens:  # there is no token to have a row
+            return
+        rows: list[tuple[Value, ...]] = []
+        for token, log_prob, entropy, size_2, spelling, text in zip(
+            tokens,
             portion.log_probs_N.tolist(),
             portion.extra_NX[:, 0].tolist(),
-            covered_N3[:, :2].astype(np.int64).tolist(),
+            covered.sizes_N2.tolist(),
+            covered.spelling_N.tolist(),
+            _texts(tokens, covered, self._surfaces),
             strict=True,
         ):
-            # Nine digits hold every float32.
+            unknown = token == self._unknown_id
+            piece = _word(text) if unknown else self._pieces[token]
+            surprisal, entropy_bits = log_prob / -LN2, entropy / LN2
+            where = (name, place.line, place.character, place.byte)
             rows.append(
-                f"{self._index}\t{token}\t{self._pieces[token]}\t{log_prob / -LN2:.9g}\t"
-                f"{entropy / LN2:.9g}\t{name}\t{place.line}\t{place.character}\t{place.byte}\n"
+                (
+                    *(self._index, token, piece, surprisal, entropy_bits, *where),
+                    *(int(unknown), spelling / LN2),
+                )
             )
             self._index += 1
             place.move(size_2, newline=token == self._newline_id)
-        self._file.write("".join(rows).encode())
+        self._rows.write(rows)
 
 
 class PerWord:
     """A row for every word, every end of a line and every end of a document; `finish` at the end.
 
-    A word is what white space separates; its place is that of its first token, which may hold the
-    space before it. `surprisal_bits` are those of its tokens. `corrected_bits` move such a space to
-    where it tells that the word has ended (Oh and Schuler 2024; Pimentel and Meister 2024): less the
-    surprisal of any word's beginning where this one begins, plus that where it ends. Both columns add
-    up to the same total.
+    A word is what white space separates, as in the count of words; its place is that of its first token,
+    which may hold the space before it. `surprisal_bits` are those of its tokens; a token that holds
+    parts of several words counts to the first. `corrected_bits` move a space at a token's beginning to
+    where it tells that the word before has ended (Oh and Schuler 2024; Pimentel and Meister 2024): less
+    the surprisal of any word's beginning where this one begins, plus that where it ends. Both columns
+    add up to the same total. A text of white space alone may have no token; its row has an empty word.
     """
 
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, documents: Sequence[Document]) -> None:
+    COLUMNS = (
+        "file line character byte word tokens surprisal_bits corrected_bits unknown spelling_bits"
+    )
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        tokenizer: Tokenizer,
+        documents: Sequence[Document],
+        *,
+        form: str = ".tsv",
+    ) -> None:
         V = tokenizer.vocab_size
-        self._file = file
+        self._rows = Rows(file, self.COLUMNS, form)
         self._surfaces = [tokenizer.surface(token) for token in range(V)]
+        self._moves = [_ends_word(surface) for surface in self._surfaces]
         self._pieces = [tokenizer.piece(token) for token in range(V)]
-        self._newline_id, self._end_id = tokenizer.newline_id, tokenizer.end_id
-        self._is_word = tokenizer.kind == "word"
+        self._line_ends = (tokenizer.newline_id, tokenizer.end_id)
+        self._newline_id, self._unknown_id = tokenizer.newline_id, tokenizer.unknown_id
         self._names = [escaped(document.name) for document in documents]
         self._place = _Place(documents)
-        self._tokens: list[int] = []
-        self._nats = self._correction = 0.0
-        self._size_2 = (0, 0)
-        self._within = False  # a word has begun, of more than white space
-        file.write(b"file\tline\tcharacter\tbyte\tword\ttokens\tsurprisal_bits\tcorrected_bits\n")
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._held: list[_Scored] = []  # tokens whose text ends within a character
+        self._text = ""  # of those
+        self._correction = 0.0
+        self._clear()
 
-    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
+    def __call__(self, portion: Portion, covered: Covered) -> None:
         if portion.document != self._place.document:
             self.finish()
             self._place.enter(portion.document)
-        for token, log_prob, ended, (bytes_, characters) in zip(
-            portion.tokens_N.tolist(),
-            portion.log_probs_N.tolist(),
-            portion.extra_NX[:, 1].tolist(),
-            covered_N3[:, :2].astype(np.int64).tolist(),
+        tokens = portion.tokens_N.tolist()
+        if not tokens:
+            self._spelling = float(covered.spelling_N[0])
+            self._size_2 = covered.sizes_N2[0].tolist()
+            self._write("")
+            return
+        for scored, text in zip(
+            zip(
+                tokens,
+                portion.log_probs_N.tolist(),
+                portion.extra_NX[:, 1].tolist(),
+                covered.sizes_N2.tolist(),
+                covered.spelling_N.tolist(),
+                strict=True,
+            ),
+            _texts(tokens, covered, self._surfaces),
             strict=True,
         ):
-            surface = self._surfaces[token]
-            if self._within and (self._is_word or _ends_word(surface)):
-                self._correction += ended
-                self._write()
-                self._correction = -ended
-            self._tokens.append(token)
-            self._nats -= log_prob
-            self._size_2 = (self._size_2[0] + bytes_, self._size_2[1] + characters)
-            self._within = self._is_word or not surface.decode(errors="replace").isspace()
-            if token in (self._newline_id, self._end_id):
-                self._write()
+            self._held.append(scored)
+            if scored[0] in self._line_ends:
+                self._end_line()
+                continue
+            self._text += self._decoder.decode(text)
+            if not self._decoder.getstate()[0]:
+                self._take()
 
     def finish(self) -> None:
         """Write the last word."""
-        if self._tokens:
-            self._write()
+        self._text += self._decoder.decode(b"", final=True)
+        self._take()
+        if self._tokens or self._word:
+            self._write_word()
 
-    def _write(self) -> None:
-        place, last = self._place, self._tokens[-1]
-        if last in (self._newline_id, self._end_id):
-            word = self._pieces[last]
-        else:
-            spelled = b"".join(map(self._surfaces.__getitem__, self._tokens))
-            word = escaped(spelled.decode(errors="replace").strip())
+    def _end_line(self) -> None:
+        """The end of a line or document, which is the last of the tokens that are held."""
+        *before, last = self._held
+        self._held = before
+        self._text += self._decoder.decode(b"", final=True)
+        self._take()
+        self._end_word(last)
+        self._add(last)
+        self._write(self._pieces[last[0]], newline=last[0] == self._newline_id)
+
+    def _take(self) -> None:
+        """Add the tokens that are held to the words that their text belongs to."""
+        held, text = self._held, self._text
+        self._held, self._text = [], ""
+        if text[:1].isspace():
+            self._end_word(held[0])
+        for scored in held:
+            self._add(scored)
+        for number, part in enumerate(text.split()):
+            if number:
+                self._write_word()
+            self._word.append(part)
+        if self._word and text[-1:].isspace():
+            self._write_word()
+
+    def _end_word(self, by: _Scored) -> None:
+        """Write the word that has begun, if any; `by` is the token that tells that it has ended."""
+        if not self._word:
+            return
+        ended: float = by[2] if self._moves[by[0]] else 0.0
+        self._correction += ended
+        self._write_word()
+        self._correction = -ended
+
+    def _add(self, scored: _Scored) -> None:
+        token, log_prob, _, (bytes_, characters), spelling = scored
+        self._tokens += 1
+        self._nats -= log_prob
+        self._spelling += spelling
+        self._unknown |= token == self._unknown_id
+        self._size_2 = [self._size_2[0] + bytes_, self._size_2[1] + characters]
+
+    def _write_word(self) -> None:
+        self._write(escaped("".join(self._word)))
+
+    def _write(self, shown: str, *, newline: bool = False) -> None:
+        place = self._place
         bits, corrected = self._nats / LN2, (self._nats + self._correction) / LN2
-        self._file.write(
-            f"{self._names[place.document]}\t{place.line}\t{place.character}\t{place.byte}\t{word}\t"
-            f"{len(self._tokens)}\t{bits:.9g}\t{corrected:.9g}\n".encode()
+        self._rows.write(
+            [
+                (
+                    *(self._names[place.document], place.line, place.character, place.byte),
+                    *(shown, self._tokens, bits, corrected),
+                    *(int(self._unknown), self._spelling / LN2),
+                )
+            ]
         )
-        place.move(self._size_2, newline=last == self._newline_id)
-        self._tokens, self._size_2 = [], (0, 0)
-        self._nats = self._correction = 0.0
-        self._within = False
+        place.move(self._size_2, newline=newline)
+        self._clear()
+
+    def _clear(self) -> None:
+        self._word: list[str] = []  # in parts
+        self._tokens, self._size_2, self._unknown = 0, [0, 0], False
+        self._nats, self._correction, self._spelling = 0.0, 0.0, 0.0
 
 
 class PerLine:
@@ -181,20 +293,21 @@ class PerLine:
     A line has its own newline; the last line of a document has the end-of-document token too.
     """
 
-    def __init__(self, file: BinaryIO, tokenizer: Tokenizer) -> None:
-        self._file = file
+    def __init__(self, file: BinaryIO, tokenizer: Tokenizer, *, form: str = ".tsv") -> None:
+        self._rows = Rows(file, "line tokens nats", form)
         self._newline_id, self._end_id = tokenizer.newline_id, tokenizer.end_id
         self._number, self._document = 1, 0
         self._tokens, self._nats = 0, 0.0
         self._complete = False  # a newline has come, and only the document's end may still follow
-        file.write(b"line\ttokens\tnats\n")
 
-    def __call__(self, portion: Portion, covered_N3: np.ndarray) -> None:
+    def __call__(self, portion: Portion, covered: Covered) -> None:
+        if not len(portion.tokens_N):
+            return
         if portion.document != self._document:
             self._document = portion.document
             self._close()
         # A foreign model may end lines and documents alike; but a line's end has a byte.
-        is_end_N = (portion.tokens_N == self._end_id) & (covered_N3[:, 0] == 0)
+        is_end_N = (portion.tokens_N == self._end_id) & (covered.sizes_N2[:, 0] == 0)
         is_newline_N = (portion.tokens_N == self._newline_id) & ~is_end_N
         starts_N = np.flatnonzero(is_newline_N[:-1]) + 1
         starts_N = np.concatenate(([0], starts_N))
@@ -213,6 +326,6 @@ class PerLine:
 
     def _close(self) -> None:
         if self._tokens:
-            self._file.write(f"{self._number}\t{self._tokens}\t{self._nats:.9g}\n".encode())
+            self._rows.write([(self._number, self._tokens, self._nats)])
             self._number += 1
         self._tokens, self._nats, self._complete = 0, 0.0, False

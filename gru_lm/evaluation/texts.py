@@ -10,10 +10,12 @@ tokens cover).
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,19 +30,37 @@ from gru_lm.evaluation.scoring import (
     lines,
     score,
 )
-from gru_lm.evaluation.spelling import Speller
+from gru_lm.evaluation.spelling import Charges
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.signals import Stop, never
 from gru_lm.text.documents import Document, readings
-from gru_lm.text.tokenizer import Tokenizer
+from gru_lm.text.tokenizer import Covering, Tokenizer
+from gru_lm.text.tokenizer_encoders import begins_character
 
 # (batch, chunk) as measured to be fastest. Lines are short: a short chunk wastes less on padding.
 FASTEST = {"stream": (16, 512), "line": (64, 16), "columns": (COLUMN_BATCH, COLUMN_CHUNK)}
 _BLOCK = 1 << 16  # tokens of a portion in columns mode
 
-# Hears of every portion, and of what each of its tokens covers, [N, 3]: UTF-8 bytes, characters, and the
-# nats that it takes to spell what an unknown one hides.
-Table = Callable[[Portion, np.ndarray], None]
+
+class Covered(NamedTuple):
+    """What tokens cover, and what they are charged for what they do not tell of it (spelling.py)."""
+
+    sizes_N2: np.ndarray  # int64: UTF-8 bytes and characters
+    spelling_N: np.ndarray  # nats
+    texts: list[bytes] | None  # UTF-8; None: the surfaces of the tokens
+
+    def split(self, count: int) -> tuple[Covered, Covered]:
+        """That of the first `count` tokens, and that of the others."""
+        first, last = slice(count), slice(count, None)
+        return (
+            Covered(self.sizes_N2[first], self.spelling_N[first], self.texts and self.texts[first]),
+            Covered(self.sizes_N2[last], self.spelling_N[last], self.texts and self.texts[last]),
+        )
+
+
+# Hears of every portion, and of what its tokens cover. A document that is charged without having a token
+# is a portion of no token, which covers one text.
+Table = Callable[[Portion, Covered], None]
 
 
 def measure(
@@ -99,8 +119,8 @@ class Reading:
         self._tokenizer = tokenizer
         self._counters = [TextCounter() for _ in documents]
         self._documents = documents
-        self._covered = [_Queue() for _ in documents]
-        self._speller = speller_for(tokenizer)
+        self._covered = [_Queue(lossless=tokenizer.lossless) for _ in documents]
+        self._charges = Charges(tokenizer)
         self._size_V = np.array(
             [len(tokenizer.surface(token)) for token in range(tokenizer.vocab_size)]
         )
@@ -127,27 +147,38 @@ class Reading:
     def account(self, portions: Iterable[Portion], tables: Sequence[Table] = ()) -> list[Counts]:
         """The counts of each document, once all its tokens have been in `portions`, in order."""
         found = [Counts() for _ in self._documents]
-        for portion in portions:
+        for portion, covered in self._with_covered(portions):
             found[portion.document] += _counts(portion, self._tokenizer.unknown_id)
-            covered_N3 = self._covered[portion.document].take(len(portion.tokens_N))
-            found[portion.document] += Counts(spelling_nats=float(covered_N3[:, 2].sum()))
+            found[portion.document] += Counts(spelling_nats=float(covered.spelling_N.sum()))
             for table in tables:
-                table(portion, covered_N3)
+                table(portion, covered)
         # Only now has every document been read to its end.
         return [
             surprisal + counter.counts()
             for surprisal, counter in zip(found, self._counters, strict=True)
         ]
 
+    def _with_covered(self, portions: Iterable[Portion]) -> Iterator[tuple[Portion, Covered]]:
+        """Portions, those of documents without a token among them, and what they cover."""
+        finished = 0
+
+        def without_tokens(upto: int) -> Iterator[tuple[Portion, Covered]]:
+            for number in range(finished, upto):
+                if covered := self._covered[number].untold:
+                    yield Portion(number, np.empty(0, int), np.empty(0), np.empty((0, 2))), covered
+
+        for portion in portions:
+            yield from without_tokens(portion.document)
+            finished = portion.document
+            yield portion, self._covered[portion.document].take(len(portion.tokens_N))
+        yield from without_tokens(len(self._documents))
+
     def _encoded(self, number: int) -> Iterator[Tokens]:
         pieces = self._counters[number].watch(self._documents[number].pieces())
-        for tokens_N, sizes_N2, unknown in self._tokenizer.encode_covering(pieces):
-            covered_N3 = np.zeros((len(tokens_N), 3))
-            covered_N3[:, :2] = sizes_N2
-            hidden_N = tokens_N == self._tokenizer.unknown_id
-            covered_N3[hidden_N, 2] = [self._speller.nats(word) for word in unknown]
-            self._covered[number].put(covered_N3)
-            yield tokens_N
+        for covering, charged_N in self._charges.of(self._tokenizer.encode_covering(pieces)):
+            self._covered[number].put(covering, charged_N)
+            if len(covering.tokens_N):
+                yield covering.tokens_N
 
     def _followed(self, number: int) -> Iterator[Tokens]:
         yield from self._encoded(number)
@@ -161,52 +192,48 @@ class Reading:
 
 
 class _Queue:
-    """What tokens cover, [N, 3]: as much is taken out as was scored."""
+    """What the tokens of a document cover: as much is taken out as was scored."""
 
-    def __init__(self) -> None:
-        self._waiting: deque[np.ndarray] = deque()
+    def __init__(self, *, lossless: bool) -> None:
+        self._waiting: deque[Covered] = deque()
+        self._lossless = lossless
+        self.untold: Covered | None = None  # the whole text, of a document without tokens
 
-    def put(self, covered_N3: np.ndarray) -> None:
-        self._waiting.append(covered_N3)
+    def put(self, covering: Covering, charged_N: np.ndarray) -> None:
+        if len(covering.tokens_N):
+            self._waiting.append(Covered(covering.sizes_N2, charged_N, covering.texts))
+        elif covering.rest:
+            characters = int(begins_character(covering.rest).sum())
+            sizes_12 = np.array([[len(covering.rest), characters]])
+            self.untold = Covered(sizes_12, charged_N, [covering.rest])
 
-    def take(self, count: int) -> np.ndarray:
+    def take(self, count: int) -> Covered:
         """Of the next `count` tokens; zero where the end of the document is among them."""
         parts = []
         while count and self._waiting:
-            part = self._waiting.popleft()
-            parts.append(part[:count])
-            if len(part) > count:
-                self._waiting.appendleft(part[count:])
-            count -= len(parts[-1])
-        parts.append(np.zeros((count, 3)))
-        return np.concatenate(parts)
-
-
-def speller_for(tokenizer: Tokenizer) -> Speller:
-    """Spells the words that a tokenizer does not know."""
-    surfaces = (
-        tokenizer.surface(token)
-        for token in range(tokenizer.vocab_size)
-        if token != tokenizer.unknown_id
-    )
-    words = (surface.decode(errors="replace").strip() for surface in surfaces)
-    return Speller(filter(None, words))  # the ends of lines and texts are no words
+            part, rest = self._waiting.popleft().split(count)
+            parts.append(part)
+            count -= len(part.spelling_N)
+            if len(rest.spelling_N):
+                self._waiting.appendleft(rest)
+        parts.append(Covered(np.zeros((count, 2), np.int64), np.zeros(count), [b""] * count))
+        sizes, spelling, texts = zip(*parts, strict=True)
+        joined = None if self._lossless else list(itertools.chain.from_iterable(texts))
+        return Covered(np.concatenate(sizes), np.concatenate(spelling), joined)
 
 
 def text_counts(documents: Sequence[Document], tokenizer: Tokenizer, *, stop: Stop) -> Counts:
-    """What the texts themselves count: characters, bytes, words, lines, and the spelling of unknowns."""
-    counter, unknown = TextCounter(), Counter[str]()
+    """What the texts themselves count: characters, bytes, words, lines, and charges (spelling.py)."""
+    counter, charges, nats = TextCounter(), Charges(tokenizer), 0.0
     for pieces in readings(documents):
         watched = counter.watch(pieces)
         if tokenizer.lossless:
             for _ in watched:
                 stop()
-        else:
-            for covering in tokenizer.encode_covering(watched):
-                stop()
-                unknown.update(covering.unknown)
-    speller = speller_for(tokenizer)
-    nats = sum(count * speller.nats(word) for word, count in unknown.items())
+            continue
+        for _, charged_N in charges.of(tokenizer.encode_covering(watched)):
+            stop()
+            nats += float(charged_N.sum())
     return counter.counts() + Counts(spelling_nats=nats)
 
 

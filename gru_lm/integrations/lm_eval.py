@@ -26,6 +26,7 @@ from torch import Tensor
 from gru_lm.commands.load import load_model
 from gru_lm.errors import EnvironmentProblem, GruLmError, UsageError, unknown_name
 from gru_lm.evaluation.scoring import OfDistribution, Tokens, score
+from gru_lm.evaluation.spelling import Charges
 from gru_lm.evaluation.texts import FASTEST
 from gru_lm.generation.choice import Choice
 from gru_lm.generation.sampling import complete
@@ -141,14 +142,21 @@ class GruLM(LM):  # type: ignore[misc]
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Of each (text,): ln p of all of it, as one stream, without the end of a document."""
-        sequences = (
-            (at, self._text.encode([text]))
-            for at, (text,) in enumerate(request.args for request in requests)
-        )
+        """Of each (text,): ln p of all of it, as one stream, without the end of a document.
+
+        What tokens do not tell of a text is charged, as in `gru-lm eval`.
+        """
+        charges = Charges(self._text)
         answers = [0.0] * len(requests)
+
+        def tokens(at: int, text: str) -> Iterator[Tokens]:
+            for covering, charged_N in charges.of(self._text.encode_covering([text])):
+                answers[at] -= float(charged_N.sum())
+                yield covering.tokens_N
+
+        sequences = ((at, tokens(at, *request.args)) for at, request in enumerate(requests))
         for at, log_probs_N, _ in self._score(sequences):
-            answers[at] = float(log_probs_N.sum())
+            answers[at] += float(log_probs_N.sum())
             self.cache_hook.add_partial("loglikelihood_rolling", requests[at].args, answers[at])
         return answers
 

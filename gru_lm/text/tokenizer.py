@@ -9,8 +9,10 @@ may hold tokenizer_model.py's.
 from __future__ import annotations
 
 import codecs
+import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,11 +32,16 @@ from gru_lm.text.tokenizer_training import train_model
 
 KINDS = ("char", "byte", "bpe", "unigram", "word")
 _BATCH = 2**16  # characters
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", " ": models.SPACE})
+_ESCAPES = str.maketrans(
+    {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\\0", " ": models.SPACE}
+)
+
+# How often which white space stands where in the training text, by place: evaluation/spelling.py's.
+Spacing = Mapping[str, Mapping[str, int]]
 
 
 def escaped(text: str) -> str:
-    r"""`text` as a field of a table: \t \n \r \\, a space as ▁."""
+    r"""`text` as a field of a table: \t \n \r \0 \\, a space as ▁."""
     return text.translate(_ESCAPES)
 
 
@@ -85,27 +92,15 @@ class Decoder:
 
 
 class Covering(NamedTuple):
-    """Tokens, how many UTF-8 bytes and characters each covers, and what the unknown ones hide.
+    """Tokens, and of a document what each of them covers.
 
-    A character belongs to the token of its first byte.
+    A character belongs to the token of its first byte. `sizes_N2` of the last token has what follows it.
     """
 
     tokens_N: np.ndarray
-    sizes_N2: np.ndarray  # int64
-    unknown: list[str]  # for each unknown token, in order, without white space around it
-
-
-class _Counted:
-    """Pieces of text, passed on; `sizes_2` are the bytes and characters of those that were."""
-
-    def __init__(self, pieces: Iterable[str]) -> None:
-        self._pieces = pieces
-        self.sizes_2 = np.zeros(2, np.int64)
-
-    def __iter__(self) -> Iterator[str]:
-        for piece in self._pieces:
-            self.sizes_2 += (len(clean(piece).encode()), len(piece))
-            yield piece
+    sizes_N2: np.ndarray  # int64: UTF-8 bytes and characters
+    texts: list[bytes] | None  # UTF-8, without `rest`; None: the surfaces of the tokens
+    rest: bytes | None = None  # what follows the last token, at the end of a document alone
 
 
 class Tokenizer:
@@ -115,9 +110,9 @@ class Tokenizer:
     byte. newline_id ends a line and is what is fed before the first token. end_id stands between
     two documents and for zero bytes (where a foreign model has no such piece of its own, it is
     newline_id). end_piece: the piece that the user named to end both. unknown_id is None where nothing
-    can be unknown. lossless: any text comes back, so that no byte of it goes unpaid.
-    whitespace_as_suffix: a word's space is at its end, not its start. sample: the characters of text
-    that it was trained on, at most, where that was bounded.
+    can be unknown. lossless: any text comes back. whitespace_as_suffix: a word's space is at its end,
+    not its start. sample: the characters of text that it was trained on, at most, where that was
+    bounded. spacing: of the training text; None where the tokenizer is lossless, or it was not counted.
     """
 
     def __init__(
@@ -152,6 +147,7 @@ class Tokenizer:
         self._pieces = pieces
         self._surfaces = surfaces
         self._drop_leading_space = drop_leading_space
+        self.spacing: Spacing | None = None
         self._sizes_V2 = np.array(
             [(len(surface), int(begins_character(surface).sum())) for surface in surfaces]
         )
@@ -164,43 +160,44 @@ class Tokenizer:
     def encode_covering(self, pieces: Iterable[str]) -> Iterator[Covering]:
         """The tokens of one document, and what of its text each of them covers.
 
-        White space that `word` or a foreign model passes over belongs to the token after it, at the end
-        of the document to its last; so the sums are those of the text, if there is any token.
+        White space that `word` or a foreign model passes over belongs to the token after it. What
+        follows the last token of a document is its `rest`: where a tokenizer is not lossless, the last
+        covering has one, perhaps b"", and no token if the document has none.
         """
-        counted = _Counted(pieces)
-        accounted_2 = waiting_2 = np.zeros(2, np.int64)
-        held: Covering | None = None
-        for block in self.encoder.blocks(counted, _BATCH):
-            covering, rest_2 = self._covering(block)
-            if not len(covering.tokens_N):
-                waiting_2 = waiting_2 + rest_2
-                continue
-            covering.sizes_N2[0] += waiting_2
-            waiting_2 = rest_2
-            accounted_2 = accounted_2 + covering.sizes_N2.sum(0)
-            if held:
-                yield held
-            held = covering
-        if held:
-            held.sizes_N2[-1] += counted.sizes_2 - accounted_2
-            yield held
-
-    def _covering(self, block: str) -> tuple[Covering, np.ndarray]:
-        """The tokens of a block; and how much of it follows the last one, [2]."""
-        tokens_N = self.encoder.encode(block)
         if self.lossless:
-            return Covering(tokens_N, self._sizes_V2[tokens_N], []), np.zeros(2, np.int64)
-        data = clean(block).encode()
+            for block in self.encoder.blocks(pieces, _BATCH):
+                tokens_N = self.encoder.encode(block)
+                yield Covering(tokens_N, self._sizes_V2[tokens_N], None)
+            return
+        waiting = b""
+        held = Covering(np.empty(0, np.uint32), np.empty((0, 2), np.int64), [])
+        for block in self.encoder.blocks(pieces, _BATCH):
+            found, waiting = self._covering(block, waiting)
+            if len(found.tokens_N):
+                if len(held.tokens_N):
+                    yield held
+                held = found
+        held.sizes_N2[-1:] += (len(waiting), int(begins_character(waiting).sum()))
+        yield held._replace(rest=waiting)
+
+    def _covering(self, block: str, before: bytes) -> tuple[Covering, bytes]:
+        """The tokens of a block, `before` it text that no token covers yet; and the text after them."""
+        tokens_N, ends_N = self.encoder.encode(block), self.encoder.ends(block)
+        data = before + clean(block).encode()
+        if not len(tokens_N):
+            return Covering(tokens_N, np.empty((0, 2), np.int64), []), data
+        ends = [0, *(ends_N + len(before)).tolist()]
+        texts = [data[start:end] for start, end in pairwise(ends)]
+        # SentencePiece gives a whole character to the last of the bytes that spell it.
+        for at in np.flatnonzero(self._sizes_V2[tokens_N, 0] == 1).tolist():
+            size = len(texts[at])
+            spelled = tokens_N[max(0, at + 1 - size) : at + 1].tolist()
+            if size > 1 and b"".join(map(self.surface, spelled)) == texts[at]:
+                ends[at + 2 - size : at + 1] = range(ends[at + 1] - size + 1, ends[at + 1])
+                texts[at + 1 - size : at + 1] = map(self.surface, spelled)
         characters = np.concatenate(([0], np.cumsum(begins_character(data))))
-        ends_N = self.encoder.ends(block)
-        ends_N2 = np.stack((ends_N, characters[ends_N]), 1)
-        sizes_N2 = np.diff(ends_N2, axis=0, prepend=np.zeros((1, 2), np.int64))
-        unknown = [
-            data[ends_N[at] - sizes_N2[at, 0] : ends_N[at]].decode(errors="replace").strip()
-            for at in np.flatnonzero(tokens_N == self.unknown_id)
-        ]
-        rest_2 = np.array([len(data), characters[-1]]) - sizes_N2.sum(0)
-        return Covering(tokens_N, sizes_N2, unknown), rest_2
+        sizes_N2 = np.diff(np.stack((ends, characters[ends]), 1), axis=0)
+        return Covering(tokens_N, sizes_N2, texts), data[ends[-1] :]
 
     def encode_text(self, text: str) -> list[int]:
         return [token for tokens in self.encode([text]) for token in tokens]
@@ -208,6 +205,17 @@ class Tokenizer:
     def surface(self, token: int) -> bytes:
         """The UTF-8 bytes the token stands for; b"" for the end of a document."""
         return self._surfaces[token]
+
+    def told(self, token: int, *, starts: bool) -> bytes:
+        """The text that the token stands for, at the start of a line or elsewhere."""
+        surface = self._surfaces[token]
+        return surface.removeprefix(b" ") if starts and self._drop_leading_space else surface
+
+    def with_spacing(self, spacing: Spacing | None) -> Tokenizer:
+        """The same, with what was counted of a training text."""
+        other = copy.copy(self)
+        other.spacing = spacing
+        return other
 
     def piece(self, token: int) -> str:
         r"""The token on one line of a table: \t \n \r \\, a byte piece as <0xNN>, a space as ▁."""

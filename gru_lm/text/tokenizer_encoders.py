@@ -30,6 +30,7 @@ _BEYOND_SPACE = re.compile(f"[^ {models.SPACE}][ {models.SPACE}]")
 _NONE = np.uint32(2**32 - 1)
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _UNIT = re.compile(" *[^ ]+| +")
+_WHITE = "".join(filter(str.isspace, map(chr, range(0x3001)))).replace("\n", "")
 _WORD_OR_NEWLINE = re.compile(r"\n|\S+")
 
 
@@ -206,14 +207,16 @@ class WordEncoder(Encoder):
         }
 
     def blocks(self, pieces: Iterable[str], size: int) -> Iterator[str]:
-        rest = ""  # a word that may go on in the next piece
+        """Blocks end between words; one that holds a longer word holds it whole."""
+        waiting: list[str] = []  # of a word that may go on in the next piece
         for piece in segments.joined(pieces, size):
-            text = rest + piece
-            rest = "" if text[-1].isspace() else text.rsplit(None, 1)[-1]
-            yield text[: len(text) - len(rest)]
-            # No vocabulary holds a word this long, so more of it cannot matter.
-            rest = rest[: segments.LONGEST]
-        if rest:
+            begun = "" if piece[-1].isspace() else piece.rsplit(None, 1)[-1]
+            if len(begun) == len(piece):
+                waiting.append(piece)
+                continue
+            yield "".join([*waiting, piece[: len(piece) - len(begun)]])
+            waiting = [begun]
+        if rest := "".join(waiting):
             yield rest
 
     def encode(self, text: str) -> Ids:
@@ -270,3 +273,13 @@ def clean(text: str) -> str:
     except UnicodeEncodeError:
         return _SURROGATE.sub("\ufffd", text)
     return text
+
+
+def white_space_before(text: bytes) -> tuple[str, bytes]:
+    """The white space at the start of `text`, which may begin or end within a character; and the rest.
+
+    The end of a line is none.
+    """
+    decoded = text.decode(errors="surrogateescape")
+    body = decoded.lstrip(_WHITE)
+    return decoded[: len(decoded) - len(body)], body.encode(errors="surrogateescape")

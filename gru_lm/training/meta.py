@@ -80,6 +80,7 @@ def parsed(text: str) -> dict[str, Any]:
     for name in ("best_nats", "seconds", "began"):
         if meta.get(name, "") is not None:
             _check_types(meta, {name: float})
+    _check_spacing(meta.get("spacing"))
     if meta.get("leg_nats") is not None:  # older checkpoints have none
         _check_types(meta, {"leg_nats": float})
     if any(meta[name] < 0 for name in COUNTERS) or any(meta[name] < -1 for name in STEPS):
@@ -89,6 +90,18 @@ def parsed(text: str) -> dict[str, Any]:
     if meta["best_step"] >= 0 and meta["best_nats"] is None:
         raise ValueError("a best step without its figures")
     return meta
+
+
+def _check_spacing(spacing: Any) -> None:
+    """Counts of white space by place (None: the tokenizer is lossless, or the checkpoint older)."""
+    if spacing is None:
+        return
+    if type(spacing) is not dict or any(type(counts) is not dict for counts in spacing.values()):
+        raise ValueError("spacing is not counts by place")
+    for counts in spacing.values():
+        _check_types(counts, dict.fromkeys(counts, int))
+        if any(count < 1 for count in counts.values()):
+            raise ValueError("a count below 1")
 
 
 def _finite(text: str) -> float:

@@ -19,7 +19,7 @@ from torch import Tensor
 from gru_lm.errors import DivergedError, GruLmError
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.model.regularize import Regularization
-from gru_lm.text.tokenizer import Tokenizer, load_tokenizer
+from gru_lm.text.tokenizer import Spacing, Tokenizer, load_tokenizer
 from gru_lm.training.checkpoint import Checkpoint, damaged, encode
 from gru_lm.training.loop import TrainState
 from gru_lm.training.meta import COUNTERS, STEPS
@@ -62,6 +62,7 @@ def capture(
         "model": dataclasses.asdict(state.model.config),
         "regularization": dataclasses.asdict(state.model.regularization),
         "tokenizer": tokenizer.kind,
+        "spacing": tokenizer.spacing and _escaped(tokenizer.spacing),
         "config": config,
         "data": data,
         "environment": environment,
@@ -187,9 +188,25 @@ def restore_tokenizer(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> Tok
         tokenizer = load_tokenizer(str(checkpoint.meta["tokenizer"]), data, end_piece=end_piece)
         if tokenizer.vocab_size != checkpoint.meta["model"]["vocab_size"]:
             raise ValueError("its vocabulary is not the model's")
+        spacing = checkpoint.meta.get("spacing")
+        return tokenizer.with_spacing(spacing and _unescaped(spacing))
     except (KeyError, TypeError, ValueError) as error:
         raise damaged(checkpoint.path, f"its tokenizer cannot be read: {error}") from error
-    return tokenizer
+
+
+def _escaped(spacing: Spacing) -> Spacing:
+    """White space as it can be printed."""
+    return {
+        place: {ascii(gap)[1:-1]: count for gap, count in counts.items()}
+        for place, counts in spacing.items()
+    }
+
+
+def _unescaped(spacing: Spacing) -> Spacing:
+    return {
+        place: {gap.encode("ascii").decode("unicode_escape"): n for gap, n in counts.items()}
+        for place, counts in spacing.items()
+    }
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

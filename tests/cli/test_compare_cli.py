@@ -204,6 +204,29 @@ def test_the_same_command_makes_what_is_missing(whole: Path, tmp_path: Path) -> 
         compare(folder)
 
 
+def test_one_begun_before_white_space_was_charged_ends_with_like_figures(tmp_path: Path) -> None:
+    """What was measured then is measured again, and every run at the same odds."""
+    (tmp_path / "text.txt").write_text(TEXT.replace(" ", "  "), encoding="utf-8")
+    asked = SETTINGS | {"tokenizer": "word", "seeds": 1, "cells": CELLS}
+    asked["text"] = (str(tmp_path / "text.txt"),)
+    folder = tmp_path / "compared"
+    compare(folder, **asked)
+    now = measured(folder)
+    record = json.loads((folder / "compare.json").read_text())
+    assert record.pop("spacing")
+    (folder / "compare.json").write_text(json.dumps(record))
+    (folder / "results" / "lstm-0.json").unlink()
+    row = json.loads((folder / "results" / "gru-0.json").read_text())
+    del row["spelling_share"]
+    (folder / "results" / "gru-0.json").write_text(json.dumps(row))
+    compare(folder)
+    begun = measured(folder)
+    shares = [each["spelling_share"] for each in begun.values()]
+    assert min(shares) > 0.5 > 0.1 > max(each["spelling_share"] for each in now.values())
+    more = [begun[name]["bits_per_byte"] - now[name]["bits_per_byte"] for name in now]
+    assert more[0] == pytest.approx(more[1])
+
+
 def test_a_directory_in_use_is_left_alone(whole: Path) -> None:
     descriptor = lock(whole)
     try:

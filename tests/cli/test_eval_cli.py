@@ -28,6 +28,7 @@ CONTRACT = [
     "words",
     "lines",
     "nats",
+    "spelling_nats",
     "nats_per_token",
     "perplexity",
     "bits_per_byte",

@@ -51,7 +51,7 @@ def test_srilm_and_kenlm_recomputed_from_the_table(of_words: Path, tmp_path: Pat
     srilm, rows = measured(of_words, tmp_path, TEXT, convention="srilm")
     kenlm = measured(of_words, tmp_path, TEXT, convention="kenlm")[0]["as"]
     log10 = [-float(row["surprisal_bits"]) * math.log10(2) for row in rows]
-    unknown = [row["piece"] == "<unk>" for row in rows]
+    unknown = [row["unknown"] == "1" for row in rows]
     ends = [row["piece"] == "\\n" for row in rows]
     blank = [end and (place == 0 or ends[place - 1]) for place, end in enumerate(ends)]
     assert (sum(unknown), sum(ends), sum(blank), len(rows)) == (1, 4, 1, 14)

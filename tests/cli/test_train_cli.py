@@ -31,8 +31,9 @@ RESULT = [
     "stopped",
 ]  # fmt: skip
 FIGURES = {
-    "tokens", "bytes", "characters", "words", "lines", "nats", "nats_per_token", "perplexity",
-    "bits_per_byte", "bits_per_character", "word_perplexity", "unknown_tokens", "unknown_rate",
+    "tokens", "bytes", "characters", "words", "lines", "nats", "spelling_nats", "nats_per_token",
+    "perplexity", "bits_per_byte", "bits_per_character", "word_perplexity", "unknown_tokens",
+    "unknown_rate",
     "perplexity_excluding_unknown", "ci95", "caveats", "mode", "seconds", "tokens_per_second",
     "checkpoint", "device",
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Checkpoints that gru-lm 0.1 wrote before its modules moved: evaluated, sampled, resumed.
 
-`tests/fixtures/0.1` holds the best checkpoints of three runs of six steps (two documents each), and a run
+`tests/fixtures/0.1` holds the best checkpoints of runs of six steps (two documents each), and a run
 directory stopped after step 3.
 """
 

@@ -12,6 +12,8 @@ import sentencepiece
 import torch
 
 from gru_lm.evaluation.collectors import Conventions
+from gru_lm.evaluation.metrics import Counts
+from gru_lm.evaluation.paired import Ends
 from gru_lm.evaluation.tables import PerLine, PerToken, PerWord, details
 from gru_lm.evaluation.texts import measure
 from gru_lm.model.language_model import LanguageModel, ModelConfig
@@ -47,8 +49,8 @@ def rows_of(file: io.BytesIO) -> list[list[str]]:
 
 def tables(
     kind: str, texts: Sequence[Document], mode: str = "stream"
-) -> tuple[list[list[str]], list[list[str]], list[list[str]], float, Tokenizer]:
-    """The rows of tokens, words and lines, their headers checked; and the nats."""
+) -> tuple[list[list[str]], list[list[str]], list[list[str]], Counts, Tokenizer]:
+    """The rows of tokens, words and lines, their headers checked; and the counts."""
     tokenizer = tokenizer_of(kind)
     files = [io.BytesIO() for _ in range(3)]
     per_token = PerToken(files[0], tokenizer, texts)
@@ -67,18 +69,24 @@ def tables(
     per_line.finish()
     found = [rows_of(file) for file in files]
     place = ["file", "line", "character", "byte"]
-    assert found[0][0] == ["index", "id", "piece", "surprisal_bits", "entropy_bits", *place]
-    assert found[1][0] == [*place, "word", "tokens", "surprisal_bits", "corrected_bits"]
+    charged = ["unknown", "spelling_bits"]
+    names = ["index", "id", "piece", "surprisal_bits", "entropy_bits", *place, *charged]
+    assert found[0][0] == names
+    names = [*place, "word", "tokens", "surprisal_bits", "corrected_bits", *charged]
+    assert found[1][0] == names
     assert found[2][0] == ["line", "tokens", "nats"]
-    return found[0][1:], found[1][1:], found[2][1:], sum(c.nats for c in counts), tokenizer
+    return found[0][1:], found[1][1:], found[2][1:], sum(counts, Counts()), tokenizer
 
 
 @pytest.mark.parametrize("kind", ["byte", "char", "bpe", "unigram", "word"])
 @pytest.mark.parametrize("mode", ["stream", "line"])
 def test_all_tables_add_up_to_the_total(kind: str, mode: str) -> None:
     texts = [Text("a\tb", PLAIN), Text("b", "naïve 猫, no end"), Text("c", "x\n")]
-    tokens, per_word, per_line, nats, _ = tables(kind, texts, mode)
-    bits = nats / math.log(2)
+    tokens, per_word, per_line, counts, _ = tables(kind, texts, mode)
+    nats, bits = counts.nats, counts.nats / math.log(2)
+    spelled = pytest.approx(counts.spelling_nats / math.log(2), rel=1e-7)
+    assert sum(float(row[10]) for row in tokens) == spelled
+    assert sum(float(row[9]) for row in per_word) == spelled
     assert sum(float(row[3]) for row in tokens) == pytest.approx(bits, rel=1e-8)
     assert sum(float(row[6]) for row in per_word) == pytest.approx(bits, rel=1e-8)
     assert sum(float(row[7]) for row in per_word) == pytest.approx(bits, rel=1e-7)
@@ -89,9 +97,10 @@ def test_all_tables_add_up_to_the_total(kind: str, mode: str) -> None:
     assert {row[5] for row in tokens} == {row[0] for row in per_word} == {"a\\tb", "b", "c"}
     expected = ["the", "cat", "sat", "\\n", "\\n", "on", "mats", "\\n", "</s>"]
     expected += ["naïve", "猫,", "no", "end", "</s>", "x", "\\n"]
-    known = ["<unk>" if kind == "word" and w in ("mats", "naïve", "猫,", "no", "end", "x") else w
-             for w in expected]  # fmt: skip
-    assert [row[4] for row in per_word] == known
+    assert [row[4] for row in per_word] == expected
+    unknown = ["mats", "naïve", "猫,", "no", "end", "x"] if kind == "word" else []
+    assert [row[4] for row in per_word if row[8] == "1"] == unknown
+    assert [row[2] for row in tokens if row[9] == "1"] == unknown
     if kind == "word":
         assert all(row[6] == row[7] for row in per_word)
 
@@ -113,7 +122,7 @@ def test_places_are_those_of_the_text(kind: str) -> None:
                 (0,) if data[:start].decode(errors="replace") == whole else (0, 1)
             )
         for row in (row for row in per_word if row[0] == name):
-            if row[4] not in ("\\n", "</s>", "<unk>"):
+            if row[4] not in ("\\n", "</s>"):
                 assert text[int(row[2]) :].lstrip().startswith(row[4])
                 assert data[int(row[3]) :].decode().lstrip().startswith(row[4])
 
@@ -169,6 +178,105 @@ def test_words_are_parted_by_any_white_space() -> None:
     measure(model_for(tokenizer), tokenizer, [text], tables=[table], of_distribution=of_each)
     table.finish()
     assert [row[4] for row in rows_of(file)[1:]] == ["a", "b", "c", "d", "\\n"]
+
+
+def spaced(**options: object) -> Tokenizer:
+    """A SentencePiece model made elsewhere, with a piece for a line's end."""
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["line of it and the cat"] * 50 + ["in the line of it"] * 50),
+        model_writer=model,
+        user_defined_symbols="\n",
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **{"vocab_size": 60} | options,
+    )
+    kind = {"unigram": "unigram", "bpe": "bpe"}[str(options.get("model_type", "unigram"))]
+    return load_tokenizer(kind, model.getvalue())
+
+
+LOSSLESS: dict[str, object] = {
+    "byte_fallback": True,
+    "vocab_size": 330,
+    "normalization_rule_name": "identity",
+    "remove_extra_whitespaces": False,
+    "add_dummy_prefix": False,
+}
+OF_SPACES = {
+    "suffix": lambda: spaced(treat_whitespace_as_suffix=True, **LOSSLESS),
+    "suffix, normalised": lambda: spaced(treat_whitespace_as_suffix=True),
+    "across spaces": lambda: spaced(split_by_whitespace=False, **LOSSLESS),
+    "case folded": lambda: spaced(normalization_rule_name="nmt_nfkc_cf"),
+    "suffix bpe": lambda: spaced(model_type="bpe", treat_whitespace_as_suffix=True, **LOSSLESS),
+    "bytes": lambda: tokenizer_of("byte"),
+    "bpe": lambda: tokenizer_of("bpe"),
+    "unigram": lambda: tokenizer_of("unigram"),
+    "char": lambda: tokenizer_of("char"),
+    "word": lambda: tokenizer_of("word"),
+}
+
+
+@pytest.mark.parametrize("name", OF_SPACES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "line of it\nand  The cat line of\n",
+        "a\u00a0cat\u3000猫\u2009it\r\n\tof\x1cit\u2581it \n",
+        " in the line of it, in the  line of it  ",
+        "\u3000\n\n \nline\u00a0",
+    ],
+    ids=["plain", "odd", "edges", "blank"],
+)
+def test_words_of_the_table_are_those_of_the_count(name: str, text: str) -> None:
+    tokenizer = OF_SPACES[name]()
+    texts, file, model = [Text("a", text)], io.BytesIO(), model_for(tokenizer)
+    table = PerWord(file, tokenizer, texts)
+    (counts,) = measure(
+        model, tokenizer, texts, tables=[table], of_distribution=details(tokenizer), chunk=3
+    )
+    table.finish()
+    rows = rows_of(file)[1:]
+    names = [row[4] for row in rows if row[4] not in ("", "\\n")]
+    assert names == text.split()
+    assert len(names) == counts.words
+    assert sum(int(row[5]) for row in rows) == counts.tokens
+    bits = counts.nats / math.log(2)
+    assert sum(float(row[6]) for row in rows) == pytest.approx(bits, rel=1e-7)
+    assert sum(float(row[7]) for row in rows) == pytest.approx(bits, rel=1e-6)
+    spelled = counts.spelling_nats / math.log(2)
+    assert sum(float(row[9]) for row in rows) == pytest.approx(spelled, rel=1e-7)
+
+
+def test_a_token_of_several_words_counts_to_the_first() -> None:
+    tokenizer = OF_SPACES["across spaces"]()
+    pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
+    assert any("▁" in piece.strip("▁") for piece in pieces)
+    text, file = Text("a", "in the line of it"), io.BytesIO()
+    table = PerWord(file, tokenizer, [text])
+    model, of_each = model_for(tokenizer), details(tokenizer)
+    (counts,) = measure(model, tokenizer, [text], tables=[table], of_distribution=of_each)
+    table.finish()
+    rows = rows_of(file)[1:]
+    assert [row[4] for row in rows] == ["in", "the", "line", "of", "it"]
+    assert any(row[5:8] == ["0", "0", "0"] for row in rows)
+    assert sum(int(row[5]) for row in rows) == counts.tokens
+
+
+def test_a_text_of_white_space_alone_has_one_row_of_its_charge() -> None:
+    tokenizer, file = tokenizer_of("word"), io.BytesIO()
+    texts = [Text("a", "  \t"), Text("b", "the cat"), Text("c", "\u3000" * 9)]
+    table = PerWord(file, tokenizer, texts)
+    ends = Ends(3)
+    model, of_each = model_for(tokenizer), details(tokenizer)
+    counts = measure(model, tokenizer, texts, tables=[table, ends], of_distribution=of_each)
+    table.finish()
+    rows = rows_of(file)[1:]
+    assert [row[4] for row in rows if row[4] != "</s>"] == ["", "the", "cat", ""]
+    spelled = sum(each.spelling_nats for each in counts) / math.log(2)
+    assert sum(float(row[9]) for row in rows) == pytest.approx(spelled, rel=1e-7)
+    paid = [nats_N.sum() for _, nats_N in ends.by_document()]
+    assert paid == pytest.approx([each.nats + each.spelling_nats for each in counts])
+    assert [int(ends_N[-1]) for ends_N, _ in ends.by_document()] == [3, 7, 27]
 
 
 @torch.inference_mode()

@@ -108,6 +108,9 @@ class Record:
     tokenizer: str  # its fingerprint
     data: dict[str, str]  # fingerprints of the parts of the text
     part: str  # "test" or "valid": what all are measured on
+    spacing: bool = (
+        False  # whether runs count white space of their text; those begun before did not
+    )
     question: Question = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import BudgetError, DivergedError, InputError, Stopped
 from gru_lm.evaluation.collectors import ByBlock
 from gru_lm.evaluation.metrics import Counts, caveats
-from gru_lm.evaluation.paired import Ends, cells_differences, models_difference
+from gru_lm.evaluation.paired import Ends, cells_differences, charges, models_difference
 from gru_lm.evaluation.texts import Table, measure
 from gru_lm.layout import BEST, CURVES, PAGE, PIPED, RESULT, holds_checkpoint
 from gru_lm.reporting import console
@@ -139,7 +139,7 @@ def compare_models(
         "difference": difference,
         "differences": [difference],
         "verdict": difference["verdict"],
-        "caveats": [caveat for side in sides for caveat in side.pop("caveats")],
+        "caveats": [caveat for side in sides for caveat in side.pop("caveats")] + charges(sides),
         "report": str(out / PAGE) if out else None,
     }
     if out:
@@ -170,11 +170,12 @@ def _scored(
         )
     total = sum(counts, Counts())
     figures, seconds = total.figures(), time.monotonic() - started
-    bits = figures["bits_per_byte"]
+    bits, spelled = figures["bits_per_byte"], total.spelling_nats
     shown = "no finite number of" if bits is None else f"{bits:.4f}"
     console.note(f"measured: {shown} bits per byte ({seconds:.0f} s)")
     return {
         **{name: figures[name] for name in ("bits_per_byte", "nats_per_token", "perplexity")},
+        "spelling_share": spelled / (total.nats + spelled) if spelled else 0.0,
         "caveats": caveats(opened.tokenizer, total.unknown_rate(), of=of),
     }
 
@@ -202,6 +203,7 @@ def _planned(comparison: Comparison, question: Question, *, stop: Stop) -> Recor
         tokenizer=data.tokenizer.fingerprint,
         data=data.texts.fingerprints(),
         part="test" if data.test else "valid",
+        spacing=True,
     )
 
 
@@ -217,6 +219,8 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
     """What was measured of every run, after all that is left of them was done."""
     order = record.runs()
     left = [run for run in order if comparison.measured(*run) is None]
+    if left:  # what was measured before white space was charged is measured again
+        left = [run for run in order if "spelling_share" not in (comparison.measured(*run) or {})]
     documents = _held_out(comparison, record, stop=stop) if left else ()
     started = time.monotonic()
     for done, (cell, seed) in enumerate(left):
@@ -286,6 +290,8 @@ def _measured(
             f"{directory} was trained on another text than the comparison's other runs",
             hint="restore the text, remove that run, and start again",
         )
+    if not record.spacing:
+        opened = replace(opened, tokenizer=opened.tokenizer.with_spacing(None))
     by_block = ByBlock()
     figures = _scored(opened, documents, by_block, of="the text", size=None, stop=stop)
     nats_K, bytes_K, _ = by_block.sums().T

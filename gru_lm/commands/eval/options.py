@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gru_lm.errors import UsageError
+from gru_lm.evaluation import TABLES
 
 if TYPE_CHECKING:
     from gru_lm.text.documents import Document
@@ -37,6 +38,15 @@ class Outputs:
         written = (self.per_token, self.per_word, self.per_line, self.html, self.context_curve)
         return [path for path in written if path]
 
+    def tables(self) -> list[Path]:
+        """Those of them that are tables."""
+        return [path for path in (self.per_token, self.per_word, self.per_line) if path]
+
+
+def form_of(table: Path) -> str:
+    """The form of a table, by the ending of its name: one of TABLES; without an ending, the first."""
+    return table.suffix.lower() or TABLES[0]
+
 
 def check_outputs(outputs: Outputs, documents: Sequence[Document]) -> None:
     """Raise UsageError where what is to be written would replace what is read, or something else."""
@@ -59,3 +69,9 @@ def check_outputs(outputs: Outputs, documents: Sequence[Document]) -> None:
             raise UsageError(f"{out} has the name of a model", hint="another name")
         if out.absolute() in [other.absolute() for other in outs[:number]]:
             raise UsageError(f"{out} cannot hold two things at once", hint="a name for each")
+    for table in outputs.tables():
+        if form_of(table) not in TABLES:
+            raise UsageError(
+                f"{table}: tables are written as {', '.join(TABLES)}, not {table.suffix}",
+                hint=f"{table.with_suffix('.csv')}",
+            )

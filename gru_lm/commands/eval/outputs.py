@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from gru_lm.commands.eval.options import Outputs
+from gru_lm.commands.eval.options import Outputs, form_of
 from gru_lm.commands.load import LoadedModel
 from gru_lm.evaluation.adaptation import beginning
 from gru_lm.evaluation.baselines import baselines
@@ -51,12 +51,15 @@ class Collectors:
         self.used = TokenCounts(tokenizer.vocab_size)
         self.tables: list[Table] = [self.by_block, self.conventions, self.used]
         if outputs.per_token:
-            self.tables.append(PerToken(files[outputs.per_token], tokenizer, documents))
+            form = form_of(outputs.per_token)
+            self.tables.append(PerToken(files[outputs.per_token], tokenizer, documents, form=form))
         self.by_word = self.by_line = self.shown = None
         if outputs.per_word:
-            self.by_word = PerWord(files[outputs.per_word], tokenizer, documents)
+            form = form_of(outputs.per_word)
+            self.by_word = PerWord(files[outputs.per_word], tokenizer, documents, form=form)
         if outputs.per_line:
-            self.by_line = PerLine(files[outputs.per_line], tokenizer)
+            form = form_of(outputs.per_line)
+            self.by_line = PerLine(files[outputs.per_line], tokenizer, form=form)
         if outputs.html:
             self.shown = Shown(tokenizer)
         self.tables += [each for each in (self.by_word, self.by_line, self.shown, mixture) if each]

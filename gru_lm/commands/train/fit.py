@@ -279,8 +279,10 @@ class Trainer:
 
     def _figures(self, report: StepReport) -> str:
         bits = report.loss / math.log(2) / self.bytes_per_token
+        # What tokens do not tell of the training text has not been charged.
+        shown = f"{bits:.3f} bits/byte  " if self.data.tokenizer.lossless else ""
         return (
-            f"step {report.step:,}  loss {report.loss:.3f}  {bits:.3f} bits/byte  "
+            f"step {report.step:,}  loss {report.loss:.3f}  {shown}"
             f"{self.pace.tokens_per_second():,.0f} tokens/s"
         )
 

@@ -21,6 +21,7 @@ from gru_lm.commands.train.clock import LEARNING, READING, START, TOKENIZING, TR
 from gru_lm.commands.train.tokenizer import checked_kind, given_tokenizer, naming, train_tokenizer
 from gru_lm.config import Settings
 from gru_lm.errors import EnvironmentProblem, InputError
+from gru_lm.evaluation.spelling import count_spacing
 from gru_lm.model.devices import choose_backend, fastest_precision, set_up
 from gru_lm.model.language_model import ModelConfig
 from gru_lm.model.native import build
@@ -36,7 +37,7 @@ from gru_lm.planning.text import (
 from gru_lm.planning.trial import tokens_per_second
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
-from gru_lm.text.dataset import Data, Texts, tokenize
+from gru_lm.text.dataset import Data, Texts, excerpt, tokenize
 from gru_lm.text.documents import FileDocument
 from gru_lm.text.sources import open_documents, spool_stdin
 from gru_lm.text.tokenizer import Tokenizer
@@ -44,6 +45,8 @@ from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.start import fresh_state
+
+SPACING_CHARACTERS = 1 << 20  # of the training text, in which white space is counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +128,8 @@ def prepare(
     spent.on(READING)
     if tokenizer is None:
         tokenizer = train_tokenizer(chosen, kind, texts.train, stop=stop)
+    sample = excerpt(texts.train, SPACING_CHARACTERS, stop=stop)
+    tokenizer = tokenizer.with_spacing(count_spacing(tokenizer, sample.documents))
     spent.on(LEARNING)
     data = read_data(texts, tokenizer, within=chosen if with_test else None, stop=stop)
     spent.on(TOKENIZING)
