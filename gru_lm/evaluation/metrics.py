@@ -69,9 +69,17 @@ class Counts:
         }
 
 
-def caveats(tokenizer: Tokenizer, unknown_rate: float | None, *, of: str = "the text") -> list[str]:
+def caveats(
+    tokenizer: Tokenizer,
+    unknown_rate: float | None,
+    *,
+    of: str = "the text",
+    several: bool = False,
+) -> list[str]:
     """What must be said beside figures `of` something, so that they do not flatter."""
     found = []
+    if several and not tokenizer.ends_documents:
+        found.append("trained on a single document: no end of document is scored")
     if not tokenizer.lossless and tokenizer.kind != "word":
         found.append("the tokenizer does not give every text back: bits per byte are flattered")
     if unknown_rate and unknown_rate > MOST_UNKNOWN:

@@ -8,7 +8,7 @@ alone. Knows nothing of models.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -37,11 +37,17 @@ class Part:
     documents: tuple[Document, ...]
     lengths: tuple[int, ...]
     fingerprint: str  # of the text it was cut from, and of where
+    returns: int = 0  # carriage returns in the text it was cut from
 
     @property
     def characters(self) -> int:
         """Of all documents."""
         return sum(self.lengths)
+
+    def is_several(self) -> bool:
+        """Whether it is of more than one document; slices of one document are one."""
+        wholes = [getattr(document, "document", document) for document in self.documents]
+        return any(whole != wholes[0] for whole in wholes)
 
     def cut(self, *spans: tuple[int, int]) -> Part:
         """The characters [start, end) of this part, for each of `spans`: documents of their own."""
@@ -52,7 +58,8 @@ class Part:
             documents += found
             lengths += theirs
         where = [str(position) for span in spans for position in span]
-        return Part(tuple(documents), tuple(lengths), _digest(self.fingerprint, *where))
+        fingerprint = _digest(self.fingerprint, *where)
+        return Part(tuple(documents), tuple(lengths), fingerprint, self.returns)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,9 @@ def open_texts(
     def opened(specs: Sequence[str]) -> Part:
         documents = open_documents(specs, encoding=encoding, stdin=stdin, stop=stop, note=note)
         found = survey(documents, stop=stop, progress=progress)
-        return Part(found.documents, found.document_characters, found.fingerprint)
+        return Part(
+            found.documents, found.document_characters, found.fingerprint, found.carriage_returns
+        )
 
     return Sources(
         opened(text), opened([valid]) if valid else None, opened([test]) if test else None
@@ -162,6 +171,7 @@ class Data:
     train: TokenStore
     valid: TokenStore
     test: TokenStore | None
+    seen: Mapping[str, bool]  # what the training text held, for the checkpoint (meta.SEEN)
 
     @cached_property
     def counts_V(self) -> npt.NDArray[np.int64]:  # noqa: N802
@@ -170,25 +180,39 @@ class Data:
 
 
 def tokenize(
-    texts: Texts, tokenizer: Tokenizer, *, cache: Path, workers: int, stop: Stop, progress: Progress
+    texts: Texts,
+    tokenizer: Tokenizer,
+    *,
+    seen: Mapping[str, bool],
+    cache: Path,
+    workers: int,
+    stop: Stop,
+    progress: Progress,
 ) -> Data:
     """The tokens of all parts, from the cache where they have been built before.
 
-    Up to `workers` processes encode a part that is long enough to be worth it.
+    Up to `workers` processes encode a part that is long enough to be worth it. Documents of held-out
+    text are followed by an end only where the tokenizer says that ends are scored.
     """
     train, valid, test = (
         build_store(
             part.documents,
             tokenizer,
             directory=cache,
-            key=_digest(part.fingerprint, tokenizer.fingerprint),
+            key=_digest(part.fingerprint, tokenizer.fingerprint, *([] if ends else ["no ends"])),
+            ends=ends,
             workers=workers if part.characters >= WORTHWHILE else 1,
             stop=stop,
             progress=progress,
         )
-        for part in (texts.train, texts.valid, texts.test)
+        for part, ends in (
+            (texts.train, True),
+            (texts.valid, tokenizer.ends_documents),
+            (texts.test, tokenizer.ends_documents),
+        )
     )
     return Data(
+        seen=seen,
         texts=texts,
         tokenizer=tokenizer,
         train=train,

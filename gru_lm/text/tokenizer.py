@@ -100,6 +100,8 @@ class Tokenizer:
     byte. newline_id ends a line and is what is fed before the first token. end_id stands between
     two documents and for zero bytes (where a foreign model has no such piece of its own, it is
     newline_id). unknown_id is None where nothing can be unknown. lossless: any text comes back.
+    ends_documents: whether the end of a document is scored and sampled; set to False for a model
+    that was trained on a single document and never met one.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Tokenizer:
         self.end_id = end_id
         self.unknown_id = unknown_id
         self.lossless = lossless
+        self.ends_documents = True
         self.encoder = encoder
         self._pieces = pieces
         self._surfaces = surfaces

@@ -32,13 +32,14 @@ def capture(
     *,
     config: Mapping[str, Any],
     data: Mapping[str, str],
+    held: Mapping[str, bool],
     environment: Mapping[str, Any],
 ) -> bytes:
     """The checkpoint of `state`.
 
-    `config` is the settings without paths, `data` the text's fingerprints, `environment` what bit-equal
-    results depend on (PyTorch, threads, device, backend). Raises DivergedError rather than write down
-    a number that is not finite.
+    `config` is the settings without paths, `data` the text's fingerprints, `held` what the
+    training text held (meta.SEEN), `environment` what bit-equal results depend on (PyTorch, threads,
+    device, backend). Raises DivergedError rather than write down a number that is not finite.
     """
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     for index, (parameter, _) in enumerate(_parameters(state.optimizer)):
@@ -64,6 +65,7 @@ def capture(
         "tokenizer": tokenizer.kind,
         "config": config,
         "data": data,
+        "seen": held,
         "environment": environment,
     }
     return encode(tensors, meta)
@@ -178,15 +180,52 @@ def restore_model(
 
 
 def restore_tokenizer(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> Tokenizer:
-    """The tokenizer inside. Raises InputError where it is refused or does not fit the model."""
+    """The tokenizer inside. Raises InputError where it is refused or does not fit the model.
+
+    It scores ends of documents only if the training text had any.
+    """
     try:
         data = tensors["tokenizer"].numpy().tobytes()
         tokenizer = load_tokenizer(str(checkpoint.meta["tokenizer"]), data)
         if tokenizer.vocab_size != checkpoint.meta["model"]["vocab_size"]:
             raise ValueError("its vocabulary is not the model's")
-    except (KeyError, TypeError, ValueError) as error:
+        tokenizer.ends_documents = seen(checkpoint, tensors, tokenizer)["document_ends"]
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise damaged(checkpoint.path, f"its tokenizer cannot be read: {error}") from error
     return tokenizer
+
+
+def seen(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], tokenizer: Tokenizer
+) -> dict[str, bool]:
+    """What the training text held, by the names of meta.SEEN.
+
+    Older checkpoints do not say; there it follows from what the head knows of the token in question,
+    and is taken for granted where no token stands for it.
+    """
+    if "seen" in checkpoint.meta:
+        return dict(checkpoint.meta["seen"])
+    size = tokenizer.vocab_size
+    returns = next((token for token in range(size) if tokenizer.surface(token) == b"\r"), None)
+    return {
+        "document_ends": _occurred(tensors, tokenizer.end_id),
+        "carriage_returns": returns is None or _occurred(tensors, returns),
+    }
+
+
+def _occurred(tensors: Mapping[str, Tensor], token: int) -> bool:
+    """Whether the training text held `token`, as far as the order of the head's tokens tells.
+
+    Where all but one have rows of their own, that one is the token of the smallest bias.
+    """
+    row_V, rank_V = tensors.get("model.head.row_V"), tensors.get("model.head.rank_V")
+    if row_V is not None:  # the last row is that of all tokens that did not occur
+        return bool(row_V[token] < row_V.max())
+    if rank_V is not None:  # by falling count, then by number: equal counts rise to the very end
+        rarer = rank_V.argsort()[int(rank_V[token]) :]
+        return not bool((rarer.diff() > 0).all())
+    bias_V = tensors["model.head.bias"]
+    return bool(bias_V[token] > bias_V.min())
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -122,9 +122,12 @@ def compare_models(
         documents = open_documents(on, encoding=encoding, stdin=stdin, stop=stop, note=console.note)
         with console.progress("reading", None) as advance:
             size = survey(documents, stop=stop, progress=advance).bytes
+        both = [load_model(each, device=device, threads=threads) for each in checkpoints]
+        # The end of a document is scored by both or by neither.
+        ends_documents = all(each.tokenizer.ends_documents for each in both)
         sides, ends = [], []
-        for path, checkpoint in zip(models, checkpoints, strict=True):
-            opened = load_model(checkpoint, device=device, threads=threads)
+        for path, checkpoint, opened in zip(models, checkpoints, both, strict=True):
+            opened.tokenizer.ends_documents = ends_documents
             ends.append(Ends(len(documents)))
             sides.append(
                 {
@@ -145,7 +148,7 @@ def compare_models(
         "difference": difference,
         "differences": [difference],
         "verdict": difference["verdict"],
-        "caveats": [caveat for side in sides for caveat in side.pop("caveats")],
+        "caveats": list(dict.fromkeys(each for side in sides for each in side.pop("caveats"))),
         "report": str(out / PAGE) if out else None,
     }
     if out:
@@ -181,7 +184,9 @@ def _scored(
     console.note(f"measured: {shown} bits per byte ({seconds:.0f} s)")
     return {
         **{name: figures[name] for name in ("bits_per_byte", "nats_per_token", "perplexity")},
-        "caveats": caveats(opened.tokenizer, total.unknown_rate(), of=of),
+        "caveats": caveats(
+            opened.tokenizer, total.unknown_rate(), of=of, several=len(documents) > 1
+        ),
     }
 
 

@@ -178,7 +178,9 @@ def _on_texts(
         collectors.finish()
         total = sum(counts, Counts())
         result = _plain(collectors, counts, mode=mode, seconds=seconds) | result
-        result["caveats"] += caveats(loaded.tokenizer, total.unknown_rate())
+        result["caveats"] += caveats(
+            loaded.tokenizer, total.unknown_rate(), several=len(documents) > 1
+        )
         if outputs.convention:
             result["as"], found = collectors.convention(total)
             result["caveats"] += found

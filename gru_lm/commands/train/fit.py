@@ -309,6 +309,7 @@ class Trainer:
             self.data.tokenizer,
             config=self.settings.portable(),
             data=self.data.texts.fingerprints(),
+            held=self.data.seen,
             environment=self.environment,
         )
 
@@ -332,9 +333,11 @@ class Trainer:
     def _described(self, part: str, totals: Totals, seconds: float) -> dict[str, Any]:
         """The figures as `eval` reports them."""
         figures = self._figures_of(part, totals)
+        rate, several = figures["unknown_rate"], getattr(self.data.texts, part).is_several()
+        found = caveats(self.data.tokenizer, rate, of=f"the {part} text", several=several)
         return figures | {
-            "ci95": None,  # which takes the loss along the text: `eval` has it
-            "caveats": caveats(self.data.tokenizer, figures["unknown_rate"], of=f"the {part} text"),
+            "ci95": None,  # `eval` has it
+            "caveats": found,
             "mode": "columns",
             "seconds": round(seconds, 3),
             "tokens_per_second": round(totals.tokens / seconds, 1) if seconds else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.start import fresh_state
-from gru_lm.training.state import restore_tokenizer
+from gru_lm.training.state import restore_tokenizer, seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,12 @@ def prepare(
     if tokenizer is None:
         with console.progress("training the tokenizer", None):
             tokenizer = make_tokenizer(kind, texts.train, vocab_size=chosen.vocab_size, stop=stop)
-    data = read_data(texts, tokenizer, stop=stop)
+    held = held_by(texts.train)
+    if source:
+        before = seen(source, source.tensors(), tokenizer)
+        held = {what: found or before[what] for what, found in held.items()}
+    tokenizer.ends_documents = held["document_ends"]
+    data = read_data(texts, tokenizer, seen=held, stop=stop)
     prepared = _planned(chosen, data, device=device, source=source, started=started, stop=stop)
     _announce(prepared.settings, data, whole, asked=asked)
     console.note(f"forecast: {prepared.forecast}")
@@ -238,7 +244,12 @@ def plan_part(chosen: Settings, whole: Texts, *, kind: str, device: torch.device
     )
 
 
-def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
+def held_by(train: Part) -> dict[str, bool]:
+    """What the training text holds, by the names of meta.SEEN."""
+    return {"document_ends": train.is_several(), "carriage_returns": train.returns > 0}
+
+
+def read_data(texts: Texts, tokenizer: Tokenizer, *, seen: Mapping[str, bool], stop: Stop) -> Data:
     """The tokens of all parts of the text."""
     cache = platformdirs.user_cache_path("gru-lm") / "tokens"
     characters = sum(part.characters for part in (texts.train, texts.valid, texts.test))
@@ -246,6 +257,7 @@ def read_data(texts: Texts, tokenizer: Tokenizer, *, stop: Stop) -> Data:
         data = tokenize(
             texts,
             tokenizer,
+            seen=seen,
             cache=cache,
             workers=torch.get_num_threads(),
             stop=stop,
@@ -264,7 +276,12 @@ def _announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) ->
         return f"{part.characters:,} of {of.characters:,}" if less else f"{part.characters:,}"
 
     unknown_rate = data.valid.unknown / len(data.valid.tokens)
-    for caveat in caveats(data.tokenizer, unknown_rate, of="the held-out text"):
+    for caveat in caveats(
+        data.tokenizer,
+        unknown_rate,
+        of="the held-out text",
+        several=data.texts.valid.is_several(),
+    ):
         console.warn(caveat)
     names = ", ".join(chosen.text[:3])
     if len(chosen.text) > 3:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gru_lm.commands.load import read_again
-from gru_lm.commands.train.prepare import Prepared, read_data
+from gru_lm.commands.train.prepare import Prepared, held_by, read_data
 from gru_lm.config import BUDGETS, Settings, settings
 from gru_lm.errors import InputError, UsageError
 from gru_lm.layout import CONFIG
@@ -66,7 +66,8 @@ def reopen(
             why=f"it was read from: {', '.join(chosen.text)}",
             hint=f"restore the text, or begin anew with train --from {directory} TEXT",
         )
-    data = read_data(texts, tokenizer, stop=stop)
+    held = meta.get("seen") or held_by(texts.train) | {"document_ends": tokenizer.ends_documents}
+    data = read_data(texts, tokenizer, seen=held, stop=stop)
     backend = meta["environment"]["backend"]
     if backend == "native":  # kept where it can be had; else the warning below says so
         backend = choose_backend(where)
