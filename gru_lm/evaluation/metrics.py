@@ -10,7 +10,7 @@ by the end of the text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -88,6 +88,13 @@ def caveats(
             "flattered; bits per byte has them spelled out"
         )
     return found
+
+
+def unseen_returns(returns: int, seen: Mapping[str, bool], *, of: str = "the text") -> list[str]:
+    """What must be said of the carriage returns in a text, where the training text had none."""
+    if not returns or seen["carriage_returns"]:
+        return []
+    return [f"{of} has {returns:,} carriage returns (CR), which the training text had none of"]
 
 
 class TextCounter:

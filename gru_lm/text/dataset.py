@@ -95,6 +95,10 @@ class Sources:
         """Characters of the training part."""
         return self._ends(shares)[0]
 
+    def carriage_returns(self) -> int:
+        """In all texts."""
+        return sum(part.returns for part in (self.text, self.valid, self.test) if part)
+
     def holds_out(self, shares: tuple[Fraction, Fraction, Fraction]) -> bool:
         """Whether there is any text to validate on."""
         start, end = self._ends(shares)

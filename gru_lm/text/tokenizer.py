@@ -100,6 +100,7 @@ class Tokenizer:
     byte. newline_id ends a line and is what is fed before the first token. end_id stands between
     two documents and for zero bytes (where a foreign model has no such piece of its own, it is
     newline_id). unknown_id is None where nothing can be unknown. lossless: any text comes back.
+    drop_leading_space: the space that a line's first token brings is not text.
     ends_documents: whether the end of a document is scored and sampled; set to False for a model
     that was trained on a single document and never met one.
     """
@@ -130,7 +131,7 @@ class Tokenizer:
         self.encoder = encoder
         self._pieces = pieces
         self._surfaces = surfaces
-        self._drop_leading_space = drop_leading_space
+        self.drop_leading_space = drop_leading_space
         self._sizes_V2 = np.array(
             [(len(surface), int(begins_character(surface).sum())) for surface in surfaces]
         )
@@ -194,7 +195,7 @@ class Tokenizer:
 
     def decoder(self) -> Decoder:
         return Decoder(
-            self._surfaces, end_id=self.end_id, drop_leading_space=self._drop_leading_space
+            self._surfaces, end_id=self.end_id, drop_leading_space=self.drop_leading_space
         )
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gru_lm.commands.eval.options import Outputs, check_outputs
 from gru_lm.errors import UsageError, unknown_name
 from gru_lm.evaluation import CONVENTIONS, MODES
-from gru_lm.evaluation.metrics import Counts, caveats
+from gru_lm.evaluation.metrics import Counts, caveats, unseen_returns
 from gru_lm.signals import Stop, never
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ def evaluate(
             "device": str(loaded.device),
             "caveats": found,
         }
+        found += unseen_returns(text.carriage_returns, loaded.seen)
         if outputs.pairs:
             result["pairs"] = pairs = _pairs(loaded, outputs.pairs, stop=stop)
             found += caveats(loaded.tokenizer, pairs["unknown_rate"], of="the pairs")

@@ -101,6 +101,11 @@ def prepare(
     if "-" in (*chosen.text, chosen.valid, chosen.test):
         spool_stdin(stdin, stop=stop)
     sources = read_sources(chosen, stdin=stdin, stop=stop)
+    if returns := sources.carriage_returns():
+        console.note(
+            f"the text has {returns:,} carriage returns (CR or CR LF line ends), which are kept as they "
+            "are; to train without them: tr -d '\\r'"
+        )
     characters = sources.training_characters(chosen.shares())
     kind = _kind(chosen, tokenizer, characters=characters)
     whole = sources.split(chosen.shares(), at_line_ends=kind == "word", stop=stop)
