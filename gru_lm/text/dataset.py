@@ -7,9 +7,11 @@ alone. Knows nothing of models.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +21,7 @@ import numpy.typing as npt
 
 from gru_lm.signals import Stop
 from gru_lm.text.documents import Document, cut, readings, survey
+from gru_lm.text.overlap import Sketch, sketch
 from gru_lm.text.parallel import WORTHWHILE
 from gru_lm.text.segments import LONGEST
 from gru_lm.text.sources import open_documents
@@ -27,6 +30,7 @@ from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
 
 Progress = Callable[[int], None]
 
+_SPACE = re.compile(r"\s")
 SLICES = 32  # of a text of which not all is used; fewer, where they would be shorter than a segment
 
 
@@ -109,11 +113,15 @@ class Sources:
     ) -> Texts:
         """Cut the held-out parts off TEXT where no file is named for them.
 
-        With `at_line_ends` each cut moves to the next end of a line.
+        With `at_line_ends` each cut moves to the next end of a line, or between two words where
+        there is none before the end of the part that it begins.
         """
         ends = self._ends(shares)
         if at_line_ends:
-            ends = [_line_end(self.text, end, stop) for end in ends]
+            ends = [
+                _after(self.text, end, until, stop)
+                for end, until in zip(ends, (*ends[1:], self.text.characters), strict=True)
+            ]
         return Texts(
             train=self.text.cut((0, ends[0])),
             valid=self.valid or self.text.cut((ends[0], ends[1])),
@@ -176,6 +184,17 @@ class Data:
     valid: TokenStore
     test: TokenStore | None
     seen: Mapping[str, bool]  # what the training text held, for the checkpoint (meta.SEEN)
+    # Of "train" and "valid"; before they are made, what checkpoints know.
+    lines: Mapping[str, Sketch] = field(default_factory=dict)
+
+    def with_lines(self, *, stop: Stop) -> Data:
+        """The same with sketches of training and held-out text, and what was trained on before."""
+        if "valid" in self.lines:
+            return self
+        parts = {"train": self.texts.train, "valid": self.texts.valid}
+        found = {name: sketch(part.documents, stop=stop) for name, part in parts.items()}
+        found["train"] |= self.lines.get("train", found["train"])
+        return dataclasses.replace(self, lines=found)
 
     @cached_property
     def counts_V(self) -> npt.NDArray[np.int64]:  # noqa: N802
@@ -232,19 +251,28 @@ def _text(documents: Sequence[Document]) -> Iterator[str]:
         yield "\n"
 
 
-def _line_end(whole: Part, position: int, stop: Stop) -> int:
-    """The position after the first newline at or after `position`, or the end of the text."""
+def _after(whole: Part, position: int, until: int, stop: Stop) -> int:
+    """The position after the first newline at or after `position`, or else after the first white space.
+
+    The newline must come before `until`, so that something is left between the two. Without either it
+    is the end of the text.
+    """
     if position in (0, whole.characters):
         return position
     at = position - 1
+    space = None
     for pieces in readings(whole.cut((at, whole.characters)).documents):
         for piece in pieces:
             stop()
+            if space is None and (match := _SPACE.search(piece)):
+                space = at + match.end()
             found = piece.find("\n")
-            if found >= 0:
-                return at + found + 1
             at += len(piece)
-    return whole.characters
+            if found >= 0 and (after := at - len(piece) + found + 1) < max(until, position + 1):
+                return after
+            if at >= until and space is not None:
+                return space
+    return whole.characters if space is None else space
 
 
 def _at_line_ends(

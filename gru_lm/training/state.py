@@ -19,6 +19,7 @@ from torch import Tensor
 from gru_lm.errors import DivergedError, GruLmError
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.model.regularize import Regularization
+from gru_lm.text.overlap import Sketch
 from gru_lm.text.tokenizer import Tokenizer, load_tokenizer
 from gru_lm.training.checkpoint import Checkpoint, damaged, encode
 from gru_lm.training.loop import TrainState
@@ -33,13 +34,15 @@ def capture(
     config: Mapping[str, Any],
     data: Mapping[str, str],
     held: Mapping[str, bool],
+    lines: Mapping[str, Sketch],
     environment: Mapping[str, Any],
 ) -> bytes:
     """The checkpoint of `state`.
 
     `config` is the settings without paths, `data` the text's fingerprints, `held` what the
-    training text held (meta.SEEN), `environment` what bit-equal results depend on (PyTorch, threads,
-    device, backend). Raises DivergedError rather than write down a number that is not finite.
+    training text held (meta.SEEN), `lines` sketches of the texts, `environment` what bit-equal
+    results depend on (PyTorch, threads, device, backend). Raises DivergedError rather than write
+    down a number that is not finite.
     """
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     for index, (parameter, _) in enumerate(_parameters(state.optimizer)):
@@ -51,6 +54,8 @@ def capture(
     if not _all_finite(tensors.values()):
         raise DivergedError(f"step {state.step}: numbers that are not finite in the training state")
     tensors["tokenizer"] = torch.from_numpy(np.frombuffer(tokenizer.data, dtype=np.uint8).copy())
+    for name, each in lines.items():
+        tensors[f"lines.{name}"] = torch.from_numpy(each.packed())
     meta: dict[str, Any] = {name: getattr(state, name) for name in (*COUNTERS, *STEPS)}
     meta |= {
         "best_nats": state.best_nats if state.best_step >= 0 else None,
@@ -120,7 +125,7 @@ def restore(
         if not _plain_floats(
             value
             for name, value in tensors.items()
-            if name.partition(".")[0] not in ("tokenizer", "model")  # which has been checked
+            if name.partition(".")[0] not in ("tokenizer", "lines", "model")  # checked
         ):
             raise ValueError("its numbers are not finite float32 numbers")
         state = TrainState(model, optimizer, scaler, hidden_LSBH.to(device))
@@ -211,6 +216,21 @@ def seen(
         "document_ends": _occurred(tensors, tokenizer.end_id),
         "carriage_returns": returns is None or _occurred(tensors, returns),
     }
+
+
+def lines(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Sketch]:
+    """Sketches of the run's "train" and "valid" text; older checkpoints have none.
+
+    Raises InputError where they cannot be read.
+    """
+    try:
+        return {
+            name: Sketch.unpacked(tensors[f"lines.{name}"].numpy())
+            for name in ("train", "valid")
+            if f"lines.{name}" in tensors
+        }
+    except (TypeError, ValueError) as error:
+        raise damaged(checkpoint.path, f"its sketches cannot be read: {error}") from error
 
 
 def _occurred(tensors: Mapping[str, Tensor], token: int) -> bool:

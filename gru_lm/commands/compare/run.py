@@ -24,6 +24,7 @@ from gru_lm.commands.compare.directory import (
     Record,
 )
 from gru_lm.commands.compare.matching import fixed, parameters, plan_cells
+from gru_lm.commands.eval.contamination import text_caveats
 from gru_lm.commands.load import LoadedModel, load_model, read_again
 from gru_lm.commands.train.run import resume, train
 from gru_lm.config import BUDGETS, Settings
@@ -129,6 +130,7 @@ def compare_models(
         for path, checkpoint, opened in zip(models, checkpoints, both, strict=True):
             opened.tokenizer.ends_documents = ends_documents
             ends.append(Ends(len(documents)))
+            known = text_caveats(opened, documents, is_own=False, is_tuned=False, stop=stop)
             sides.append(
                 {
                     "name": str(path),
@@ -139,6 +141,7 @@ def compare_models(
                     "checkpoint": str(checkpoint.path),
                 }
             )
+            sides[-1]["caveats"] += [f"{path}: {caveat}" for caveat in known]
     names = [str(path) for path in models]
     difference = models_difference((names[0], ends[0]), (names[1], ends[1]))
     result = {

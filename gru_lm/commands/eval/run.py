@@ -63,6 +63,7 @@ def evaluate(
             )
         # Torch comes only now: what is refused is refused without it.
         from gru_lm.commands.eval.adaptive import check_settings
+        from gru_lm.commands.eval.contamination import text_caveats
         from gru_lm.commands.load import load_model, own_text
 
         check_settings(
@@ -75,11 +76,9 @@ def evaluate(
         # A first pass finds whatever cannot be read before the long work, and how long that will be.
         with console.progress("reading", None) as advance:
             text = survey(documents, stop=stop, progress=advance)
-        found: list[str] = []
-        if outputs.tune or (outputs.interpolate and outputs.weight is None):
-            own = own_text(loaded, "valid", stop=stop)
-            if text.fingerprint == survey(own.documents, stop=stop).fingerprint:
-                found.append("what is tuned here is tuned on the very text that is measured")
+        found = unseen_returns(text.carriage_returns, loaded.seen)
+        is_tuned = outputs.tune or bool(outputs.interpolate and outputs.weight is None)
+        found += text_caveats(loaded, documents, is_own=not files, is_tuned=is_tuned, stop=stop)
         if outputs.dynamic == "rms":
             own_text(loaded, "train", stop=stop)
         result: dict[str, Any] = {
@@ -87,7 +86,6 @@ def evaluate(
             "device": str(loaded.device),
             "caveats": found,
         }
-        found += unseen_returns(text.carriage_returns, loaded.seen)
         if outputs.pairs:
             result["pairs"] = pairs = _pairs(loaded, outputs.pairs, stop=stop)
             found += caveats(loaded.tokenizer, pairs["unknown_rate"], of="the pairs")

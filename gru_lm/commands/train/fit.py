@@ -310,6 +310,7 @@ class Trainer:
             config=self.settings.portable(),
             data=self.data.texts.fingerprints(),
             held=self.data.seen,
+            lines=self.data.lines,
             environment=self.environment,
         )
 

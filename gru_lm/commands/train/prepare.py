@@ -36,13 +36,14 @@ from gru_lm.planning.trial import tokens_per_second
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
 from gru_lm.text.dataset import Data, Part, Texts, make_tokenizer, tokenize
+from gru_lm.text.overlap import Sketch
 from gru_lm.text.sources import spool_stdin
 from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.start import fresh_state
-from gru_lm.training.state import restore_tokenizer, seen
+from gru_lm.training.state import lines, restore_tokenizer, seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +116,13 @@ def prepare(
     if tokenizer is None:
         with console.progress("training the tokenizer", None):
             tokenizer = make_tokenizer(kind, texts.train, vocab_size=chosen.vocab_size, stop=stop)
-    held = held_by(texts.train)
+    held, known = held_by(texts.train), {}
     if source:
         before = seen(source, source.tensors(), tokenizer)
         held = {what: found or before[what] for what, found in held.items()}
+        known = {n: each for n, each in lines(source, source.tensors()).items() if n == "train"}
     tokenizer.ends_documents = held["document_ends"]
-    data = read_data(texts, tokenizer, seen=held, stop=stop)
+    data = read_data(texts, tokenizer, seen=held, lines=known, stop=stop)
     prepared = _planned(chosen, data, device=device, source=source, started=started, stop=stop)
     _announce(prepared.settings, data, whole, asked=asked)
     console.note(f"forecast: {prepared.forecast}")
@@ -254,8 +256,15 @@ def held_by(train: Part) -> dict[str, bool]:
     return {"document_ends": train.is_several(), "carriage_returns": train.returns > 0}
 
 
-def read_data(texts: Texts, tokenizer: Tokenizer, *, seen: Mapping[str, bool], stop: Stop) -> Data:
-    """The tokens of all parts of the text."""
+def read_data(
+    texts: Texts,
+    tokenizer: Tokenizer,
+    *,
+    seen: Mapping[str, bool],
+    lines: Mapping[str, Sketch],
+    stop: Stop,
+) -> Data:
+    """The tokens of all parts of the text; `seen` and `lines` are what Data has."""
     cache = platformdirs.user_cache_path("gru-lm") / "tokens"
     characters = sum(part.characters for part in (texts.train, texts.valid, texts.test))
     with console.progress("tokenizing", characters) as advance:
@@ -268,6 +277,7 @@ def read_data(texts: Texts, tokenizer: Tokenizer, *, seen: Mapping[str, bool], s
             stop=stop,
             progress=advance,
         )
+    data = dataclasses.replace(data, lines=lines)
     if not len(data.valid.tokens):
         raise InputError("the held-out text holds no token", hint="--valid FILE with some text")
     return data

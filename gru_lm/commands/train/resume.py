@@ -25,7 +25,7 @@ from gru_lm.signals import Stop
 from gru_lm.training.directory import Run, newest_whole, read_settings
 from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
-from gru_lm.training.state import environment, restore, restore_tokenizer
+from gru_lm.training.state import environment, lines, restore, restore_tokenizer
 
 
 def reopen(
@@ -57,7 +57,8 @@ def reopen(
         precision=here.precision,
         deterministic=chosen.deterministic,
     )
-    tokenizer = restore_tokenizer(checkpoint, checkpoint.tensors())
+    tensors = checkpoint.tensors()
+    tokenizer = restore_tokenizer(checkpoint, tensors)
     is_word = tokenizer.kind == "word"
     _, texts = read_again(chosen, stdin=run.text, is_word=is_word, stop=stop)
     if texts.fingerprints() != meta["data"]:
@@ -67,7 +68,7 @@ def reopen(
             hint=f"restore the text, or begin anew with train --from {directory} TEXT",
         )
     held = meta.get("seen") or held_by(texts.train) | {"document_ends": tokenizer.ends_documents}
-    data = read_data(texts, tokenizer, seen=held, stop=stop)
+    data = read_data(texts, tokenizer, seen=held, lines=lines(checkpoint, tensors), stop=stop)
     backend = meta["environment"]["backend"]
     if backend == "native":  # kept where it can be had; else the warning below says so
         backend = choose_backend(where)
