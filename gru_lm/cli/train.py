@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gru_lm.cli.options import with_settings
-from gru_lm.config import BUDGETS, Settings, parse_set, read_toml, settings
+from gru_lm.config import BUDGETS, Settings, parse_set, read_toml, refuse_ignored, settings
 from gru_lm.errors import Stopped, UsageError
 from gru_lm.signals import watch_signals
 
@@ -106,6 +106,14 @@ def train_cli(
             else:
                 layers = [read_toml(config) if config else {}, parse_set(set_values or ()), given]
                 chosen = settings(*layers)
+                refuse_ignored(chosen, layers)
+                if print_config and (from_run or only_plan):
+                    other = "--from" if from_run else "--dry-run"
+                    raise UsageError(
+                        f"--print-config does not go with {other}",
+                        why="it prints the settings as they are given",
+                        hint="--dry-run prints the complete settings, with --from too",
+                    )
                 if print_config or only_plan:
                     expected = None
                     if only_plan:

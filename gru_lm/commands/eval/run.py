@@ -44,7 +44,7 @@ def evaluate(
     mend is raised as a GruLmError; the files that are to be written are then as they were before.
     """
     outputs = outputs or Outputs()
-    _check_usage(run, files, mode, outputs)
+    _check_usage(run, files, mode, encoding, outputs)
 
     from gru_lm.reporting import console
     from gru_lm.text.documents import survey
@@ -104,7 +104,9 @@ def evaluate(
     return result
 
 
-def _check_usage(run: Path, files: Sequence[str], mode: str, outputs: Outputs) -> None:
+def _check_usage(
+    run: Path, files: Sequence[str], mode: str, encoding: str, outputs: Outputs
+) -> None:
     """Raise UsageError for what does not go together, before anything is read."""
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
@@ -115,6 +117,10 @@ def _check_usage(run: Path, files: Sequence[str], mode: str, outputs: Outputs) -
             "--pairs alone judges pairs, and nothing else",
             hint=f"name a text too: gru-lm eval {run} FILE --pairs {outputs.pairs}",
         )
+    if not files and encoding != "utf-8":
+        raise UsageError("--encoding is that of a FILE", hint="name one, or leave --encoding out")
+    if outputs.pairs and not files and mode != "stream":
+        raise UsageError(f"--mode {mode} is for texts, not pairs", hint="leave --mode out")
     if mode != "stream" and (outputs.cache is not None or outputs.dynamic):
         raise UsageError(
             f"what adapts carries on through the text, not --mode {mode}", hint="leave --mode out"

@@ -128,7 +128,7 @@ class Trainer:
                 raise
             except DivergedError as error:
                 error.why = f"the last checkpoint is of step {self.saved[0]}: {self.run.directory}"
-                error.hint = f"a new run with --lr {self.plan.lr / 3:.1g}"
+                error.hint = self.plan.remedy(f"a new run with --lr {self.plan.lr / 3:.1g}")
                 raise
         return ended
 
