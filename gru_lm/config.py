@@ -31,6 +31,7 @@ TEXT, MODEL, BUDGET, TRAINING, MACHINE, KEEPING = (
 LARGEST = 2**63 - 1  # limit of integers, which a checkpoint stores in 64 bits
 PLACES = ("text", "valid", "test")  # fields that name texts
 PATHS = (*PLACES, "start_from")  # fields that name files; not part of a checkpoint
+RECORDED = {"batch", "bptt", "lr", "optimizer", "weight_decay", "beta2"}  # of every run
 BUDGETS = ("minutes", "epochs", "steps", "tokens")
 
 
@@ -308,6 +309,30 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     choices = field.metadata["choices"]
     if choices and value not in choices:
         raise unknown_name(field.name, value, choices)
+
+
+def refuse_ignored(chosen: Settings, given: Iterable[Mapping[str, Any]]) -> None:
+    """Raise UsageError where a setting that was `given` has no effect beside the others.
+
+    `given` are the layers that the settings come of. The config.toml of a run may say anything, for it
+    has a value for everything.
+    """
+    layers = [{key.replace("-", "_") for key in layer} for layer in given]
+    named = {name for layer in layers if not layer >= RECORDED for name in layer}
+    corpora = all(
+        spec.startswith("@") for spec in (*chosen.text, chosen.valid, chosen.test) if spec
+    )
+    for name, is_void, without, hint in (
+        ("split", chosen.valid, "--valid, beside which all of TEXT is trained on", "--valid"),
+        ("beta2", chosen.optimizer in ("sgd", "nt-asgd"), f"--optimizer {chosen.optimizer}", ""),
+        ("residual", chosen.residual and chosen.layers == 1, "--layers 1", ""),
+        ("encoding", corpora, "a named corpus, which is UTF-8", ""),
+    ):
+        if name in named and is_void:
+            raise UsageError(
+                f"--{name} has no effect with {without}",
+                hint=f"leave --{name} out" + (f", or {hint}" if hint else ""),
+            )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

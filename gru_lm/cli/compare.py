@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gru_lm.cli.options import with_settings
-from gru_lm.config import parse_set, read_toml, settings
+from gru_lm.config import parse_set, read_toml, refuse_ignored, settings
 from gru_lm.errors import UsageError
 from gru_lm.signals import watch_signals
 
@@ -143,6 +143,7 @@ def _settings(layers: list[dict[str, Any]], text: list[str] | None) -> dict[str,
         )
     names = {name.replace("-", "_") for layer in layers for name in layer}
     chosen = settings(*layers, {"text": text})
+    refuse_ignored(chosen, layers)
     whole = recorded(chosen).given()
     if (tokenizer := chosen.tokenizer or "").endswith(".model"):
         whole["tokenizer"] = str(Path(tokenizer).absolute())

@@ -34,11 +34,13 @@ def sample(
     choice: Choice | None = None,
     stop_strings: Sequence[str] = (),
     seed: int = 0,
+    allow_unknown: bool = False,
+    with_logprobs: bool = False,
     device: str = "auto",
     threads: int | None = None,
     stop: Stop = never,
 ) -> Iterator[Step]:
-    """Sample texts that go on after `prompt`; yields text as it is made (sampling.Step).
+    """Sample texts that continue `prompt`; yields text as it is made (sampling.Step).
 
     `stop` is called every few milliseconds, or before every token, and raises Stopped. What a user
     can mend is raised as a GruLmError.
@@ -49,23 +51,28 @@ def sample(
     checkpoint = run_directory.find(run, console.warn) if isinstance(run, Path) else run
     # Torch comes only now: a file that is no checkpoint is refused without it.
     from gru_lm.commands.load import load_model
+    from gru_lm.evaluation.metrics import unseen_returns
+    from gru_lm.generation.prompt import read_prompt
     from gru_lm.generation.sampling import generate
 
     loaded = load_model(checkpoint, device=device, threads=threads, stop=stop)
-    tokens = loaded.tokenizer.encode_text(prompt)
-    if unknown := sum(token == loaded.tokenizer.unknown_id for token in tokens):
-        console.warn(f"{unknown} of the prompt's {len(tokens)} tokens are not in the vocabulary")
+    read = read_prompt(loaded.tokenizer, prompt)
+    if read.unknown:
+        size = len(read.tokens)
+        console.warn(f"{read.unknown} of the prompt's {size} tokens are not in the vocabulary")
+    for note in unseen_returns(prompt.count("\r"), loaded.seen, of="the prompt"):
+        console.note(note)
     yield from generate(
         loaded.model,
         loaded.tokenizer,
-        tokens,
+        read,
         samples=samples,
         length=length,
         choice=choice,
         stop_strings=stop_strings,
         seed=seed,
-        # A word's token brings its own space, and white space in the prompt has no token.
-        after_space=loaded.tokenizer.kind == "word" and prompt[-1:].isspace(),
+        allow_unknown=allow_unknown,
+        with_logprobs=with_logprobs,
         check=stop,
     )
 
@@ -111,8 +118,15 @@ def sample_cli(
         int | None,
         typer.Option(min=0, help="Random seed: same seed, same text.", show_default="random"),
     ] = None,
+    allow_unknown: Annotated[
+        bool, typer.Option("--allow-unknown", help="Sample the token for unknown words too.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object per sample.")
+    ] = False,
+    with_logprobs: Annotated[
+        bool,
+        typer.Option("--logprobs", help="With --json: the log-probability of each token, in nats."),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:I.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
@@ -124,6 +138,13 @@ def sample_cli(
     """
     if "" in (stop_strings or ()):
         raise UsageError("--stop is empty", hint="leave it out, or name a string")
+    if with_logprobs and not as_json:
+        raise UsageError("--logprobs goes with --json", hint="add --json")
+    if temperature == 0 and typical < 1:
+        raise UsageError(
+            "--typical does not go with --temperature 0, which takes the most probable token",
+            hint="leave one of them out",
+        )
     from gru_lm.reporting import console
     from gru_lm.training import directory as run_directory
 
@@ -154,13 +175,21 @@ def sample_cli(
             choice=choice,
             stop_strings=stop_strings or (),
             seed=seed,
+            allow_unknown=allow_unknown,
+            with_logprobs=with_logprobs,
             device=device,
             threads=threads,
             stop=flag.check,
         )
         if as_json:
             for made in _in_order(steps):
-                console.result_json(_described(made, given))
+                described = _described(made, given, seed)
+                if with_logprobs:
+                    described["logprobs"] = [
+                        {"id": token, "piece": piece, "logprob": _finite(nats)}
+                        for token, piece, nats in made.logprobs
+                    ]
+                console.result_json(described)
         elif samples == 1:
             _stream(steps, given)
         else:
@@ -219,14 +248,19 @@ def _in_order(steps: Iterator[Step]) -> Iterator[Sample]:
             following += 1
 
 
-def _described(made: Sample, prompt: str) -> dict[str, Any]:
+def _described(made: Sample, prompt: str, seed: int) -> dict[str, Any]:
     return {
         "text": made.text,
         "prompt": prompt,
         "tokens": made.tokens,
-        "logprob": made.logprob if math.isfinite(made.logprob) else None,
+        "logprob": _finite(made.logprob),
+        "seed": seed,
         "stop": made.stop,
     }
+
+
+def _finite(nats: float) -> float | None:
+    return nats if math.isfinite(nats) else None
 
 
 def _whole_lines(text: str) -> str:

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gru_lm.cli.options import with_settings
-from gru_lm.config import BUDGETS, PLACES, Settings, parse_set, read_toml, settings
+from gru_lm.config import (
+    BUDGETS,
+    PLACES,
+    Settings,
+    parse_set,
+    read_toml,
+    refuse_ignored,
+    settings,
+)
 from gru_lm.errors import Stopped, UsageError
 from gru_lm.layout import TOML_MARK
 from gru_lm.signals import watch_signals
@@ -112,6 +120,13 @@ def train_cli(
                     given["start_from"] = str(from_run)
                 layers = [_read(config) if config else {}, parse_set(set_values or ()), given]
                 chosen = settings(*layers)
+                refuse_ignored(chosen, layers)
+                if print_config and only_plan:
+                    raise UsageError(
+                        "--print-config does not go with --dry-run",
+                        why="it prints the settings as they are given",
+                        hint="--dry-run prints the complete settings",
+                    )
                 if print_config or only_plan:
                     expected = None
                     if only_plan:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from gru_lm.text.dataset import Part, Sources, Texts, excerpt, open_texts
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training import directory as run_directory
 from gru_lm.training.checkpoint import Checkpoint
-from gru_lm.training.state import restore_model, restore_tokenizer
+from gru_lm.training.state import restore_model, restore_tokenizer, seen
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     checkpoint: Checkpoint
     device: torch.device
+    seen: Mapping[str, bool]  # what the training text held (meta.SEEN)
 
 
 def load_model(
@@ -50,7 +52,7 @@ def load_model(
     tokenizer = restore_tokenizer(checkpoint, tensors)
     backend = choose_backend(where)
     model = restore_model(checkpoint, tensors, device=where, backend=backend).eval()
-    return LoadedModel(model, tokenizer, checkpoint, where)
+    return LoadedModel(model, tokenizer, checkpoint, where, seen(checkpoint, tensors, tokenizer))
 
 
 def own_text(loaded: LoadedModel, part: str, *, stop: Stop) -> Part:

@@ -10,7 +10,7 @@ newline or by the end of the text.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -70,13 +70,21 @@ class Counts:
         }
 
 
-def caveats(tokenizer: Tokenizer, unknown_rate: float | None, *, of: str = "the text") -> list[str]:
+def caveats(
+    tokenizer: Tokenizer,
+    unknown_rate: float | None,
+    *,
+    of: str = "the text",
+    several: bool = False,
+) -> list[str]:
     """What must be said beside figures `of` something, so that they do not flatter."""
     found = []
+    if several and not tokenizer.ends_documents:
+        found.append("trained on a single document: no end of document is scored")
     if not tokenizer.lossless and tokenizer.spacing is None:
         found.append(
             "the checkpoint has no counts of white space in its training text: bits per byte charge it "
-            "at fixed odds, by which it is dearer"
+            "at fixed odds, which is more expensive"
         )
     if unknown_rate and unknown_rate > MOST_UNKNOWN:
         found.append(
@@ -84,6 +92,13 @@ def caveats(tokenizer: Tokenizer, unknown_rate: float | None, *, of: str = "the 
             "flattered; bits per byte has them spelled out"
         )
     return found
+
+
+def unseen_returns(returns: int, seen: Mapping[str, bool], *, of: str = "the text") -> list[str]:
+    """What must be said of the carriage returns in a text, where the training text had none."""
+    if not returns or seen["carriage_returns"]:
+        return []
+    return [f"{of} has {returns:,} carriage returns (CR), which the training text had none of"]
 
 
 class TextCounter:

@@ -4,8 +4,8 @@ Brings tokenizer, text counts and scoring together, in three modes: `stream` car
 through each document, `line` resets it at each line, `columns` cuts all of the text as validation
 does. Knows no run and no terminal. Invariants: every token is scored, and portions reach the tables
 in text order; between two documents stands one end-of-document token of zero bytes, charged to the
-first of the two; memory does not grow with the text (line mode holds whole lines, columns mode what
-tokens cover).
+first of the two, unless the model never met one; memory does not grow with the text (line mode holds
+whole lines, columns mode what tokens cover).
 """
 
 from __future__ import annotations
@@ -112,7 +112,8 @@ def measure(
 class Reading:
     """Documents as sequences of tokens to be scored, and what becomes of the scores.
 
-    Each is followed by the end-of-document token, but for the last. It is read once.
+    Each is followed by the end-of-document token, but for the last, where the tokenizer says that ends
+    are scored. It is read once.
     """
 
     def __init__(self, tokenizer: Tokenizer, documents: Sequence[Document]) -> None:
@@ -186,7 +187,7 @@ class Reading:
 
     def _tail(self, number: int) -> list[int]:
         """What follows a document's own tokens; it accounts for no text."""
-        if number == len(self._documents) - 1:
+        if number == len(self._documents) - 1 or not self._tokenizer.ends_documents:
             return []
         return [self._tokenizer.end_id]
 

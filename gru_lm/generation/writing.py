@@ -56,9 +56,8 @@ class StopStrings:
 def whole_pieces(tokenizer: Tokenizer) -> dict[int, str]:
     """The text of each token whose text is the same wherever it stands, but the document's end."""
     surfaces = [tokenizer.surface(token) for token in range(tokenizer.vocab_size)]
-    spaced = [token for token, surface in enumerate(surfaces) if surface.startswith(b" ")]
-    if spaced and not tokenizer.decoder().push(spaced[0]).startswith(" "):
-        return {}  # at a line's start its space is dropped, so that all depends on what came before
+    if tokenizer.drop_leading_space and any(surface.startswith(b" ") for surface in surfaces):
+        return {}  # all depends on what came before
     texts = {token: surface.decode(errors="replace") for token, surface in enumerate(surfaces)}
     return {token: text for token, text in texts.items() if text and "\ufffd" not in text}
 
@@ -66,8 +65,8 @@ def whole_pieces(tokenizer: Tokenizer) -> dict[int, str]:
 class Writer:
     """The tokens of one sample, after its prompt, to its final text.
 
-    `whole` is what `whole_pieces` says of the tokenizer. `after_space`: the text begins without a
-    space, for the prompt's text ended in one that its tokens do not hold.
+    `whole` is what `whole_pieces` says of the tokenizer. `rest` is what of the prompt's text the first
+    token holds; it is not written again.
     """
 
     def __init__(
@@ -77,13 +76,13 @@ class Writer:
         prompt: Sequence[int],
         *,
         stop_strings: Sequence[str],
-        after_space: bool,
+        rest: str = "",
     ) -> None:
         self._decoder = tokenizer.decoder()
         self._stops = StopStrings(stop_strings)
         self._end = tokenizer.end_id if tokenizer.end_id != tokenizer.newline_id else None
         self._whole = whole
-        self._after_space = after_space
+        self._rest = rest
         # Whether the decoder holds nothing back, so that whole pieces need not go through it.
         self._clear = not prompt or prompt[-1] in whole
         if not self._clear:
@@ -92,7 +91,7 @@ class Writer:
 
     def push(self, tokens: Sequence[int]) -> tuple[str, int, str | None]:
         """New, final text; how many of the tokens it is of; "stop" or "end" where that ended it."""
-        if self._clear and not self._after_space:
+        if self._clear and not self._rest:
             pieces = [self._whole.get(token, "") for token in tokens]
             text = "".join(pieces)
             if "" not in pieces and not self._stops.finds(text):
@@ -100,8 +99,8 @@ class Writer:
         parts: list[str] = []
         for used, token in enumerate(tokens, 1):
             text = self._decoder.push(token)
-            if self._after_space:
-                text, self._after_space = text.removeprefix(" "), False
+            if self._rest:
+                text, self._rest = text.removeprefix(self._rest), ""
             text, stopped = self._stops.push(text)
             if token == self._end and not stopped:
                 # Bytes still held back can no longer become a character.

@@ -29,6 +29,7 @@ from gru_lm.evaluation.scoring import OfDistribution, Tokens, score
 from gru_lm.evaluation.spelling import Charges
 from gru_lm.evaluation.texts import FASTEST
 from gru_lm.generation.choice import Choice
+from gru_lm.generation.prompt import read_prompt
 from gru_lm.generation.sampling import complete
 from gru_lm.reporting import console
 from gru_lm.text.tokenizer import Tokenizer
@@ -175,10 +176,8 @@ class GruLM(LM):  # type: ignore[misc]
             samples = complete(
                 self._model,
                 self._text,
-                self._text.encode_text(context),
+                read_prompt(self._text, context),
                 samples=len(places),
-                # A word's token brings its own space, and white space in the prompt has no token.
-                after_space=self._text.kind == "word" and context[-1:].isspace(),
                 **generation_options(options),
             )
             for at, sample in zip(places, samples, strict=True):

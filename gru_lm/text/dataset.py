@@ -7,9 +7,11 @@ alone. Knows nothing of models.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,7 @@ import numpy.typing as npt
 from gru_lm import caches
 from gru_lm.signals import Stop
 from gru_lm.text.documents import Document, cut, readings, survey
+from gru_lm.text.overlap import Sketch, sketch
 from gru_lm.text.parallel import WORTHWHILE
 from gru_lm.text.segments import LONGEST
 from gru_lm.text.sources import open_documents
@@ -29,6 +32,7 @@ from gru_lm.text.tokenizer_encoders import VERSION
 
 Progress = Callable[[int], None]
 
+_SPACE = re.compile(r"\s")
 SLICES = 32  # of a text of which not all is used; fewer, where they would be shorter than a segment
 
 
@@ -39,11 +43,17 @@ class Part:
     documents: tuple[Document, ...]
     lengths: tuple[int, ...]
     fingerprint: str  # of the text it was cut from, and of where
+    returns: int = 0  # carriage returns in the text it was cut from
 
     @property
     def characters(self) -> int:
         """Of all documents."""
         return sum(self.lengths)
+
+    def is_several(self) -> bool:
+        """Whether it is of more than one document; slices of one document are one."""
+        wholes = [getattr(document, "document", document) for document in self.documents]
+        return any(whole != wholes[0] for whole in wholes)
 
     def cut(self, *spans: tuple[int, int]) -> Part:
         """The characters [start, end) of this part, for each of `spans`: documents of their own."""
@@ -54,7 +64,8 @@ class Part:
             documents += found
             lengths += theirs
         where = [str(position) for span in spans for position in span]
-        return Part(tuple(documents), tuple(lengths), _digest(self.fingerprint, *where))
+        fingerprint = _digest(self.fingerprint, *where)
+        return Part(tuple(documents), tuple(lengths), fingerprint, self.returns)
 
 
 @dataclass(frozen=True)
@@ -90,6 +101,10 @@ class Sources:
         """Characters of the training part."""
         return self._ends(shares)[0]
 
+    def carriage_returns(self) -> int:
+        """In all texts."""
+        return sum(part.returns for part in (self.text, self.valid, self.test) if part)
+
     def holds_out(self, shares: tuple[Fraction, Fraction, Fraction]) -> bool:
         """Whether there is any text to validate on."""
         start, end = self._ends(shares)
@@ -100,11 +115,15 @@ class Sources:
     ) -> Texts:
         """Cut the held-out parts off TEXT where no file is named for them.
 
-        With `at_line_ends` each cut moves to the next end of a line.
+        With `at_line_ends` each cut moves to the next end of a line, or between two words where
+        there is none before the end of the part that it begins.
         """
         ends = self._ends(shares)
         if at_line_ends:
-            ends = [_line_end(self.text, end, stop) for end in ends]
+            ends = [
+                _after(self.text, end, until, stop)
+                for end, until in zip(ends, (*ends[1:], self.text.characters), strict=True)
+            ]
         return Texts(
             train=self.text.cut((0, ends[0])),
             valid=self.valid or self.text.cut((ends[0], ends[1])),
@@ -128,7 +147,9 @@ def open_texts(
     def opened(specs: Sequence[str]) -> Part:
         documents = open_documents(specs, encoding=encoding, stdin=stdin, stop=stop, note=note)
         found = survey(documents, stop=stop, progress=progress)
-        return Part(found.documents, found.document_characters, found.fingerprint)
+        return Part(
+            found.documents, found.document_characters, found.fingerprint, found.carriage_returns
+        )
 
     return Sources(
         opened(text), opened([valid]) if valid else None, opened([test]) if test else None
@@ -172,6 +193,18 @@ class Data:
     train: TokenStore
     valid: TokenStore
     test: TokenStore | None
+    seen: Mapping[str, bool]  # what the training text held, for the checkpoint (meta.SEEN)
+    # Of "train" and "valid"; before they are made, what checkpoints know.
+    lines: Mapping[str, Sketch] = field(default_factory=dict)
+
+    def with_lines(self, *, stop: Stop) -> Data:
+        """The same with sketches of training and held-out text, and what was trained on before."""
+        if "valid" in self.lines:
+            return self
+        parts = {"train": self.texts.train, "valid": self.texts.valid}
+        found = {name: sketch(part.documents, stop=stop) for name, part in parts.items()}
+        found["train"] |= self.lines.get("train", found["train"])
+        return dataclasses.replace(self, lines=found)
 
     @cached_property
     def counts_V(self) -> npt.NDArray[np.int64]:  # noqa: N802
@@ -183,6 +216,7 @@ def tokenize(
     texts: Texts,
     tokenizer: Tokenizer,
     *,
+    seen: Mapping[str, bool],
     cache: Path,
     workers: int,
     stop: Stop,
@@ -191,24 +225,32 @@ def tokenize(
 ) -> Data:
     """The tokens of all parts, or all but the test text, from the cache where they have been built.
 
-    Up to `workers` processes encode a part that is long enough to be worth it.
+    Up to `workers` processes encode a part that is long enough to be worth it. Documents of held-out
+    text are followed by an end only where the tokenizer says that ends are scored.
     """
     with_test = with_test and texts.test.characters > 0
-    parts = (texts.train, texts.valid, texts.test)[: 3 if with_test else 2]
+    ends = tokenizer.ends_documents
+    parts = [(texts.train, True), (texts.valid, ends)]
+    if with_test:
+        parts.append((texts.test, ends))
     train, valid, *test = stores = [
         build_store(
             part.documents,
             tokenizer,
             directory=cache,
-            key=_digest(part.fingerprint, tokenizer.fingerprint, VERSION),
+            key=_digest(
+                part.fingerprint, tokenizer.fingerprint, VERSION, *([] if ends else ["no ends"])
+            ),
+            ends=ends,
             workers=workers if part.characters >= WORTHWHILE else 1,
             stop=stop,
             progress=progress,
         )
-        for part in parts
+        for part, ends in parts
     ]
     caches.trim(cache, f"*{SUFFIX}", keep=[store.path for store in stores])
     return Data(
+        seen=seen,
         texts=texts,
         tokenizer=tokenizer,
         train=train,
@@ -224,19 +266,28 @@ def _text(documents: Sequence[Document]) -> Iterator[str]:
         yield "\n"
 
 
-def _line_end(whole: Part, position: int, stop: Stop) -> int:
-    """The position after the first newline at or after `position`, or the end of the text."""
+def _after(whole: Part, position: int, until: int, stop: Stop) -> int:
+    """The position after the first newline at or after `position`, or else after the first white space.
+
+    The newline must come before `until`, so that something is left between the two. Without either it
+    is the end of the text.
+    """
     if position in (0, whole.characters):
         return position
     at = position - 1
+    space = None
     for pieces in readings(whole.cut((at, whole.characters)).documents):
         for piece in pieces:
             stop()
+            if space is None and (match := _SPACE.search(piece)):
+                space = at + match.end()
             found = piece.find("\n")
-            if found >= 0:
-                return at + found + 1
             at += len(piece)
-    return whole.characters
+            if found >= 0 and (after := at - len(piece) + found + 1) < max(until, position + 1):
+                return after
+            if at >= until and space is not None:
+                return space
+    return whole.characters if space is None else space
 
 
 def _at_line_ends(

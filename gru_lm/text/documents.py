@@ -222,6 +222,7 @@ class Survey:
     fingerprint: str  # sha256 over each document's UTF-8 bytes, then their number in 8 bytes
     document_characters: tuple[int, ...]
     documents: tuple[Document, ...]  # those surveyed, with marks
+    carriage_returns: int
 
 
 def survey(
@@ -232,7 +233,7 @@ def survey(
 ) -> Survey:
     """Read everything once. `progress` is told UTF-8 bytes. Borders of documents count, names not."""
     digest = hashlib.sha256()
-    total = 0
+    total = returns = 0
     lengths = []
     marked: list[Document] = []
     for document in documents:
@@ -246,12 +247,13 @@ def survey(
             digest.update(data)
             characters += len(piece)
             size += len(data)
+            returns += piece.count("\r")
             progress(len(data))
         digest.update(size.to_bytes(8, "big"))
         lengths.append(characters)
         marked.append(_marked(document, marks, size))
         total += size
-    return Survey(sum(lengths), total, digest.hexdigest(), tuple(lengths), tuple(marked))
+    return Survey(sum(lengths), total, digest.hexdigest(), tuple(lengths), tuple(marked), returns)
 
 
 def _marked(document: Document, marks: Sequence[Mark], size: int) -> Document:

@@ -35,15 +35,21 @@ _LENGTH = struct.Struct("<Q")
 _BETWEEN = b"\xff"  # between two texts; no UTF-8 holds it
 
 
-def gather(documents: Iterable[Iterable[str]], encoder: Encoder, size: int) -> Iterator[list[str]]:
+def gather(
+    documents: Iterable[Iterable[str]], encoder: Encoder, size: int, *, ends: bool = True
+) -> Iterator[list[str]]:
     """Documents, each in pieces, in blocks of about `size` characters for `encode_texts`.
 
-    Between two texts of a block a document ends; where a block ends, none does.
+    Between two texts of a block a document ends; where a block ends, none does. Without `ends` no
+    block holds more than one document.
     """
     block, length = [""], 0
     for number, pieces in enumerate(documents):
-        if number:
+        if number and ends:
             block.append("")
+        elif number:
+            yield block
+            block, length = [""], 0
         for text in encoder.blocks(pieces, size):
             block[-1] += text
             length += len(text)

@@ -71,11 +71,14 @@ def build_store(
     *,
     directory: Path,
     key: str,
+    ends: bool = True,
     workers: int = 1,
     stop: Stop = never,
     progress: Callable[[int], None] = lambda _: None,
 ) -> TokenStore:
-    """The tokens of `documents`, one end_id between two of them, from the cache where it has them.
+    """The tokens of `documents`, from the cache where it has them.
+
+    With `ends`, one end_id stands between two documents.
 
     `key` names the file and must stand for text and tokenizer together; `workers` processes encode,
     this very one where it is 1. `progress` gets characters.
@@ -94,7 +97,16 @@ def build_store(
         raise atomic.disk_problem(directory, error) from error
     if path.is_dir():  # a rename replaces anything else
         caches.remove(path)
-    _build(documents, tokenizer, path, key=key, workers=workers, stop=stop, progress=progress)
+    _build(
+        documents,
+        tokenizer,
+        path,
+        key=key,
+        ends=ends,
+        workers=workers,
+        stop=stop,
+        progress=progress,
+    )
     built = _open(path, key, stop)
     if built is None:
         raise EnvironmentProblem(f"{path} vanished after it was written", hint="run it again")
@@ -115,6 +127,7 @@ def _build(
     path: Path,
     *,
     key: str,
+    ends: bool,
     workers: int,
     stop: Stop,
     progress: Callable[[int], None],
@@ -131,7 +144,7 @@ def _build(
             size += len(piece.encode())
             progress(len(piece))
 
-    blocks = gather(map(measured, readings(documents)), tokenizer.encoder, BLOCK)
+    blocks = gather(map(measured, readings(documents)), tokenizer.encoder, BLOCK, ends=ends)
     encoded = encode_all(tokenizer, blocks, workers=workers, stop=stop)
     with atomic.replacing(path, mode=0o600) as file, closing(encoded):
         file.write(bytes(_HEADER_BYTES))

@@ -110,9 +110,12 @@ class Tokenizer:
     byte. newline_id ends a line and is what is fed before the first token. end_id stands between
     two documents and for zero bytes (where a foreign model has no such piece of its own, it is
     newline_id). end_piece: the piece that the user named to end both. unknown_id is None where nothing
-    can be unknown. lossless: any text comes back. whitespace_as_suffix: a word's space is at its end,
-    not its start. sample: the characters of text that it was trained on, at most, where that was
-    bounded. spacing: of the training text; None where the tokenizer is lossless, or it was not counted.
+    can be unknown. lossless: any text comes back. drop_leading_space: the space that a line's first
+    token brings is not text. whitespace_as_suffix: a word's space is at its end, not its start.
+    sample: the characters of text that it was trained on, at most, where that was bounded. spacing: of
+    the training text; None where the tokenizer is lossless, or it was not counted. ends_documents:
+    whether the end of a document is scored and sampled; set to False for a model that was trained on a
+    single document and never met one.
     """
 
     def __init__(
@@ -142,11 +145,12 @@ class Tokenizer:
         self.unknown_id = unknown_id
         self.lossless = lossless
         self.whitespace_as_suffix = whitespace_as_suffix
+        self.ends_documents = True
         self.sample: int | None = None
         self.encoder = encoder
         self._pieces = pieces
         self._surfaces = surfaces
-        self._drop_leading_space = drop_leading_space
+        self.drop_leading_space = drop_leading_space
         self.spacing: Spacing | None = None
         self._sizes_V2 = np.array(
             [(len(surface), int(begins_character(surface).sum())) for surface in surfaces]
@@ -209,7 +213,7 @@ class Tokenizer:
     def told(self, token: int, *, starts: bool) -> bytes:
         """The text that the token stands for, at the start of a line or elsewhere."""
         surface = self._surfaces[token]
-        return surface.removeprefix(b" ") if starts and self._drop_leading_space else surface
+        return surface.removeprefix(b" ") if starts and self.drop_leading_space else surface
 
     def with_spacing(self, spacing: Spacing | None) -> Tokenizer:
         """The same, with what was counted of a training text."""
@@ -225,7 +229,7 @@ class Tokenizer:
         return Decoder(
             self._surfaces,
             end_id=self.end_id,
-            drop_leading_space=self._drop_leading_space,
+            drop_leading_space=self.drop_leading_space,
             drop_trailing_space=self.whitespace_as_suffix and not self.lossless,
         )
 

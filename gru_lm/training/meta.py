@@ -39,6 +39,7 @@ REGULARIZATION = {
     "tar": float,
 }
 DATA = {"train": str, "valid": str, "test": str}
+SEEN = {"document_ends": bool, "carriage_returns": bool}  # what the training text held
 ENVIRONMENT = {"torch": str, "threads": int, "device": str, "backend": str}
 COUNTERS = ("step", "tokens", "leg_step", "validated_tenths", "since_best")  # from 0
 STEPS = ("validated_step", "best_step", "average_start")  # from -1, which is none
@@ -72,6 +73,9 @@ def parsed(text: str) -> dict[str, Any]:
     _check_types(meta, dict.fromkeys((*COUNTERS, *STEPS), int) | dict.fromkeys(_OBJECTS, dict))
     for name, types in _OBJECTS.items():
         _check_types(meta[name], types)
+    if "seen" in meta:  # older checkpoints do not say
+        _check_types(meta, {"seen": dict})
+        _check_types(meta["seen"], SEEN)
     if any(type(cutoff) is not int for cutoff in meta["model"]["cutoffs"]):
         raise ValueError("a cutoff is not int")
     _check_types(meta, {"tokenizer": str, "best_unknown_nats": float, "validations": list})

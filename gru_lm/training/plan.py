@@ -16,6 +16,7 @@ from gru_lm.model.heads import choose_cutoffs
 from gru_lm.model.language_model import SMALL, ModelConfig
 from gru_lm.model.regularize import Regularization
 
+PENALTIES, HUGE = ("ar", "tar", "weight_decay"), 1000.0
 TRAINING_SHARE = 0.95  # of the time left: the rest goes to validations and checkpoints
 
 
@@ -102,6 +103,11 @@ class Plan:
         return recurrent + (
             self.width * self.embed if self.tied and self.embed != self.width else 0
         )
+
+    def remedy(self, otherwise: str) -> str:
+        """What to change where training diverges: a penalty beyond measure, or else what is named."""
+        huge = [f"--{name.replace('_', '-')}" for name in PENALTIES if getattr(self, name) > HUGE]
+        return f"a smaller {' and '.join(huge)}" if huge else otherwise
 
     def tokens(
         self, settings: Settings, *, tokens: int, per_second: float, elapsed: float

@@ -19,6 +19,7 @@ from torch import Tensor
 from gru_lm.errors import DivergedError, GruLmError
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.model.regularize import Regularization
+from gru_lm.text.overlap import Sketch
 from gru_lm.text.tokenizer import Spacing, Tokenizer, load_tokenizer
 from gru_lm.training.checkpoint import Checkpoint, damaged, encode
 from gru_lm.training.loop import TrainState
@@ -32,13 +33,16 @@ def capture(
     *,
     config: Mapping[str, Any],
     data: Mapping[str, str],
+    held: Mapping[str, bool],
+    lines: Mapping[str, Sketch],
     environment: Mapping[str, Any],
 ) -> bytes:
     """The checkpoint of `state`.
 
-    `config` is the settings without paths, `data` the text's fingerprints, `environment` what bit-equal
-    results depend on (PyTorch, threads, device, backend). Raises DivergedError rather than write down
-    a number that is not finite.
+    `config` is the settings without paths, `data` the text's fingerprints, `held` what the
+    training text held (meta.SEEN), `lines` sketches of the texts, `environment` what bit-equal
+    results depend on (PyTorch, threads, device, backend). Raises DivergedError rather than write
+    down a number that is not finite.
     """
     tensors = {f"model.{name}": value for name, value in state.model.state_dict().items()}
     for index, (parameter, _) in enumerate(_parameters(state.optimizer)):
@@ -50,6 +54,8 @@ def capture(
     if not _all_finite(tensors.values()):
         raise DivergedError(f"step {state.step}: numbers that are not finite in the training state")
     tensors["tokenizer"] = torch.from_numpy(np.frombuffer(tokenizer.data, dtype=np.uint8).copy())
+    for name, each in lines.items():
+        tensors[f"lines.{name}"] = torch.from_numpy(each.packed())
     meta: dict[str, Any] = {name: getattr(state, name) for name in (*COUNTERS, *STEPS)}
     meta |= {
         "best_nats": state.best_nats if state.best_step >= 0 else None,
@@ -65,6 +71,7 @@ def capture(
         "spacing": tokenizer.spacing and _escaped(tokenizer.spacing),
         "config": config,
         "data": data,
+        "seen": held,
         "environment": environment,
     }
     return encode(tensors, meta)
@@ -119,7 +126,7 @@ def restore(
         if not _plain_floats(
             value
             for name, value in tensors.items()
-            if name.partition(".")[0] not in ("tokenizer", "model")  # which has been checked
+            if name.partition(".")[0] not in ("tokenizer", "lines", "model")  # checked
         ):
             raise ValueError("its numbers are not finite float32 numbers")
         state = TrainState(model, optimizer, scaler, hidden_LSBH.to(device))
@@ -179,7 +186,10 @@ def restore_model(
 
 
 def restore_tokenizer(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> Tokenizer:
-    """The tokenizer inside. Raises InputError where it is refused or does not fit the model."""
+    """The tokenizer inside. Raises InputError where it is refused or does not fit the model.
+
+    It scores ends of documents only if the training text had any.
+    """
     try:
         data = tensors["tokenizer"].numpy().tobytes()
         end_piece = checkpoint.meta["config"].get("end_piece")
@@ -188,9 +198,10 @@ def restore_tokenizer(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> Tok
         tokenizer = load_tokenizer(str(checkpoint.meta["tokenizer"]), data, end_piece=end_piece)
         if tokenizer.vocab_size != checkpoint.meta["model"]["vocab_size"]:
             raise ValueError("its vocabulary is not the model's")
+        tokenizer.ends_documents = seen(checkpoint, tensors, tokenizer)["document_ends"]
         spacing = checkpoint.meta.get("spacing")
         return tokenizer.with_spacing(spacing and _unescaped(spacing))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise damaged(checkpoint.path, f"its tokenizer cannot be read: {error}") from error
 
 
@@ -207,6 +218,54 @@ def _unescaped(spacing: Spacing) -> Spacing:
         place: {gap.encode("ascii").decode("unicode_escape"): n for gap, n in counts.items()}
         for place, counts in spacing.items()
     }
+
+
+def seen(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], tokenizer: Tokenizer
+) -> dict[str, bool]:
+    """What the training text held, by the names of meta.SEEN.
+
+    Older checkpoints do not say; there it follows from what the head knows of the token in question,
+    and is taken for granted where no token stands for it.
+    """
+    if "seen" in checkpoint.meta:
+        return dict(checkpoint.meta["seen"])
+    size = tokenizer.vocab_size
+    returns = next((token for token in range(size) if tokenizer.surface(token) == b"\r"), None)
+    return {
+        "document_ends": _occurred(tensors, tokenizer.end_id),
+        "carriage_returns": returns is None or _occurred(tensors, returns),
+    }
+
+
+def lines(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Sketch]:
+    """Sketches of the run's "train" and "valid" text; older checkpoints have none.
+
+    Raises InputError where they cannot be read.
+    """
+    try:
+        return {
+            name: Sketch.unpacked(tensors[f"lines.{name}"].numpy())
+            for name in ("train", "valid")
+            if f"lines.{name}" in tensors
+        }
+    except (TypeError, ValueError) as error:
+        raise damaged(checkpoint.path, f"its sketches cannot be read: {error}") from error
+
+
+def _occurred(tensors: Mapping[str, Tensor], token: int) -> bool:
+    """Whether the training text held `token`, as far as the order of the head's tokens tells.
+
+    Where all but one have rows of their own, that one is the token of the smallest bias.
+    """
+    row_V, rank_V = tensors.get("model.head.row_V"), tensors.get("model.head.rank_V")
+    if row_V is not None:  # the last row is that of all tokens that did not occur
+        return bool(row_V[token] < row_V.max())
+    if rank_V is not None:  # by falling count, then by number: equal counts rise to the very end
+        rarer = rank_V.argsort()[int(rank_V[token]) :]
+        return not bool((rarer.diff() > 0).all())
+    bias_V = tensors["model.head.bias"]
+    return bool(bias_V[token] > bias_V.min())
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

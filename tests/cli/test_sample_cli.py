@@ -18,7 +18,7 @@ from gru_lm import cli
 from gru_lm.cli.sample import sample
 from tests.conftest import TINY, Program, interrupt
 
-FIELDS = ["text", "prompt", "tokens", "logprob", "stop"]
+FIELDS = ["text", "prompt", "tokens", "logprob", "seed", "stop"]
 ENDLESS = ("--length", 10_000_000, "--temperature", 0)  # a text drawn at random may end at once
 
 Inside = Callable[..., tuple[str, str]]

@@ -107,7 +107,15 @@ def test_an_injected_number_stops_before_the_optimizers_step(value: float, name:
     for key, parameter in model.state_dict().items():
         torch.testing.assert_close(parameter, before[key], rtol=0, atol=0, equal_nan=True)
     with pytest.raises(DivergedError, match="step 1: numbers that are not finite"):
-        capture(state, load_tokenizer("byte", b""), config={}, data={}, environment={})
+        capture(
+            state,
+            load_tokenizer("byte", b""),
+            config={},
+            data={},
+            held={},
+            lines={},
+            environment={},
+        )
 
 
 def test_a_checkpoint_with_nan_is_no_start(trained: Path, text: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from gru_lm.commands.load import LoadedModel, load_model
 from gru_lm.errors import UsageError
 from gru_lm.evaluation.conventions import lm_eval as by_lm_eval
 from gru_lm.generation.choice import Choice
+from gru_lm.generation.prompt import read_prompt
 from gru_lm.generation.sampling import complete
 from gru_lm.text.tokenizer import train_tokenizer
 from gru_lm.training.directory import find
@@ -124,7 +125,7 @@ def test_generation_is_that_of_complete(harness: GruLM, opened: LoadedModel) -> 
     )
 
     def own(prompt: str, **options: Any) -> list[str]:
-        tokens = opened.tokenizer.encode_text(prompt)
+        tokens = read_prompt(opened.tokenizer, prompt)
         return [made.text for made in complete(opened.model, opened.tokenizer, tokens, **options)]
 
     greedy = Choice(temperature=0)

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gru_lm.errors import DivergedError, Stopped
-from gru_lm.generation import sampling
+from gru_lm.generation import border, sampling
 from gru_lm.generation.choice import Choice
+from gru_lm.generation.prompt import Opening, Prompt, read_prompt
 from gru_lm.generation.sampling import complete, generate
 from gru_lm.generation.writing import StopStrings
 from gru_lm.model.language_model import LanguageModel, ModelConfig
@@ -31,6 +32,11 @@ def tiny_model(vocab_size: int, cell: str = "gru") -> LanguageModel:
         for parameter in model.parameters():
             parameter.uniform_(-1.2, 1.2)
     return model
+
+
+def tokens_of(prompt: Sequence[int]) -> Prompt:
+    """A prompt of these very tokens."""
+    return Prompt(tuple(prompt), (Opening(tuple(prompt)),), 0)
 
 
 MODEL = tiny_model(BYTES.vocab_size)
@@ -132,7 +138,9 @@ def test_no_length_is_no_text() -> None:
 
 def test_probabilities_step_by_step_are_those_of_the_full_pass() -> None:
     prompt = BYTES.encode_text("To be")
-    (sample,) = complete(MODEL, BYTES, prompt, length=60, choice=Choice(top_k=40), seed=5)
+    (sample,) = complete(
+        MODEL, BYTES, tokens_of(prompt), length=60, choice=Choice(top_k=40), seed=5
+    )
     made = regenerate(prompt, length=60, choice=Choice(top_k=40), seed=5)
     inputs = torch.tensor([[BYTES.newline_id, *prompt, *made[:-1]]])
     with torch.inference_mode():
@@ -157,7 +165,7 @@ class Listening(LanguageModel):
 def regenerate(prompt: list[int], *, length: int, **options: Any) -> list[int]:
     """The tokens that a sample is made of: what is read on the way to one more."""
     model = Listening().eval()
-    (sample,) = complete(model, BYTES, prompt, length=length + 1, **options)
+    (sample,) = complete(model, BYTES, tokens_of(prompt), length=length + 1, **options)
     _, *made = model.heard
     return [*made, BYTES.end_id] if sample.tokens <= length else made
 
@@ -166,12 +174,14 @@ def regenerate(prompt: list[int], *, length: int, **options: Any) -> list[int]:
 def test_a_sample_does_not_depend_on_its_neighbours(cell: str) -> None:
     model = tiny_model(BYTES.vocab_size, cell)
     options: dict[str, Any] = {"length": 40, "seed": 7, "stop_strings": ["e", "\n"]}
-    together = complete(model, BYTES, [65], samples=5, **options)
+    together = complete(model, BYTES, tokens_of([65]), samples=5, **options)
     assert len({sample.text for sample in together}) > 1
     assert len({sample.tokens for sample in together}) > 1  # some end before others
     for count in (1, 3):
         for alone, sample in zip(
-            complete(model, BYTES, [65], samples=count, **options), together, strict=False
+            complete(model, BYTES, tokens_of([65]), samples=count, **options),
+            together,
+            strict=False,
         ):
             assert (alone.text, alone.tokens, alone.stop) == (
                 sample.text,
@@ -207,7 +217,7 @@ def test_a_penalty_reaches_prompt_and_sampled_tokens_of_each_sample_alone() -> N
     assert len({65, 66, *made}) == len(made) + 2
 
 
-def test_a_lossless_tokenizers_unknown_token_is_never_drawn() -> None:
+def test_the_unknown_token_is_drawn_only_if_allowed_and_needed() -> None:
     class WithUnknown:
         unknown_id = 65
 
@@ -217,19 +227,20 @@ def test_a_lossless_tokenizers_unknown_token_is_never_drawn() -> None:
         def __getattr__(self, name: str) -> Any:
             return getattr(BYTES, name)
 
-    def text(tokenizer: Any) -> str:
+    def text(tokenizer: Any, **options: Any) -> str:
         script = Scripted([65] * 20, BYTES.vocab_size)
-        return complete(script, tokenizer, length=20)[0].text
+        return complete(script, tokenizer, length=20, **options)[0].text
 
-    assert text(WithUnknown(False)) == "A" * 20
-    assert "A" not in text(WithUnknown(True))
+    assert text(WithUnknown(False), allow_unknown=True) == "A" * 20
+    for lossless, allowed in ((False, False), (True, False), (True, True)):
+        assert "A" not in text(WithUnknown(lossless), allow_unknown=allowed)
 
 
 def test_a_long_prompt_is_read_in_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = np.random.default_rng(0).integers(0, 256, 50).tolist()
-    whole = complete(MODEL, BYTES, prompt, length=20)[0]
-    monkeypatch.setattr(sampling, "READ", 7)
-    passes = complete(MODEL, BYTES, prompt, length=20)[0]
+    whole = complete(MODEL, BYTES, tokens_of(prompt), length=20)[0]
+    monkeypatch.setattr(border, "READ", 7)
+    passes = complete(MODEL, BYTES, tokens_of(prompt), length=20)[0]
     assert passes.text == whole.text
     assert passes.logprob == pytest.approx(whole.logprob, rel=1e-5)
 
@@ -237,18 +248,17 @@ def test_a_long_prompt_is_read_in_passes(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_word_tokenizer_goes_on_after_the_prompts_last_word(words: Tokenizer) -> None:
     script = words.encode_text("the cat\nsat")
     model = Scripted(script, words.vocab_size)
-    sample = complete(model, words, words.encode_text("on"), length=4)[0]
+    sample = complete(model, words, read_prompt(words, "on"), length=4)[0]
     assert sample.text == " the cat\nsat"
     model = Scripted(script, words.vocab_size)
     assert complete(model, words, length=4)[0].text == "the cat\nsat"
 
 
 def test_after_a_space_the_text_brings_none_of_its_own(words: Tokenizer) -> None:
-    prompt = words.encode_text("on ")
-    assert prompt == words.encode_text("on")  # no token holds the space
+    assert words.encode_text("on ") == words.encode_text("on")  # no token holds the space
     for script, text in (("the cat\nsat", "the cat\nsat"), ("\nsat on a", "\nsat on <unk>")):
         model = Scripted(words.encode_text(script), words.vocab_size)
-        (sample,) = complete(model, words, prompt, length=4, after_space=True)
+        (sample,) = complete(model, words, read_prompt(words, "on "), length=4, allow_unknown=True)
         assert sample.text == text
 
 

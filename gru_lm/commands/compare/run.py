@@ -25,6 +25,7 @@ from gru_lm.commands.compare.directory import (
     write_json,
 )
 from gru_lm.commands.compare.matching import fixed, parameters, plan_cells
+from gru_lm.commands.eval.contamination import text_caveats
 from gru_lm.commands.load import LoadedModel, load_model, read_again
 from gru_lm.commands.train.run import resume, train
 from gru_lm.config import BUDGETS, Settings
@@ -116,10 +117,14 @@ def compare_models(
         documents = open_documents(on, encoding=encoding, stdin=stdin, stop=stop, note=console.note)
         with console.progress("reading", None) as advance:
             size = survey(documents, stop=stop, progress=advance).bytes
+        both = [load_model(each, device=device, threads=threads) for each in checkpoints]
+        # The end of a document is scored by both or by neither.
+        ends_documents = all(each.tokenizer.ends_documents for each in both)
         sides, ends = [], []
-        for path, checkpoint in zip(models, checkpoints, strict=True):
-            opened = load_model(checkpoint, device=device, threads=threads, stop=stop)
+        for path, checkpoint, opened in zip(models, checkpoints, both, strict=True):
+            opened.tokenizer.ends_documents = ends_documents
             ends.append(Ends(len(documents)))
+            known = text_caveats(opened, documents, is_own=False, is_tuned=False, stop=stop)
             sides.append(
                 {
                     "name": str(path),
@@ -130,6 +135,7 @@ def compare_models(
                     "checkpoint": str(checkpoint.path),
                 }
             )
+            sides[-1]["caveats"] += [f"{path}: {caveat}" for caveat in known]
     names = [str(path) for path in models]
     difference = models_difference((names[0], ends[0]), (names[1], ends[1]))
     result = {
@@ -139,7 +145,11 @@ def compare_models(
         "difference": difference,
         "differences": [difference],
         "verdict": difference["verdict"],
-        "caveats": [caveat for side in sides for caveat in side.pop("caveats")] + charges(sides),
+        "caveats": list(
+            dict.fromkeys(
+                [*(each for side in sides for each in side.pop("caveats")), *charges(sides)]
+            )
+        ),
         "report": str(out / PAGE) if out else None,
     }
     if out:
@@ -176,7 +186,9 @@ def _scored(
     return {
         **{name: figures[name] for name in ("bits_per_byte", "nats_per_token", "perplexity")},
         "spelling_share": spelled / (total.nats + spelled) if spelled else 0.0,
-        "caveats": caveats(opened.tokenizer, total.unknown_rate(), of=of),
+        "caveats": caveats(
+            opened.tokenizer, total.unknown_rate(), of=of, several=len(documents) > 1
+        ),
     }
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from gru_lm.commands.eval.options import Outputs, check_outputs
 from gru_lm.errors import UsageError, unknown_name
 from gru_lm.evaluation import CONVENTIONS, MODES
-from gru_lm.evaluation.metrics import Counts, caveats
+from gru_lm.evaluation.metrics import Counts, caveats, unseen_returns
 from gru_lm.signals import Stop, never
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def evaluate(
     mend is raised as a GruLmError; the files that are to be written are then as they were before.
     """
     outputs = outputs or Outputs()
-    _check_usage(run, files, mode, outputs)
+    _check_usage(run, files, mode, encoding, outputs)
 
     from gru_lm.reporting import console
     from gru_lm.text.documents import survey
@@ -63,6 +63,7 @@ def evaluate(
             )
         # Torch comes only now: what is refused is refused without it.
         from gru_lm.commands.eval.adaptive import check_settings
+        from gru_lm.commands.eval.contamination import text_caveats
         from gru_lm.commands.load import load_model, own_text
 
         check_settings(
@@ -75,11 +76,9 @@ def evaluate(
         # A first pass finds whatever cannot be read before the long work, and how long that will be.
         with console.progress("reading", None) as advance:
             text = survey(documents, stop=stop, progress=advance)
-        found: list[str] = []
-        if outputs.tune or (outputs.interpolate and outputs.weight is None):
-            own = own_text(loaded, "valid", stop=stop)
-            if text.fingerprint == survey(own.documents, stop=stop).fingerprint:
-                found.append("what is tuned here is tuned on the very text that is measured")
+        found = unseen_returns(text.carriage_returns, loaded.seen)
+        is_tuned = outputs.tune or bool(outputs.interpolate and outputs.weight is None)
+        found += text_caveats(loaded, documents, is_own=not files, is_tuned=is_tuned, stop=stop)
         if outputs.dynamic == "rms":
             own_text(loaded, "train", stop=stop)
         result: dict[str, Any] = {
@@ -105,7 +104,9 @@ def evaluate(
     return result
 
 
-def _check_usage(run: Path, files: Sequence[str], mode: str, outputs: Outputs) -> None:
+def _check_usage(
+    run: Path, files: Sequence[str], mode: str, encoding: str, outputs: Outputs
+) -> None:
     """Raise UsageError for what does not go together, before anything is read."""
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
@@ -116,6 +117,10 @@ def _check_usage(run: Path, files: Sequence[str], mode: str, outputs: Outputs) -
             "--pairs alone judges pairs, and nothing else",
             hint=f"name a text too: gru-lm eval {run} FILE --pairs {outputs.pairs}",
         )
+    if not files and encoding != "utf-8":
+        raise UsageError("--encoding is that of a FILE", hint="name one, or leave --encoding out")
+    if outputs.pairs and not files and mode != "stream":
+        raise UsageError(f"--mode {mode} is for texts, not pairs", hint="leave --mode out")
     if mode != "stream" and (outputs.cache is not None or outputs.dynamic):
         raise UsageError(
             f"what adapts carries on through the text, not --mode {mode}", hint="leave --mode out"
@@ -178,7 +183,9 @@ def _on_texts(
         collectors.finish()
         total = sum(counts, Counts())
         result = _plain(collectors, counts, mode=mode, seconds=seconds) | result
-        result["caveats"] += caveats(loaded.tokenizer, total.unknown_rate())
+        result["caveats"] += caveats(
+            loaded.tokenizer, total.unknown_rate(), several=len(documents) > 1
+        )
         if outputs.convention:
             result["as"], found = collectors.convention(total)
             result["caveats"] += found

@@ -19,7 +19,12 @@ def announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) -> 
         return f"{part.characters:,} of {of.characters:,}" if less else f"{part.characters:,}"
 
     unknown_rate = data.valid.unknown / len(data.valid.tokens)
-    for caveat in caveats(data.tokenizer, unknown_rate, of="the held-out text"):
+    for caveat in caveats(
+        data.tokenizer,
+        unknown_rate,
+        of="the held-out text",
+        several=data.texts.valid.is_several(),
+    ):
         console.warn(caveat)
     names = ", ".join(chosen.text[:3])
     if len(chosen.text) > 3:

@@ -130,7 +130,7 @@ class Trainer:
                 raise
             except DivergedError as error:
                 error.why = f"the last checkpoint is of step {self.saved[0]}: {self.run.directory}"
-                error.hint = f"a new run with --lr {self.plan.lr / 3:.1g}"
+                error.hint = self.plan.remedy(f"a new run with --lr {self.plan.lr / 3:.1g}")
                 raise
         return ended
 
@@ -313,6 +313,8 @@ class Trainer:
             self.data.tokenizer,
             config=self.settings.portable(),
             data=self.data.texts.fingerprints(),
+            held=self.data.seen,
+            lines=self.data.lines,
             environment=self.environment,
         )
 
@@ -336,9 +338,11 @@ class Trainer:
     def _described(self, part: str, totals: Totals, seconds: float) -> dict[str, Any]:
         """The figures as `eval` reports them."""
         figures = self._figures_of(part, totals)
+        rate, several = figures["unknown_rate"], getattr(self.data.texts, part).is_several()
+        found = caveats(self.data.tokenizer, rate, of=f"the {part} text", several=several)
         return figures | {
-            "ci95": None,  # which takes the loss along the text: `eval` has it
-            "caveats": caveats(self.data.tokenizer, figures["unknown_rate"], of=f"the {part} text"),
+            "ci95": None,  # `eval` has it
+            "caveats": found,
             "mode": "columns",
             "seconds": round(seconds, 3),
             "tokens_per_second": round(totals.tokens / seconds, 1) if seconds else None,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,14 +38,16 @@ from gru_lm.planning.text import (
 from gru_lm.planning.trial import tokens_per_second
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
-from gru_lm.text.dataset import Data, Texts, excerpt, tokenize
+from gru_lm.text.dataset import Data, Part, Texts, excerpt, tokenize
 from gru_lm.text.documents import FileDocument
+from gru_lm.text.overlap import Sketch
 from gru_lm.text.sources import open_documents, spool_stdin
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.start import fresh_state
+from gru_lm.training.state import lines, seen
 
 SPACING_CHARACTERS = 1 << 20  # of the training text, in which white space is counted
 
@@ -118,6 +121,11 @@ def prepare(
     if with_test and chosen.test:
         chosen = _affordable(chosen, stdin=stdin, stop=stop)
     sources = read_sources(chosen, stdin=stdin, stop=stop)
+    if returns := sources.carriage_returns():
+        console.note(
+            f"the text has {returns:,} carriage returns (CR or CR LF line ends), which are kept as they "
+            "are; to train without them: tr -d '\\r'"
+        )
     characters = sources.training_characters(chosen.shares())
     planned = plan_tokenizer(chosen, characters=characters)
     kind = tokenizer.kind if tokenizer else checked_kind(planned)
@@ -130,8 +138,21 @@ def prepare(
         tokenizer = train_tokenizer(chosen, kind, texts.train, stop=stop)
     sample = excerpt(texts.train, SPACING_CHARACTERS, stop=stop)
     tokenizer = tokenizer.with_spacing(count_spacing(tokenizer, sample.documents))
+    held, known = held_by(texts.train), {}
+    if source:
+        before = seen(source, source.tensors(), tokenizer)
+        held = {what: found or before[what] for what, found in held.items()}
+        known = {n: each for n, each in lines(source, source.tensors()).items() if n == "train"}
+    tokenizer.ends_documents = held["document_ends"]
     spent.on(LEARNING)
-    data = read_data(texts, tokenizer, within=chosen if with_test else None, stop=stop)
+    data = read_data(
+        texts,
+        tokenizer,
+        seen=held,
+        lines=known,
+        within=chosen if with_test else None,
+        stop=stop,
+    )
     spent.on(TOKENIZING)
     prepared = _planned(chosen, data, device=device, source=source, spent=spent, stop=stop)
     spent.on(TRYING)
@@ -257,10 +278,24 @@ def _can_test(chosen: Settings, size: int) -> bool:
     return not seconds
 
 
+def held_by(train: Part) -> dict[str, bool]:
+    """What the training text holds, by the names of meta.SEEN."""
+    return {"document_ends": train.is_several(), "carriage_returns": train.returns > 0}
+
+
 def read_data(
-    texts: Texts, tokenizer: Tokenizer, *, within: Settings | None = None, stop: Stop
+    texts: Texts,
+    tokenizer: Tokenizer,
+    *,
+    seen: Mapping[str, bool],
+    lines: Mapping[str, Sketch],
+    within: Settings | None = None,
+    stop: Stop,
 ) -> Data:
-    """The tokens of all parts of the text; of a test text only if it suits the budget of `within`."""
+    """The tokens of all parts of the text; of a test text only if it suits the budget of `within`.
+
+    `seen` and `lines` are what Data has.
+    """
     with_test = not within or _can_test(within, texts.test.characters)
     parts = (texts.train, texts.valid, *((texts.test,) if with_test else ()))
     characters = sum(part.characters for part in parts)
@@ -270,6 +305,7 @@ def read_data(
             return tokenize(
                 texts,
                 tokenizer,
+                seen=seen,
                 cache=cache,
                 workers=torch.get_num_threads(),
                 stop=stop,
@@ -282,6 +318,7 @@ def read_data(
         data = tokenized(cache)
     except EnvironmentProblem:  # its disk filled up
         data = tokenized(caches.folder(caches.TOKENS, failed=cache))
+    data = dataclasses.replace(data, lines=lines)
     if not len(data.valid.tokens):
         raise InputError("the held-out text holds no token", hint="--valid FILE with some text")
     return data

@@ -16,7 +16,7 @@ from typing import Any
 
 from gru_lm.commands.load import read_again, recorded
 from gru_lm.commands.train.clock import READING, TOKENIZING, Spent
-from gru_lm.commands.train.prepare import Prepared, read_data
+from gru_lm.commands.train.prepare import Prepared, held_by, read_data
 from gru_lm.config import BUDGETS, Settings, settings
 from gru_lm.errors import InputError, UsageError
 from gru_lm.layout import CONFIG
@@ -31,7 +31,7 @@ from gru_lm.training.checkpoint import Checkpoint, damaged
 from gru_lm.training.directory import Run, newest_whole, read_settings
 from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
-from gru_lm.training.state import environment, restore, restore_tokenizer
+from gru_lm.training.state import environment, lines, restore, restore_tokenizer
 
 FREE = (*BUDGETS, "keep", "save_every", "threads", "device")  # may be edited in config.toml
 
@@ -70,12 +70,21 @@ def reopen(
         deterministic=chosen.deterministic,
         stop=stop,
     )
-    tokenizer = restore_tokenizer(checkpoint, checkpoint.tensors())
+    tensors = checkpoint.tensors()
+    tokenizer = restore_tokenizer(checkpoint, tensors)
     is_word = tokenizer.kind == "word"
     piped = "-" in (*places.get("text", ()), places.get("valid"), places.get("test"))
     texts = _texts(run, chosen, meta["data"], piped=piped, is_word=is_word, stop=stop)
     spent.on(READING)
-    data = read_data(texts, tokenizer, within=chosen if with_test else None, stop=stop)
+    held = meta.get("seen") or held_by(texts.train) | {"document_ends": tokenizer.ends_documents}
+    data = read_data(
+        texts,
+        tokenizer,
+        seen=held,
+        lines=lines(checkpoint, tensors),
+        within=chosen if with_test else None,
+        stop=stop,
+    )
     spent.on(TOKENIZING)
     backend = meta["environment"]["backend"]
     if backend == "native":  # kept where it can be had; else the warning below says so

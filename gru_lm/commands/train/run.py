@@ -28,6 +28,7 @@ from gru_lm.planning.model import DEFAULT_CELL, plan_budget, plan_like
 from gru_lm.reporting import console
 from gru_lm.reporting.plots import loss_png
 from gru_lm.signals import Stop, never
+from gru_lm.text.overlap import LEAST
 from gru_lm.training import directory as run_directory
 from gru_lm.training import reports
 from gru_lm.training.checkpoint import Checkpoint
@@ -179,7 +180,12 @@ def _fit(
     stop: Stop,
 ) -> dict[str, Any]:
     """Train, and leave the run complete: measured, plotted, summed up."""
-    data = prepared.data if with_test else dataclasses.replace(prepared.data, test=None)
+    data = prepared.data.with_lines(stop=stop)
+    same = data.lines["valid"].part_in(data.lines["train"])
+    if prepared.settings.valid and same >= LEAST:
+        console.warn(f"{same:.0%} of the lines of the held-out text are in the training text")
+    if not with_test:
+        data = dataclasses.replace(data, test=None)
 
     trainer = Trainer(
         run=run,

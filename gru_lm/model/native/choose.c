@@ -142,16 +142,19 @@ static size_t draw(const float *weights, size_t Q, double uniform) {
 
 size_t choose_token(const choice *how, size_t Q, size_t V, const float *scores, float minus,
                     const uint8_t *seen, double uniform, float *weights, int32_t *keys) {
-  if (how->never >= 0) { /* the rest is renormalised */
+  int again = how->penalty != 1 || how->per_temperature != 1;
+  if (how->nevers) { /* the rest is renormalised */
     const float whole = sum_of(weights, Q);
-    weights[how->never] = 0;
-    minus += logarithm(fill(sum_of(weights, Q) / whole))[0];
+    for (size_t n = 0; n < how->nevers; n++) weights[how->never[n]] = 0;
+    const float left = sum_of(weights, Q) / whole;
+    if (left > 1e-20f) minus += logarithm(fill(left))[0];
+    else again = 1; /* too little is left to be told apart at this scale */
   }
-  if (how->penalty != 1 || how->per_temperature != 1) {
+  if (again) {
     for (size_t q = 0; q < Q; q += LANES) store(weights + q, load(scores + q) - minus);
     if (how->penalty != 1)
       for (size_t v = 0; v < V; v++) weights[v] *= seen[v] ? how->penalty : 1.f;
-    if (how->never >= 0) weights[how->never] = -__builtin_inff();
+    for (size_t n = 0; n < how->nevers; n++) weights[how->never[n]] = -__builtin_inff();
     exponentials(weights, Q, largest(weights, Q), how->per_temperature, weights);
   }
   if (how->top_k && how->top_k < V) {

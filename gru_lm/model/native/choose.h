@@ -5,7 +5,8 @@
 typedef struct {
   float per_temperature, top_p, min_p, typical, penalty; /* 1/T; 1, 0, 1, 1: off */
   size_t top_k;  /* 0: off */
-  int64_t never; /* a token that is not drawn; -1: none */
+  size_t nevers; /* tokens that are not drawn */
+  const int64_t *never; /* [nevers] */
 } choice;
 
 /* The logarithm that makes scores [Q] log-probabilities when it is subtracted; e^(score - largest) in

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, byref, c_float, c_int, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, byref, c_float, c_int, c_size_t, c_void_p
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ class _Choice(ctypes.Structure):
     _fields_ = [
         *((name, c_float) for name in ("per_temperature", "top_p", "min_p", "typical", "penalty")),
         ("top_k", c_size_t),
-        ("never", c_int64),
+        ("nevers", c_size_t),
+        ("never", c_void_p),
     ]
 
 
@@ -160,18 +161,20 @@ class NativeStepper:
         typical: float = 1.0,
         repetition_penalty: float = 1.0,
         seen_NV: np.ndarray | None = None,
-        never: int | None = None,
+        never: Sequence[int] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
         """Read a token in each stream, draw the next, read it, and so on: T tokens [N, T].
 
         Each is the one at which the cumulative probability first exceeds its number in [0, 1), after
-        penalty, temperature and filters as generation/choice.py has them, and is not `never`. The
+        penalty, temperature and filters as generation/choice.py has them, and is none of `never`. The
         penalty is for what `seen_NV` (bool) marks; what is drawn is marked too. Also the tokens'
         log-probabilities [N, T] under the unmodified distribution, in nats. The last tokens are not
         yet read.
         """
         if temperature == 0:  # the first of the most probable, whatever the filters say
             uniform_NT, top_k, top_p, min_p, typical = np.zeros_like(uniform_NT), 0, 1.0, 0.0, 1.0
+        never_M = np.array(never, np.int64)
+        assert not len(never) or 0 <= never_M.min() <= never_M.max() < self._vocabulary
         how = _Choice(
             per_temperature=1 / min(max(temperature, COLDEST), HOTTEST),
             top_p=top_p,
@@ -179,7 +182,8 @@ class NativeStepper:
             typical=typical,
             penalty=repetition_penalty,
             top_k=top_k,
-            never=-1 if never is None else never,
+            nevers=len(never),
+            never=never_M.ctypes.data,
         )
         assert len(uniform_NT) == self._streams, "a row for each stream"
         if repetition_penalty == 1:
