@@ -5,6 +5,7 @@
     python -m benchmarks quality|regret|ablation ...  see quality.py
     python -m benchmarks coverage|alarms ...        see honesty.py
     python -m benchmarks drift ...                  see drift.py
+    python -m benchmarks rates ...                  see rates.py
 
 benchmarks/README.md says what the numbered rows mean.
 """
@@ -50,6 +51,11 @@ def main() -> None:
         from benchmarks import drift
 
         drift.main(sys.argv[2:])
+        return
+    if sys.argv[1:2] == ["rates"]:
+        from benchmarks import rates
+
+        rates.main(sys.argv[2:])
         return
     if sys.argv[1:2] == ["slow"]:
         from benchmarks import tokenising, vocabulary
