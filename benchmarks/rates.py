@@ -1,10 +1,10 @@
-"""The best learning rate of each cell, as a multiple of the rate that the planner gives a GRU of its width.
+"""The best learning rate of each cell, as a multiple of the planner's for a GRU of the same width.
 
     python -m benchmarks rates RESULTS.json TEXT --tokenizer char [--steps 700 --seeds 2 ...]
 
-Trains every cell at the parameters of a GRU of WIDTH, for a fixed number of steps, so that nothing depends
-on how busy the machine is, at each of TIMES and, while the best of them is the first or the last, one
-further. Adds each run to RESULTS.json as soon as it is done; a run that is there is not trained again.
+Trains every cell at the parameters of a GRU of WIDTH for a fixed number of steps (so that other load on
+the machine does not matter), at each of TIMES; while the best is the lowest or highest, at one further.
+Adds each run to RESULTS.json as soon as it is done; a run that is there is not trained again.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def main(arguments: Sequence[str]) -> None:
             key = {"text": Path(given.text).name, "tokenizer": given.tokenizer, "cell": cell}
             key |= {"width": plan.width, "steps": given.steps, "times": times}
             return statistics.mean(
-                _bits(given.results, key | {"seed": seed}, replace(plan, lr=times * usual, seed=seed))
+                _bits(
+                    given.results, key | {"seed": seed}, replace(plan, lr=times * usual, seed=seed)
+                )
                 for seed in range(given.seeds)
             )
 

@@ -124,9 +124,10 @@ def compare_cli(
         console.result_json(result)
     else:
         _print_result(result)
-    first = result["difference"]["a"]
+    first = own["cells"][0] if "cells" in own else result["difference"]["a"]
     if fail_if_worse and any(
-        each["a"] == first and each["better"] == each["b"] for each in result["differences"]
+        first in (each["a"], each["b"]) and each["better"] not in (first, None)
+        for each in result["differences"]
     ):
         raise typer.Exit(1)
 

@@ -17,7 +17,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,14 @@ from gru_lm.errors import GruLmError, InputError, UsageError, unknown_name
 from gru_lm.layout import LOCK, PIPED, RECORD, RESULT, RESULTS
 from gru_lm.model.cells import CELLS
 from gru_lm.training import directory as run_directory
+from gru_lm.training.plan import Plan
 
 MATCHES = ("parameters", "width", "arithmetic", "time")
+OWN = ("cell", "width", "lr")  # what matched cells have of their own
 DEFAULTS = {"cells": ["gru", "lstm"], "match": "parameters", "seeds": 3}
 MINUTES = 1.0  # a run, where no budget is given
+SPLIT = "0.8,0.1,0.1"  # where nothing is said of held-out text: the test part has chosen nothing
+FORMAT = 2  # of compare.json; 1: cells had plans of their own, and no test part was held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +58,9 @@ class Question:
         budgets = [name for name in BUDGETS if values.get(name)]
         if match == "time" and budgets not in ([], ["minutes"]):
             raise UsageError("--match time goes with --minutes alone", hint="--minutes 1")
-        usual = {} if budgets else {"minutes": MINUTES}
+        usual: dict[str, Any] = {} if budgets else {"minutes": MINUTES}
+        if not any(values.get(name) for name in ("split", "valid", "test")):
+            usual["split"] = SPLIT
         return cls(cells=tuple(cells), match=match, seeds=seeds, settings=settings(usual, values))
 
     def __post_init__(self) -> None:
@@ -77,6 +83,10 @@ class Question:
         del values["seed"]  # which each run has of its own
         return values | {"cells": list(self.cells)}
 
+    def alike(self, other: Question) -> bool:
+        """Whether both ask the same; the order of the cells says nothing."""
+        return set(self.cells) == set(other.cells) and self == replace(other, cells=self.cells)
+
     def is_piped(self) -> bool:
         """Whether any of the text is standard input."""
         return "-" in (*self.settings.text, self.settings.valid, self.settings.test)
@@ -93,6 +103,8 @@ class Record:
     tokenizer: str  # its fingerprint
     data: dict[str, str]  # fingerprints of the parts of the text
     part: str  # "test" or "valid": what all are measured on
+    mismatch: float = 0.0  # of what is matched: by what share the largest exceeds the smallest
+    format: int = 1
     question: Question = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -103,6 +115,16 @@ class Record:
     def plan(self, cell: str) -> Settings:
         """What a cell is trained with, but for the seed."""
         return settings(self.plans[cell])
+
+    def assert_fair(self) -> None:
+        """That the plans differ in nothing but what each cell is to have of its own."""
+        by_time = self.question.match == "time"
+        own = {field.name for field in fields(Plan)} if by_time else {*OWN}
+        first, *others = (
+            {name: value for name, value in plan.items() if name not in own}
+            for plan in self.plans.values()
+        )
+        assert all(plan == first for plan in others), "cells are not trained alike"
 
     def runs(self) -> list[tuple[str, int]]:
         """Cell and seed of every run, in order: as the machine changes, it does so for all cells."""
@@ -152,7 +174,10 @@ class Comparison:
         record = _read(self.directory)
         known = record.question.named()
         for name, value in asked.items():
-            if known.get(name) != value:
+            same = known.get(name) == value
+            if name == "cells":
+                same = sorted(known[name]) == sorted(value)
+            if not same:
                 flag = f"--{name.replace('_', '-')}" if name != "text" else "TEXT"
                 raise UsageError(
                     f"{self.directory} holds another comparison: {flag} is "
@@ -162,7 +187,8 @@ class Comparison:
         return record
 
     def begin(self, record: Record) -> None:
-        """Put the plans there: from here on it is a comparison."""
+        """Put the plans there, which must be fair: from here on it is a comparison."""
+        record.assert_fair()
         values = asdict(record)
         del values["question"]
         self.write_json(RECORD, values)
@@ -199,6 +225,9 @@ def _read(directory: Path) -> Record:
 
 def _unnamed(question: Question) -> Path:
     """compare-<n>, the first that was begun with this question and is not finished, or is free."""
+    before = question  # as it was asked when nothing was held out for a test
+    if question.settings.split == SPLIT:
+        before = replace(question, settings=replace(question.settings, split=Settings.split))
     for number in count(1):
         directory = Path(f"compare-{number}")
         if _is_free(directory):
@@ -206,7 +235,8 @@ def _unnamed(question: Question) -> Path:
         # Of text that was piped in nobody can tell whether it is the same.
         if not question.is_piped() and not (directory / RESULT).exists():
             with suppress(InputError):
-                if _read(directory).question == question:
+                known = _read(directory)
+                if known.question.alike(question if known.format > 1 else before):
                     return directory
     raise AssertionError
 

@@ -54,6 +54,7 @@ class Prepared:
     device: torch.device
     backend: str
     forecast: Forecast | None = None  # where a plan was made, not found
+    read_seconds: float = 0.0  # of the budget, before that
 
     def counts_V(self) -> torch.Tensor:  # noqa: N802
         """How often each piece occurs in the training text."""
@@ -110,7 +111,7 @@ def prepare(
         with console.progress("training the tokenizer", None):
             tokenizer = make_tokenizer(kind, texts.train, vocab_size=chosen.vocab_size, stop=stop)
     data = read_data(texts, tokenizer, stop=stop)
-    prepared = _planned(chosen, data, device=device, source=source, started=started, stop=stop)
+    prepared = plan_for(chosen, data, device=device, source=source, started=started, stop=stop)
     _announce(prepared.settings, data, whole, asked=asked)
     console.note(f"forecast: {prepared.forecast}")
     return prepared
@@ -156,7 +157,7 @@ class _Trials:
         return found
 
 
-def _planned(
+def plan_for(
     chosen: Settings,
     data: Data,
     *,
@@ -165,7 +166,8 @@ def _planned(
     started: float,
     stop: Stop,
 ) -> Prepared:
-    """The plan for `data`, its speed tried, and what it comes to."""
+    """The plan for `data`, its speed measured, and what it comes to; else as `prepare`."""
+    read_seconds = time.monotonic() - started
     trials = _Trials(chosen, data, device, source, stop)
     with console.progress("trying the speed of this machine", None):
         plan = plan_model(
@@ -175,7 +177,7 @@ def _planned(
             device=device.type,
             precision=fastest_precision(device),
             speed=trials,
-            elapsed=time.monotonic() - started,
+            elapsed=read_seconds,
         )
     prepared = trials.prepared(plan)
     expected = forecast(
@@ -186,7 +188,7 @@ def _planned(
         per_second=trials.speeds.get((plan.layers, plan.width)),
         elapsed=time.monotonic() - started,
     )
-    return dataclasses.replace(prepared, forecast=expected)
+    return dataclasses.replace(prepared, forecast=expected, read_seconds=read_seconds)
 
 
 def _check_model(chosen: Settings) -> None:
