@@ -63,6 +63,8 @@ DROPOUT_PER_DOUBLING = {False: 0.115, True: 0.066}
 LEAST_DROPOUT, MOST_DROPOUT = 0.05, 0.5  # less made no difference
 BASE_RATES = {"muon": 5e-3, "adamw": 5e-3, "sgd": 1.0, "nt-asgd": 10.0}  # of a GRU of BASE_WIDTH
 BASE_WIDTH = 256
+# Of the GRU's rate, where the best one of a cell differs clearly (python -m benchmarks rates).
+CELL_RATES = {"lstm": 1.3}
 ADAPTIVE = (
     "adamw",
     "muon",
@@ -255,7 +257,10 @@ def _dropout(plan: Plan, epochs: float, *, tokens: int, vocab_size: int) -> floa
 
 def _rate(plan: Plan, trained: float) -> float:
     """Of a run over so many tokens."""
-    rate = round(BASE_RATES[plan.optimizer] * math.sqrt(BASE_WIDTH / plan.width), 6)
+    rate = BASE_RATES[plan.optimizer] * math.sqrt(BASE_WIDTH / plan.width)
+    if plan.optimizer in ADAPTIVE:
+        rate *= CELL_RATES.get(plan.cell, 1.0)
+    rate = round(rate, 6)
     if plan.tied and plan.optimizer in ADAPTIVE:
         steps = max(1.0, trained) / (plan.batch * plan.bptt)
         rate = round(rate * min(1.0, math.pow(FULL_RATE_STEPS / steps, 1 / 6)), 6)

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gru_lm.commands.compare.directory import FORMAT, OWN, Record
 from gru_lm.commands.compare.matching import (
     AGREEMENT,
+    VALIDATIONS,
     fixed,
     matched_widths,
     parameters,
     plan_cells,
     quadratic,
 )
+from gru_lm.commands.compare.outcome import trained_how
 from gru_lm.commands.train.prepare import Prepared, prepare
+from gru_lm.config import Settings
 from gru_lm.config import settings as configured
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
@@ -103,6 +109,96 @@ def test_arithmetic_agrees_and_the_first_width_is_as_planned_where_that_has_a_ma
         for cell, width in zip(("gru", "lstm", "rnn"), widths, strict=True)
     ]
     assert agree(sizes)
+
+
+def tiny_plans(
+    text: Path, cells: list[str], match: str = "parameters", **given: Any
+) -> dict[str, Settings]:
+    """The complete settings of some cells, planned for a text."""
+    chosen = configured({"text": [str(text)], "layers": 1, "batch": 2, "bptt": 8}, given)
+    planned = plan_cells(chosen, cells, match=match, stop=lambda: None)
+    return {cell: fixed(each, chosen) for cell, each in planned.items()}
+
+
+@pytest.mark.parametrize(
+    ("match", "budget"),
+    [("parameters", {"minutes": 0.5}), ("width", {"epochs": 2}), ("arithmetic", {"tokens": 999})],
+)
+def test_all_is_one_for_all_cells_but_width_and_rate(
+    text: Path, match: str, budget: dict[str, float]
+) -> None:
+    """Where time counts too: the slowest cell says how many steps all make."""
+    plans = tiny_plans(text, ["lstm", "gru"], match, tied=True, width=16, **budget)
+    alike = [
+        {name: value for name, value in plan.given().items() if name not in OWN}
+        for plan in plans.values()
+    ]
+    assert alike[0] == alike[1]
+    assert plans["gru"].width == 16
+    if match == "parameters":
+        assert "minutes" not in alike[0]
+        assert alike[0]["steps"] > 1
+        assert math.ceil(alike[0]["steps"] / alike[0]["eval_every"]) <= VALIDATIONS
+    else:
+        assert budget.items() <= alike[0].items()
+
+
+def test_a_width_that_is_given_is_that_of_the_first_cell_of_the_table(text: Path) -> None:
+    for cells, first in ((["rnn", "lstm", "gru"], "gru"), (["rnn", "lstm-thread"], "lstm-thread")):
+        plans = tiny_plans(text, cells, steps=3, width=64)
+        assert plans[first].width == 64
+        assert plans == tiny_plans(text, cells[::-1], steps=3, width=64)
+    free = tiny_plans(text, ["rnn", "gru"], steps=3)
+    assert free == tiny_plans(text, ["gru", "rnn"], steps=3)
+
+
+def recorded(
+    text: Path, match: str = "parameters", asked_lr: float | None = None, **other: Any
+) -> Record:
+    """A comparison's record, in which `other` settings are the second cell's alone."""
+    budget = {"minutes": 1.0} if match == "time" else {"steps": 3}
+    given = {"text": [str(text)], "layers": 1, "batch": 2, "bptt": 8, **budget}
+    plan = configured(given, {"width": 8, "beta2": 0.99, "lr": 0.1, "precision": "float32"}).given()
+    return Record(
+        asked={**given, "match": match, "lr": asked_lr, "cells": ["gru", "rnn"]},
+        plans={"gru": plan | {"cell": "gru"}, "rnn": plan | {"cell": "rnn"} | other},
+        parameters={}, kind="char", tokenizer="", data={}, part="test", format=FORMAT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"batch": 4}, {"bptt": 4}, {"beta2": 0.5}, {"optimizer": "adamw"}, {"precision": "bf16"},
+        {"clip": 0.5}, {"schedule": "linear"}, {"weight_decay": 0.5}, {"dropout": 0.5}, {"steps": 4},
+        {"warmup": 0.5}, {"eval_every": 1}, {"patience": 3}, {"split": "0.5,0.5"}, {"minutes": 1.0},
+        {"tokenizer": "byte"}, {"vocab_size": 99}, {"characters": 99}, {"average": 0.9},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_plans_that_differ_in_more_are_our_bug(text: Path, other: dict[str, Any]) -> None:
+    recorded(text, width=3, lr=0.5).assert_fair()
+    with pytest.raises(AssertionError, match="not trained alike"):
+        recorded(text, **other).assert_fair()
+
+
+def test_at_equal_time_plans_differ_but_not_what_is_trained_on(text: Path) -> None:
+    recorded(text, "time", batch=4, beta2=0.5, dropout=0.5, width=3).assert_fair()
+    for other in ({"split": "0.5,0.5"}, {"minutes": 2.0}, {"tokenizer": "byte"}, {"clip": 0.5}):
+        with pytest.raises(AssertionError, match="not trained alike"):
+            recorded(text, "time", **other).assert_fair()
+
+
+def test_how_the_rates_were_found_is_said(text: Path) -> None:
+    assert trained_how(recorded(text)) == (
+        "each at the planner's rate for its cell, tuned on no text of yours"
+    )
+    assert trained_how(recorded(text, "time")) == (
+        "each by the planner's own plan for its cell, tuned on no text of yours"
+    )
+    assert trained_how(recorded(text, asked_lr=0.5)) == "all at the learning rate that was given"
+    before = dataclasses.replace(recorded(text), format=1)
+    assert "tuned on GRUs" in trained_how(before)
 
 
 def test_plans_of_every_kind_and_planned_again(text: Path) -> None:

@@ -14,7 +14,9 @@ from gru_lm.errors import InputError, UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL
 from gru_lm.planning.model import (
+    BASE_RATES,
     BPTT,
+    CELL_RATES,
     DECAY,
     LEAST_DROPOUT,
     MEMORY_EPOCHS,
@@ -121,6 +123,16 @@ def test_the_rate_of_a_tied_matrix_falls_with_the_steps() -> None:
     assert rate(256_000) == pytest.approx(rate(4000) / 2, rel=1e-3)
     assert rate(100, tied=False) == rate(10_000, tied=False)
     assert rate(10_000, lr=0.25) == 0.25
+
+
+def test_each_cell_has_a_rate_of_its_own() -> None:
+    """Of the same width: the LSTM's is higher, by what benchmarks/rates.py measured."""
+    rates = {cell: plan(cell=cell, width=256, steps=1000).lr for cell in CELLS}
+    assert rates["gru"] == BASE_RATES["muon"]
+    assert rates["lstm"] == pytest.approx(CELL_RATES["lstm"] * rates["gru"])
+    assert plan(cell="lstm", lr=0.25).lr == 0.25
+    gru, lstm = (plan(cell=cell, optimizer="sgd", width=256) for cell in ("gru", "lstm"))
+    assert gru.lr == lstm.lr
 
 
 def test_where_time_counts_a_large_matrix_is_moved_less_often_while_text_is_new() -> None:

@@ -23,7 +23,7 @@ def outcome(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
     """What `compare --json` prints of a comparison whose runs are all done."""
     asked = record.question
     sums = {cell: [row["blocks"] for row in rows if row["cell"] == cell] for cell in asked.cells}
-    differences = cells_differences(sums, at=f"at equal {asked.match}", by=_trained_how(record))
+    differences = cells_differences(sums, at=f"at equal {asked.match}", by=trained_how(record))
     found = [caveat for row in rows for caveat in row["caveats"]]
     found += _caveats(record, rows)
     return {
@@ -39,6 +39,7 @@ def outcome(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
         "caveats": list(dict.fromkeys(found)),
         "runs": [
             {name: value for name, value in row.items() if name not in ("blocks", "caveats")}
+            | {"lr": record.plan(row["cell"]).lr}
             | {"checkpoint": str(directory / f"{row['cell']}-{row['seed']}" / BEST)}
             for row in rows
         ],
@@ -47,7 +48,7 @@ def outcome(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
     }
 
 
-def _trained_how(record: Record) -> str:
+def trained_how(record: Record) -> str:
     """How the cells came to their learning rates: the end of every verdict."""
     if record.question.match == "time":
         return "each by the planner's own plan for its cell, tuned on no text of yours"
