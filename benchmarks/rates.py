@@ -41,6 +41,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--characters", type=int)
     parser.add_argument("--steps", type=int, default=700)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=[*CELLS])
     given = parser.parse_args(arguments)
     asked = settings(
         {"text": [given.text], "tokenizer": given.tokenizer, "characters": given.characters},
@@ -52,7 +53,8 @@ def main(arguments: Sequence[str]) -> None:
         for cell, prepared in plan_cells(asked, [*CELLS], match="parameters", stop=never).items()
     }
     assert plans["gru"].lr is not None
-    for cell, plan in plans.items():
+    for cell in given.cells:
+        plan = plans[cell]
         assert plan.width is not None
         # The rule's for a GRU of this width.
         usual = plans["gru"].lr * ((plans["gru"].width or 0) / plan.width) ** 0.5
