@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 RESUMABLE = ("threads", "device", *BUDGETS)
 
 
-@with_settings
+@with_settings()
 def train_cli(
     context: typer.Context,
     text: Annotated[

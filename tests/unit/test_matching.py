@@ -22,7 +22,7 @@ from gru_lm.commands.compare.matching import (
     plan_cells,
     quadratic,
 )
-from gru_lm.commands.compare.outcome import trained_how
+from gru_lm.commands.compare.outcome import limits, trained_how
 from gru_lm.commands.train.prepare import Prepared, prepare
 from gru_lm.config import Settings
 from gru_lm.config import settings as configured
@@ -199,6 +199,30 @@ def test_how_the_rates_were_found_is_said(text: Path) -> None:
     assert trained_how(recorded(text, asked_lr=0.5)) == "all at the learning rate that was given"
     before = dataclasses.replace(recorded(text), format=1)
     assert "tuned on GRUs" in trained_how(before)
+
+
+def test_what_makes_a_comparison_less_fair_is_said(text: Path) -> None:
+    rows = [{"tokens": 100}, {"tokens": 100}]
+    usual = [*limits(recorded(text), rows)]
+    assert usual == ["3 seeds of each cell are few: take 5 before relying on it"]
+
+    def said(record: Record, rows: list[dict[str, Any]] = rows) -> str:
+        (more,) = set(limits(record, rows)) - set(usual)
+        return more
+
+    validated = dataclasses.replace(recorded(text), part="valid")
+    assert said(validated).startswith("measured on the validation text, which chose")
+    apart = dataclasses.replace(recorded(text), mismatch=0.012)
+    assert said(apart).startswith("parameters differ by 1.2%")
+    stopped = [{"tokens": 100}, {"tokens": 1200}]
+    assert said(recorded(text), stopped).endswith("on as many tokens: 100 to 1,200")
+    assert [*limits(recorded(text, "time"), stopped)] == usual
+    for given, why in (
+        ({"valid": "other.txt", "test": "other.txt"}, "measured on other.txt, which chose"),
+        ({"test": str(text)}, f"measured on {text}, which the cells were trained on"),
+    ):
+        asked = {**recorded(text).asked, "split": "0.9,0.1", **given}
+        assert said(dataclasses.replace(recorded(text), asked=asked)).startswith(why)
 
 
 def test_plans_of_every_kind_and_planned_again(text: Path) -> None:

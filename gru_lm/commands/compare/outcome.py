@@ -25,7 +25,7 @@ def outcome(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
     sums = {cell: [row["blocks"] for row in rows if row["cell"] == cell] for cell in asked.cells}
     differences = cells_differences(sums, at=f"at equal {asked.match}", by=trained_how(record))
     found = [caveat for row in rows for caveat in row["caveats"]]
-    found += _caveats(record, rows)
+    found += limits(record, rows)
     return {
         "cells": list(asked.cells),
         "match": asked.match,
@@ -59,16 +59,25 @@ def trained_how(record: Record) -> str:
     return "each at the planner's rate for its cell, tuned on no text of yours"
 
 
-def _caveats(record: Record, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def limits(record: Record, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What makes a comparison less fair or less sure than it might be."""
     asked = record.question
     if asked.seeds < ENOUGH_SEEDS:
-        yield f"{asked.seeds} seeds of each cell are few: take {ENOUGH_SEEDS} before relying on it"
+        runs = (
+            f"{asked.seeds} seeds of each cell are"
+            if asked.seeds > 1
+            else "one seed of each cell is"
+        )
+        yield f"{runs} few: take {ENOUGH_SEEDS} before relying on it"
     if record.part == "valid":
         yield (
             "measured on the validation text, which chose each run's best checkpoint: for a test "
             "part, --split 0.8,0.1,0.1 or --test FILE"
         )
+    used = {asked.settings.valid: "which chose each run's best checkpoint"}
+    used |= dict.fromkeys(asked.settings.text, "which the cells were trained on")
+    if record.part == "test" and asked.settings.test in used:
+        yield f"measured on {asked.settings.test}, {used[asked.settings.test]}"
     if record.mismatch > AGREEMENT:
         yield (
             f"{asked.match} differ by {record.mismatch:.1%}: no width is nearer to that of the given "
