@@ -217,11 +217,11 @@ def test_what_makes_a_comparison_less_fair_is_said(text: Path) -> None:
     stopped = [{"tokens": 100}, {"tokens": 1200}]
     assert said(recorded(text), stopped).endswith("on as many tokens: 100 to 1,200")
     assert [*limits(recorded(text, "time"), stopped)] == usual
-    for given, why in (
+    for held_out, why in (
         ({"valid": "other.txt", "test": "other.txt"}, "measured on other.txt, which chose"),
         ({"test": str(text)}, f"measured on {text}, which the cells were trained on"),
     ):
-        asked = {**recorded(text).asked, "split": "0.9,0.1", **given}
+        asked = {**recorded(text).asked, "split": "0.9,0.1", **held_out}
         assert said(dataclasses.replace(recorded(text), asked=asked)).startswith(why)
 
 

@@ -74,10 +74,10 @@ def limits(record: Record, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             "measured on the validation text, which chose each run's best checkpoint: for a test "
             "part, --split 0.8,0.1,0.1 or --test FILE"
         )
-    used = {asked.settings.valid: "which chose each run's best checkpoint"}
-    used |= dict.fromkeys(asked.settings.text, "which the cells were trained on")
-    if record.part == "test" and asked.settings.test in used:
-        yield f"measured on {asked.settings.test}, {used[asked.settings.test]}"
+    if (test := asked.settings.test) is not None and test == asked.settings.valid:
+        yield f"measured on {test}, which chose each run's best checkpoint"
+    if test in asked.settings.text:
+        yield f"measured on {test}, which the cells were trained on"
     if record.mismatch > AGREEMENT:
         yield (
             f"{asked.match} differ by {record.mismatch:.1%}: no width is nearer to that of the given "
