@@ -145,7 +145,7 @@ class Comparison:
 
         Raises UsageError where it holds something else, another comparison too.
         """
-        directory = out or _unnamed(Question.of(asked))
+        directory = out or _unnamed(asked)
         ours = not directory.exists()
         run_directory.make_directory(directory)
         if not ((directory / RECORD).exists() or _is_free(directory)):
@@ -223,11 +223,10 @@ def _read(directory: Path) -> Record:
         raise InputError(f"{path} cannot be read", why=str(error)) from error
 
 
-def _unnamed(question: Question) -> Path:
+def _unnamed(asked: Mapping[str, Any]) -> Path:
     """compare-<n>, the first that was begun with this question and is not finished, or is free."""
-    before = question  # as it was asked when nothing was held out for a test
-    if question.settings.split == SPLIT:
-        before = replace(question, settings=replace(question.settings, split=Settings.split))
+    question = Question.of(asked)
+    before = Question.of({"split": Settings.split, **asked})  # of format 1
     for number in count(1):
         directory = Path(f"compare-{number}")
         if _is_free(directory):
