@@ -17,6 +17,7 @@ from gru_lm.commands.compare.matching import (
     AGREEMENT,
     VALIDATIONS,
     fixed,
+    in_steps,
     matched_widths,
     parameters,
     plan_cells,
@@ -26,9 +27,11 @@ from gru_lm.commands.compare.outcome import limits, trained_how
 from gru_lm.commands.train.prepare import Prepared, prepare
 from gru_lm.config import Settings
 from gru_lm.config import settings as configured
+from gru_lm.errors import UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.planning.model import MOST_EPOCHS, Plan
+from gru_lm.training.plan import TRAINING_SHARE
 
 SHAPES = [
     ModelConfig(cell="gru", vocab_size=323, rows=70, layers=1, width=1, embed=16),
@@ -199,6 +202,28 @@ def test_how_the_rates_were_found_is_said(text: Path) -> None:
     assert trained_how(recorded(text, asked_lr=0.5)) == "all at the learning rate that was given"
     before = dataclasses.replace(recorded(text), format=1)
     assert "tuned on GRUs" in trained_how(before)
+
+
+def test_minutes_become_the_steps_of_the_slowest(text: Path) -> None:
+    chosen = configured({"text": [str(text)], "layers": 1, "batch": 2, "bptt": 8, "minutes": 0.5})
+    given = dataclasses.replace(chosen, minutes=None, steps=3)
+    (planned, _) = plan_cells(given, ["gru", "rnn"], match="width", stop=lambda: None).values()
+
+    def tried(per_second: float, read_seconds: float = 0.0) -> Prepared:
+        assert planned.forecast
+        return dataclasses.replace(
+            planned,
+            settings=dataclasses.replace(planned.settings, minutes=0.5, steps=None),
+            forecast=dataclasses.replace(planned.forecast, tokens_per_second=per_second),
+            read_seconds=read_seconds,
+        )
+
+    budget = in_steps(chosen, [tried(3200), tried(1600), tried(32_000)])
+    assert (budget.steps, budget.minutes) == (TRAINING_SHARE * 30 * 100, None)
+    assert in_steps(chosen, [tried(1600, read_seconds=15)]).steps == TRAINING_SHARE * 15 * 100
+    with pytest.raises(UsageError, match=r"no step fits into --minutes 0\.5") as caught:
+        in_steps(chosen, [tried(1600, read_seconds=40)])
+    assert "takes 40 s" in str(caught.value.why)
 
 
 def test_what_makes_a_comparison_less_fair_is_said(text: Path) -> None:

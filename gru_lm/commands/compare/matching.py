@@ -27,6 +27,7 @@ import torch
 from gru_lm.commands.compare.directory import OWN
 from gru_lm.commands.train.prepare import Prepared, plan_for, prepare
 from gru_lm.config import BUDGETS, Settings
+from gru_lm.errors import UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.planning.model import MOST_EPOCHS
@@ -37,7 +38,7 @@ READING_SHARE = 0.1  # of a budget: a first reading that took more would have ma
 VALIDATIONS = 10  # of a run
 VALIDATION_SHARE = 0.05  # of the time for training, at most, but for the last
 # What of the reference's plan is decided before it is known how much of the text is seen.
-SHAPE = [
+SHAPE = (
     "layers",
     "embed",
     "tied",
@@ -47,7 +48,7 @@ SHAPE = [
     "bptt",
     "optimizer",
     "precision",
-]
+)
 
 Size = Callable[[int], float]  # of a model, by its width
 
@@ -96,7 +97,7 @@ def plan_cells(
             else planned(cell, width=width, **shape)
             for cell, width in widths.items()
         ]
-        budget = _in_steps(chosen, tried)
+        budget = in_steps(chosen, tried)
     if budget is not chosen or widths[reference] != first.plan.width:
         first = planned(reference, budget, width=widths[reference], **shape)
     common = {
@@ -142,8 +143,11 @@ def parameters(config: ModelConfig) -> int:
         return LanguageModel(config).parameter_count()
 
 
-def _in_steps(chosen: Settings, tried: Sequence[Prepared]) -> Settings:
-    """The settings with minutes as the steps that the slowest of the cells makes in them."""
+def in_steps(chosen: Settings, tried: Sequence[Prepared]) -> Settings:
+    """The settings with minutes as the steps that the slowest of the cells makes in them.
+
+    Raises UsageError where that is none.
+    """
     tokens = min(
         each.plan.tokens(
             each.settings,
@@ -155,7 +159,14 @@ def _in_steps(chosen: Settings, tried: Sequence[Prepared]) -> Settings:
         if each.forecast
     )
     plan, held_out = tried[0].plan, len(tried[0].data.valid.tokens)
-    steps = max(1, int(tokens / (plan.batch * plan.bptt)))
+    steps = int(tokens / (plan.batch * plan.bptt))
+    if not steps:
+        seconds = max(each.read_seconds for each in tried)
+        raise UsageError(
+            f"no step fits into --minutes {chosen.minutes:g}",
+            why=f"to read and tokenize the text takes {seconds:.0f} s of it",
+            hint="more --minutes, or --steps N",
+        )
     # Scoring a token takes a third of the time of training on it.
     validations = int(3 * VALIDATION_SHARE * tokens / held_out)
     every = math.ceil(steps / max(1, min(VALIDATIONS, validations)))
