@@ -200,6 +200,9 @@ def test_how_the_rates_were_found_is_said(text: Path) -> None:
         "each by the planner's own plan for its cell, tuned on no text of yours"
     )
     assert trained_how(recorded(text, asked_lr=0.5)) == "all at the learning rate that was given"
+    assert trained_how(recorded(text, "time", asked_lr=0.5)) == (
+        "each by the planner's own plan for its cell, all at the learning rate that was given"
+    )
     before = dataclasses.replace(recorded(text), format=1)
     assert "tuned on GRUs" in trained_how(before)
 

@@ -50,10 +50,12 @@ def outcome(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
 
 def trained_how(record: Record) -> str:
     """How the cells came to their learning rates: the end of every verdict."""
-    if record.question.match == "time":
-        return "each by the planner's own plan for its cell, tuned on no text of yours"
+    by_time = record.question.match == "time"
     if record.question.settings.lr is not None:
-        return "all at the learning rate that was given"
+        plans = "each by the planner's own plan for its cell, " if by_time else ""
+        return f"{plans}all at the learning rate that was given"
+    if by_time:
+        return "each by the planner's own plan for its cell, tuned on no text of yours"
     if record.format == 1:
         return "each at the planner's rate, tuned on GRUs and on no text of yours"
     return "each at the planner's rate for its cell, tuned on no text of yours"
@@ -63,12 +65,12 @@ def limits(record: Record, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What makes a comparison less fair or less sure than it might be."""
     asked = record.question
     if asked.seeds < ENOUGH_SEEDS:
-        runs = (
-            f"{asked.seeds} seeds of each cell are"
+        few = (
+            f"{asked.seeds} seeds of each cell are few"
             if asked.seeds > 1
-            else "one seed of each cell is"
+            else "one seed is no measure"
         )
-        yield f"{runs} few: take {ENOUGH_SEEDS} before relying on it"
+        yield f"{few}: take {ENOUGH_SEEDS} before relying on it"
     if record.part == "valid":
         yield (
             "measured on the validation text, which chose each run's best checkpoint: for a test "
