@@ -65,11 +65,8 @@ def limits(record: Record, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What makes a comparison less fair or less sure than it might be."""
     asked = record.question
     if asked.seeds < ENOUGH_SEEDS:
-        few = (
-            f"{asked.seeds} seeds of each cell are few"
-            if asked.seeds > 1
-            else "one seed is no measure"
-        )
+        several = asked.seeds > 1
+        few = f"{asked.seeds} seeds of each cell are few" if several else "one seed is too few"
         yield f"{few}: take {ENOUGH_SEEDS} before relying on it"
     if record.part == "valid":
         yield (
