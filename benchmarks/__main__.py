@@ -5,6 +5,7 @@
     python -m benchmarks quality|regret|ablation ... see quality.py
     python -m benchmarks coverage|alarms ...         see honesty.py
     python -m benchmarks drift ...                   see drift.py
+    python -m benchmarks rates ...                   see rates.py
 
 benchmarks/README.md says what the numbered rows mean. Each name has its own --help.
 """
@@ -30,6 +31,7 @@ MODULES = {
     **dict.fromkeys(("quality", "regret", "ablation"), "quality"),
     **dict.fromkeys(("coverage", "alarms"), "honesty"),
     "drift": "drift",
+    "rates": "rates",
 }
 
 

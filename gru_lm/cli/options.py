@@ -64,13 +64,11 @@ def laid_out(common: Sequence[str], examples: Sequence[str]) -> type[TyperComman
     return LaidOut
 
 
-def with_settings(shell: Callable[..., None]) -> Callable[..., None]:
-    """`shell` with an option for every field of Settings in place of its **flags."""
-    own = [
-        parameter
-        for parameter in inspect.signature(shell, eval_str=True).parameters.values()
-        if parameter.kind is not inspect.Parameter.VAR_KEYWORD
-    ]
+def with_settings(**helps: str | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command an option for every field of Settings in place of its **flags.
+
+    `helps` is what a setting's help says instead of its own; None hides the option.
+    """
     hints = get_type_hints(Settings)
     options = [
         inspect.Parameter(
@@ -80,7 +78,10 @@ def with_settings(shell: Callable[..., None]) -> Callable[..., None]:
             annotation=Annotated[
                 hints[field.name] | None,
                 typer.Option(
-                    help=_help(field), rich_help_panel=field.metadata["panel"], show_default=False
+                    help=helps.get(field.name, _help(field)),
+                    hidden=helps.get(field.name, "") is None,
+                    rich_help_panel=field.metadata["panel"],
+                    show_default=False,
                 ),
             ],
         )
@@ -88,13 +89,22 @@ def with_settings(shell: Callable[..., None]) -> Callable[..., None]:
         if field.metadata
     ]
 
-    @functools.wraps(shell)
-    def command(**arguments: Any) -> None:
-        shell(**arguments)
+    def decorated(shell: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            parameter
+            for parameter in inspect.signature(shell, eval_str=True).parameters.values()
+            if parameter.kind is not inspect.Parameter.VAR_KEYWORD
+        ]
 
-    command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
-    command.__annotations__ = {p.name: p.annotation for p in (*own, *options)}
-    return command
+        @functools.wraps(shell)
+        def command(**arguments: Any) -> None:
+            shell(**arguments)
+
+        command.__signature__ = inspect.Signature([*own, *options])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*own, *options)}
+        return command
+
+    return decorated
 
 
 def _help(field: dataclasses.Field[Any]) -> str:

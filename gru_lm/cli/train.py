@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 RESUMABLE = ("threads", "device", *PLACES, *BUDGETS)
 
 
-@with_settings
+@with_settings()
 def train_cli(
     context: typer.Context,
     text: Annotated[

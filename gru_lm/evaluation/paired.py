@@ -17,6 +17,7 @@ import numpy as np
 
 from gru_lm.evaluation.scoring import Portion
 from gru_lm.evaluation.statistics import (
+    SINGLE,
     Estimate,
     common_blocks,
     direction,
@@ -67,11 +68,12 @@ def charges(sides: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def cells_differences(
-    sums: Mapping[str, Sequence[dict[str, list[float]]]], *, at: str
+    sums: Mapping[str, Sequence[dict[str, list[float]]]], *, at: str, by: str
 ) -> list[dict[str, Any]]:
     """Of every pair of cells: of each run, by seed, the nats and the bytes of the same blocks of text.
 
-    `at` says of the cells what is held equal, as in "at equal parameters".
+    `at` says of the cells what is held equal, as in "at equal parameters", and `by` how each was
+    trained; every verdict ends with that.
     """
     bytes_K = np.array(next(iter(sums.values()))[0]["bytes"])
     assert all(run["bytes"] == bytes_K.tolist() for runs in sums.values() for run in runs)
@@ -83,18 +85,23 @@ def cells_differences(
             b,
             seeds_difference(nats_SK[a], nats_SK[b], bytes_K, comparisons=len(pairs)),
             at=at,
+            by=by,
         )
         for a, b in pairs
     ]
 
 
-def _outcome(a: str, b: str, estimate: Estimate, *, at: str = "") -> dict[str, Any]:
+def _outcome(a: str, b: str, estimate: Estimate, *, at: str = "", by: str = "") -> dict[str, Any]:
+    """`ci95` only where the interval is one of 95 %: of several differences each has a higher level."""
+    interval = estimate.interval and list(estimate.interval)
+    said = verdict(a, b, estimate, at=at)
     return {
         "a": a,
         "b": b,
         "bits_per_byte": estimate.value if math.isfinite(estimate.value) else None,
-        "ci95": estimate.interval and list(estimate.interval),
+        "interval": interval,
         "level": estimate.level,
+        **({"ci95": interval} if estimate.level == SINGLE else {}),
         "better": {1: b, -1: a, 0: None}[direction(estimate)],
-        "verdict": verdict(a, b, estimate, at=at),
+        "verdict": f"{said}; {by}" if by else said,
     }

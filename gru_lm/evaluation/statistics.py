@@ -21,6 +21,7 @@ BLOCK = 500  # tokens of a block, at least
 MIN_BLOCKS = 10  # under this there is no interval
 MAX_BLOCKS = 20  # more are joined with their neighbours: long topics then stay within a block
 MIN_SEEDS = 3  # paired runs; under this there is no interval
+SINGLE = 0.95  # level of an interval; of several together each has a higher one
 RESAMPLES = 10_000
 SEED = 500  # of the resampling
 RESOLUTION = 1e-5  # bits per byte: less may be rounding in the models' arithmetic
@@ -32,7 +33,7 @@ class Estimate(NamedTuple):
     value: float  # nan where a sum is not finite, or where there is nothing to divide by
     interval: tuple[float, float] | None  # None where blocks or runs are too few
     variance: float  # of the value, over texts: the block bootstrap's; nan without enough blocks
-    level: float  # of the interval, 0.95 for a single comparison
+    level: float  # of the interval, SINGLE for a single comparison
     blocks: int  # of the text, before they were joined to MAX_BLOCKS
     runs: int | None = None  # paired seeds; None: the interval is over the text alone
 
@@ -119,7 +120,7 @@ def ratio_interval(
     so the exponentials of the ends are the interval of the exponential. Each of `comparisons` made
     together has the level 1 − 0.05/comparisons, so that all hold with 0.95 (Bonferroni).
     """
-    level = 1 - 0.05 / comparisons
+    level = 1 - (1 - SINGLE) / comparisons
     # Where there is nothing to divide by (a document of no bytes), a block joins the one before it.
     group_K = np.maximum(np.cumsum(denominator_K > 0) - 1, 0)
     numerator_K = np.bincount(group_K, numerator_K)
@@ -163,7 +164,7 @@ def seeds_difference(
 
 
 def t_interval(
-    differences_S: np.ndarray, *, variance: float, level: float = 0.95
+    differences_S: np.ndarray, *, variance: float, level: float = SINGLE
 ) -> tuple[float, float] | None:
     """Mean of the paired differences ± t(S−1)·√(s²/S + variance); None under MIN_SEEDS.
 

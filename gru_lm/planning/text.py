@@ -16,8 +16,8 @@ from gru_lm.config import Settings
 from gru_lm.errors import InputError
 from gru_lm.planning.model import (
     BPTT,
-    MANY_STREAMS,
     STREAMS,
+    STREAMS_TIED,
     TOKENS_PER_WEIGHT,
     WEIGHTS_PER_SECOND,
 )
@@ -127,7 +127,7 @@ def _tokens(settings: Settings, device: str) -> float:
         products = settings.minutes * 60 * WEIGHTS_PER_SECOND[device]
         limits.append(math.sqrt(products * TOKENS_PER_WEIGHT))
     if settings.steps:
-        streams = settings.batch or (MANY_STREAMS if settings.minutes else STREAMS)[device]
+        streams = settings.batch or (STREAMS_TIED if settings.minutes else STREAMS)[device]
         limits.append(settings.steps * streams * (settings.bptt or BPTT))
     if settings.tokens:
         limits.append(settings.tokens)

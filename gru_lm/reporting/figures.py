@@ -104,7 +104,7 @@ def differences(found: Sequence[Result]) -> tuple[str, list[tuple[str, str | Non
     for each in found:
         bits, span = each["bits_per_byte"], None
         value = None if bits is None else f"{bits:.4f}"
-        if ends := each["ci95"]:
+        if ends := each["interval"]:
             half = max((ends[1] - ends[0]) / 2, RESOLUTION)
             value, span = rounded(bits, half)[0], spanned(*ends)
         rows.append((f"{each['a']} less {each['b']}", value, span))

@@ -311,8 +311,11 @@ def _done(result: Result, names: Sequence[str]) -> str:
         return f"{both} were measured on {result['on']}: fewer bits per byte are better."
     where = f"the same held-out text, {result['on']}"
     seeds = len({run["seed"] for run in result["runs"]})
+    minutes, tokens = result["minutes"], {run.get("tokens") for run in result["runs"]}
+    alike = tokens.pop() if len(tokens) == 1 else None
+    budget = f"on {alike:,} tokens" if alike else f"for {minutes:g} min"
     return (
         f"{', '.join(names)} are compared at equal {result['match']}. Each was trained with {seeds} "
-        f"seeds for {result['minutes']:g} min a run, one seed's runs on the same data in the same "
-        f"order. All were measured on {where}: fewer bits per byte are better."
+        f"seeds {budget} a run, one seed's runs on the same data in the same order. "
+        f"All were measured on {where}: fewer bits per byte are better."
     )

@@ -38,6 +38,7 @@ SETTINGS = {
 OPTIONS = [*TINY, "--steps", 2, "--eval-every", 2]
 FIELDS = ["cells", "match", "seeds", "minutes", "difference", "verdict", "runs", "report"]
 TIMES = ("seconds", "tokens_per_second")
+RATE = "; each at the planner's rate for its cell, tuned on no text of yours"
 TEXT = words(
     1400
 )  # of which the held-out tenth is more than ten blocks, at some 5 characters a word
@@ -79,12 +80,16 @@ def test_what_is_reported(whole: Path) -> None:
     assert set(FIELDS) <= result.keys()
     assert (result["cells"], result["match"], result["seeds"]) == (CELLS, "parameters", 3)
     assert result["on"] == "the test text"
-    assert result["caveats"] == ["3 seeds of each cell are few: take 5 before relying on it"]
+    few, unlike = result["caveats"]
+    assert few == "3 seeds of each cell are few: take 5 before relying on it"
+    assert unlike.startswith("parameters differ by 1.1%"), "of so narrow cells"
     order = [(run["cell"], run["seed"]) for run in result["runs"]]
     assert order == [(cell, seed) for seed in range(3) for cell in CELLS]
     sizes = {run["parameters"] for run in result["runs"]}
-    assert max(sizes) <= 1.005 * min(sizes)
-    assert len({run["width"] for run in result["runs"]}) == 2
+    assert max(sizes) <= 1.012 * min(sizes)
+    assert [run["width"] for run in result["runs"][:2]] == [8, 7], "the width given is the GRU's"
+    assert len({run["tokens"] for run in result["runs"]}) == 1
+    assert result["verdict"].endswith(RATE)
     printed = (whole.parent / "printed.txt").read_text(encoding="utf-8").splitlines()
     assert printed[-1] == result["verdict"]
     names = ["cell", *CELLS, "cell", *(3 * CELLS), "difference", "gru less lstm"]
@@ -97,8 +102,12 @@ def test_what_is_reported(whole: Path) -> None:
         <= float(high)
     )
     assert (whole / "curves.png").read_bytes().startswith(b"\x89PNG")
+    difference = result["difference"]
+    assert difference["interval"] == difference["ci95"]
+    assert difference["level"] == 0.95
     page = (whole / "report.html").read_text(encoding="utf-8")
     assert result["verdict"].split(";")[0] in page
+    assert f"on {result['runs'][0]['tokens']:,} tokens a run" in page
 
 
 def test_the_figures_are_those_of_eval_and_the_difference_is_theirs(whole: Path) -> None:
@@ -227,6 +236,73 @@ def test_one_begun_before_white_space_was_charged_ends_with_like_figures(tmp_pat
     assert more[0] == pytest.approx(more[1])
 
 
+def test_the_order_of_the_cells_changes_nothing(whole: Path, tmp_path: Path) -> None:
+    text, test = str(whole.parent / "text.txt"), str(whole.parent / "test.txt")
+    asked = {**SETTINGS, "text": [text], "test": test, "seeds": 1, "cells": ["lstm", "gru"]}
+    result = compare(tmp_path / "turned", **asked)
+    assert (result["difference"]["a"], result["difference"]["b"]) == ("lstm", "gru")
+    assert measured(tmp_path / "turned") == {
+        name: values for name, values in measured(whole).items() if values["seed"] == 0
+    }
+    plans = [
+        json.loads((folder / "compare.json").read_text(encoding="utf-8"))["plans"]
+        for folder in (whole, tmp_path / "turned")
+    ]
+    assert plans[0] == plans[1]
+    again = compare(tmp_path / "turned", cells=["gru", "lstm"])
+    assert again == result, "it goes on, as it was begun"
+
+
+def test_the_first_cell_that_is_named_must_not_be_worse(whole: Path) -> None:
+    """Where it goes on in another order too."""
+    better = json.loads((whole / "result.json").read_text(encoding="utf-8"))["difference"]["better"]
+    for cells in (CELLS, CELLS[::-1]):
+        code = int(better not in (cells[0], None))
+        options = ["--cells", ",".join(cells), "--fail-if-worse"]
+        inside(whole.parent, "compare", "--out", "done", *options, code=code)
+
+
+def test_a_test_part_is_held_out_unless_told_otherwise(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text(words(300), encoding="utf-8")
+    command = ["compare", "text.txt", *OPTIONS, "--seeds", 1, "--json"]
+    result = inside(tmp_path, *command).json()
+    assert result["on"] == "the test text"
+    assert not any("chose each run's best" in caveat for caveat in result["caveats"])
+    record = json.loads((tmp_path / "compare-1" / "compare.json").read_text(encoding="utf-8"))
+    assert {plan["split"] for plan in record["plans"].values()} == {"0.8,0.1,0.1"}
+    # One that was begun before that goes on as it began, by the same command.
+    result = inside(tmp_path, *command, "--split", "0.9,0.1").json()
+    assert (result["on"], result["report"]) == ("the validation text", "compare-2/report.html")
+    assert any("chose each run's best" in caveat for caveat in result["caveats"])
+    folder = tmp_path / "compare-2"
+    record = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
+    del record["format"], record["mismatch"]
+    (folder / "compare.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder / "result.json").unlink()
+    (folder / "results" / "gru-0.json").unlink()
+    result = inside(tmp_path, *command).json()
+    assert (result["on"], result["report"]) == ("the validation text", "compare-2/report.html")
+    assert result["verdict"].endswith(
+        "each at the planner's rate, tuned on GRUs and on no text of yours"
+    )
+
+
+def test_several_differences_have_no_95_percent_intervals_of_their_own(
+    whole: Path, tmp_path: Path
+) -> None:
+    text, test = str(whole.parent / "text.txt"), str(whole.parent / "test.txt")
+    asked = {**SETTINGS, "text": [text], "test": test, "seeds": 1, "lr": 0.01}
+    result = compare(tmp_path / "three", **asked, cells=[*CELLS, "rnn"])
+    assert len(result["differences"]) == 3
+    for each in result["differences"]:
+        assert "ci95" not in each
+        assert each["level"] == pytest.approx(1 - 0.05 / 3)
+        assert each["verdict"].endswith("; all at the learning rate that was given")
+    page = (tmp_path / "three" / "report.html").read_text(encoding="utf-8")
+    assert "98.33 % interval" in page
+    assert "95 %" not in page
+
+
 def test_a_directory_in_use_is_left_alone(whole: Path) -> None:
     descriptor = lock(whole)
     try:
@@ -250,6 +326,7 @@ def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> No
     difference = result["difference"]
     assert difference["bits_per_byte"] == pytest.approx(bits[0] - bits[1], rel=1e-6)
     assert difference["ci95"][0] < difference["bits_per_byte"] < difference["ci95"][1]
+    assert (difference["interval"], difference["level"]) == (difference["ci95"], 0.95)
     assert [result[side]["bits_per_byte"] for side in "ab"] == pytest.approx(bits)
     assert result["report"] == "page/report.html"
     assert (tmp_path / "page" / "report.html").read_text(encoding="utf-8").startswith("<!doctype")

@@ -68,3 +68,12 @@ def test_examples_run(tmp_path: Path, trained: Path, name: str, number: int) -> 
     # A sample is written in bytes, to a real standard output.
     run_it = Program(tmp_path) if name == "sample" else partial(inside, tmp_path)
     run_it(*words_of_it[1:], *quick)
+
+
+def test_compare_says_its_own_defaults() -> None:
+    text = " ".join(help_of("compare").replace("│", " ").split())
+    assert "(default: 0.8,0.1,0.1)" in text
+    assert "(default: 0.9,0.1)" not in text
+    assert "Time of a run (default: 1)" in text
+    for name in ("--cell ", "--seed "):
+        assert name not in text

@@ -4,25 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gru_lm.commands.compare.directory import FORMAT, OWN, Record
 from gru_lm.commands.compare.matching import (
     AGREEMENT,
+    VALIDATIONS,
     fixed,
+    in_steps,
     matched_widths,
     parameters,
     plan_cells,
     quadratic,
 )
+from gru_lm.commands.compare.outcome import limits, trained_how
 from gru_lm.commands.train.prepare import Prepared, prepare
+from gru_lm.config import Settings
 from gru_lm.config import settings as configured
+from gru_lm.errors import UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.planning.model import MOST_EPOCHS, Plan
+from gru_lm.training.plan import TRAINING_SHARE
 
 SHAPES = [
     ModelConfig(cell="gru", vocab_size=323, rows=70, layers=1, width=1, embed=16),
@@ -103,6 +112,145 @@ def test_arithmetic_agrees_and_the_first_width_is_as_planned_where_that_has_a_ma
         for cell, width in zip(("gru", "lstm", "rnn"), widths, strict=True)
     ]
     assert agree(sizes)
+
+
+def tiny_plans(
+    text: Path, cells: list[str], match: str = "parameters", **given: Any
+) -> dict[str, Settings]:
+    """The complete settings of some cells, planned for a text."""
+    chosen = configured({"text": [str(text)], "layers": 1, "batch": 2, "bptt": 8}, given)
+    planned = plan_cells(chosen, cells, match=match, stop=lambda: None)
+    return {cell: fixed(each, chosen) for cell, each in planned.items()}
+
+
+@pytest.mark.parametrize(
+    ("match", "budget"),
+    [("parameters", {"minutes": 0.5}), ("width", {"epochs": 2}), ("arithmetic", {"tokens": 999})],
+)
+def test_all_is_one_for_all_cells_but_width_and_rate(
+    text: Path, match: str, budget: dict[str, float]
+) -> None:
+    """Where time counts too: the slowest cell says how many steps all make."""
+    plans = tiny_plans(text, ["lstm", "gru"], match, tied=True, width=16, **budget)
+    alike = [
+        {name: value for name, value in plan.given().items() if name not in OWN}
+        for plan in plans.values()
+    ]
+    assert alike[0] == alike[1]
+    assert plans["gru"].width == 16
+    if match == "parameters":
+        assert "minutes" not in alike[0]
+        assert alike[0]["steps"] > 1
+        assert math.ceil(alike[0]["steps"] / alike[0]["eval_every"]) <= VALIDATIONS
+    else:
+        assert budget.items() <= alike[0].items()
+
+
+def test_a_width_that_is_given_is_that_of_the_first_cell_of_the_table(text: Path) -> None:
+    for cells, first in ((["rnn", "lstm", "gru"], "gru"), (["rnn", "lstm-thread"], "lstm-thread")):
+        plans = tiny_plans(text, cells, steps=3, width=64)
+        assert plans[first].width == 64
+        assert plans == tiny_plans(text, cells[::-1], steps=3, width=64)
+    free = tiny_plans(text, ["rnn", "gru"], steps=3)
+    assert free == tiny_plans(text, ["gru", "rnn"], steps=3)
+
+
+def recorded(
+    text: Path, match: str = "parameters", asked_lr: float | None = None, **other: Any
+) -> Record:
+    """A comparison's record, in which `other` settings are the second cell's alone."""
+    budget = {"minutes": 1.0} if match == "time" else {"steps": 3}
+    given = {"text": [str(text)], "layers": 1, "batch": 2, "bptt": 8, **budget}
+    plan = configured(given, {"width": 8, "beta2": 0.99, "lr": 0.1, "precision": "float32"}).given()
+    return Record(
+        asked={**given, "match": match, "lr": asked_lr, "cells": ["gru", "rnn"]},
+        plans={"gru": plan | {"cell": "gru"}, "rnn": plan | {"cell": "rnn"} | other},
+        parameters={}, kind="char", tokenizer="", data={}, part="test", format=FORMAT,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"batch": 4}, {"bptt": 4}, {"beta2": 0.5}, {"optimizer": "adamw"}, {"precision": "bf16"},
+        {"clip": 0.5}, {"schedule": "linear"}, {"weight_decay": 0.5}, {"dropout": 0.5}, {"steps": 4},
+        {"warmup": 0.5}, {"eval_every": 1}, {"patience": 3}, {"split": "0.5,0.5"}, {"minutes": 1.0},
+        {"tokenizer": "byte"}, {"vocab_size": 99}, {"characters": 99}, {"average": 0.9},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_plans_that_differ_in_more_are_our_bug(text: Path, other: dict[str, Any]) -> None:
+    recorded(text, width=3, lr=0.5).assert_fair()
+    with pytest.raises(AssertionError, match="not trained alike"):
+        recorded(text, **other).assert_fair()
+
+
+def test_at_equal_time_plans_differ_but_not_what_is_trained_on(text: Path) -> None:
+    recorded(text, "time", batch=4, beta2=0.5, dropout=0.5, width=3).assert_fair()
+    for other in ({"split": "0.5,0.5"}, {"minutes": 2.0}, {"tokenizer": "byte"}, {"clip": 0.5}):
+        with pytest.raises(AssertionError, match="not trained alike"):
+            recorded(text, "time", **other).assert_fair()
+
+
+def test_how_the_rates_were_found_is_said(text: Path) -> None:
+    assert trained_how(recorded(text)) == (
+        "each at the planner's rate for its cell, tuned on no text of yours"
+    )
+    assert trained_how(recorded(text, "time")) == (
+        "each by the planner's own plan for its cell, tuned on no text of yours"
+    )
+    assert trained_how(recorded(text, asked_lr=0.5)) == "all at the learning rate that was given"
+    assert trained_how(recorded(text, "time", asked_lr=0.5)) == (
+        "each by the planner's own plan for its cell, all at the learning rate that was given"
+    )
+    before = dataclasses.replace(recorded(text), format=1)
+    assert "tuned on GRUs" in trained_how(before)
+
+
+def test_minutes_become_the_steps_of_the_slowest(text: Path) -> None:
+    chosen = configured({"text": [str(text)], "layers": 1, "batch": 2, "bptt": 8, "minutes": 0.5})
+    given = dataclasses.replace(chosen, minutes=None, steps=3)
+    (planned, _) = plan_cells(given, ["gru", "rnn"], match="width", stop=lambda: None).values()
+
+    def tried(per_second: float, read_seconds: float = 0.0) -> Prepared:
+        assert planned.forecast
+        return dataclasses.replace(
+            planned,
+            settings=dataclasses.replace(planned.settings, minutes=0.5, steps=None),
+            forecast=dataclasses.replace(planned.forecast, tokens_per_second=per_second),
+            read_seconds=read_seconds,
+        )
+
+    budget = in_steps(chosen, [tried(3200), tried(1600), tried(32_000)])
+    assert (budget.steps, budget.minutes) == (TRAINING_SHARE * 30 * 100, None)
+    assert in_steps(chosen, [tried(1600, read_seconds=15)]).steps == TRAINING_SHARE * 15 * 100
+    with pytest.raises(UsageError, match=r"no step fits into --minutes 0\.5") as caught:
+        in_steps(chosen, [tried(1600, read_seconds=40)])
+    assert "takes 40 s" in str(caught.value.why)
+
+
+def test_what_makes_a_comparison_less_fair_is_said(text: Path) -> None:
+    rows = [{"tokens": 100}, {"tokens": 100}]
+    usual = [*limits(recorded(text), rows)]
+    assert usual == ["3 seeds of each cell are few: take 5 before relying on it"]
+
+    def said(record: Record, rows: list[dict[str, Any]] = rows) -> str:
+        (more,) = set(limits(record, rows)) - set(usual)
+        return more
+
+    validated = dataclasses.replace(recorded(text), part="valid")
+    assert said(validated).startswith("measured on the validation text, which chose")
+    apart = dataclasses.replace(recorded(text), mismatch=0.012)
+    assert said(apart).startswith("parameters differ by 1.2%")
+    stopped = [{"tokens": 100}, {"tokens": 1200}]
+    assert said(recorded(text), stopped).endswith("on as many tokens: 100 to 1,200")
+    assert [*limits(recorded(text, "time"), stopped)] == usual
+    for held_out, why in (
+        ({"valid": "other.txt", "test": "other.txt"}, "measured on other.txt, which chose"),
+        ({"test": str(text)}, f"measured on {text}, which the cells were trained on"),
+    ):
+        asked = {**recorded(text).asked, "split": "0.9,0.1", **held_out}
+        assert said(dataclasses.replace(recorded(text), asked=asked)).startswith(why)
 
 
 def test_plans_of_every_kind_and_planned_again(text: Path) -> None:

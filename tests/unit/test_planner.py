@@ -14,16 +14,19 @@ from gru_lm.errors import InputError, UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL
 from gru_lm.planning.model import (
+    BASE_RATES,
     BPTT,
+    CELL_RATES,
     DECAY,
     LEAST_DROPOUT,
-    MANY_STREAMS,
-    MEMORY,
+    MEMORY_EPOCHS,
     MOST_DECAY,
     MOST_EPOCHS,
     MOST_PIECES_FULL,
     STREAMS,
+    STREAMS_TIED,
     TRIALS,
+    WEIGHTS_PER_SECOND,
     Plan,
     plan_budget,
     plan_like,
@@ -122,8 +125,18 @@ def test_the_rate_of_a_tied_matrix_falls_with_the_steps() -> None:
     assert rate(10_000, lr=0.25) == 0.25
 
 
+def test_each_cell_has_a_rate_of_its_own() -> None:
+    """Of the same width: the LSTM's is higher, by what benchmarks/rates.py measured."""
+    rates = {cell: plan(cell=cell, width=256, steps=1000).lr for cell in CELLS}
+    assert rates["gru"] == BASE_RATES["muon"]
+    assert rates["lstm"] == pytest.approx(CELL_RATES["lstm"] * rates["gru"])
+    assert plan(cell="lstm", lr=0.25).lr == 0.25
+    gru, lstm = (plan(cell=cell, optimizer="sgd", width=256) for cell in ("gru", "lstm"))
+    assert gru.lr == lstm.lr
+
+
 def test_where_time_counts_a_large_matrix_is_moved_less_often_while_text_is_new() -> None:
-    few, many = STREAMS["cpu"], MANY_STREAMS["cpu"]
+    few, many = STREAMS["cpu"], STREAMS_TIED["cpu"]
     words = {"vocab_size": 20_000, "minutes": 1}
     assert plan(8_000_000, **words).batch == many
     assert plan(100_000, **words).batch == few, "seen often"
@@ -132,6 +145,29 @@ def test_where_time_counts_a_large_matrix_is_moved_less_often_while_text_is_new(
     assert plan(8_000_000, **words, batch=7).batch == 7
     short = plan(5_000, **words, tokens=1000)
     assert short.batch <= 5_000 / (4 * short.bptt), "few where there is little text"
+
+
+def test_the_streams_follow_the_measured_speed() -> None:
+    """Half the assumed speed: 1.2 epochs in 2 minutes, where the assumed one would give 2.4."""
+    words: dict[str, Any] = {"tokens": 2_000_000, "vocab_size": 20_000, "device": "cpu"}
+
+    def planned(share: float) -> tuple[Plan, float]:
+        speeds: dict[tuple[int, int], float] = {}
+
+        def speed(plan: Plan) -> float:
+            found = share * WEIGHTS_PER_SECOND["cpu"] / plan.weights(words["vocab_size"])
+            speeds[plan.layers, plan.width] = found
+            return found
+
+        chosen = settings({"minutes": 2, "layers": 1, "width": 192})
+        made = plan_model(chosen, **words, speed=speed)
+        seen = made.tokens(chosen, tokens=words["tokens"], per_second=speeds[1, 192], elapsed=0.0)
+        return made, seen / words["tokens"]
+
+    for share in (0.25, 0.5, 1.0, 2.0):
+        made, epochs = planned(share)
+        assert made.batch == (48 if epochs <= 2 else 24), epochs
+    assert {planned(share)[0].batch for share in (0.5, 2.0)} == {24, 48}
 
 
 def test_a_text_is_not_seen_more_often_than_helps() -> None:
@@ -169,7 +205,7 @@ def test_a_tied_matrix_remembers_as_many_epochs_whatever_the_rate_and_the_text()
         for lr in (0.002, 0.005):
             made = plan(tokens, minutes=5, lr=lr, tied=True)
             steps = 1 / (made.lr * made.weight_decay)
-            assert steps * made.batch * made.bptt == pytest.approx(MEMORY * tokens, rel=0.01)
+            assert steps * made.batch * made.bptt == pytest.approx(MEMORY_EPOCHS * tokens, rel=0.01)
     assert plan(2000, minutes=5, tied=True).weight_decay == MOST_DECAY
     assert plan(2000, minutes=5).weight_decay == plan(8_000_000, minutes=5).weight_decay == DECAY
     assert plan(minutes=5, tied=True, weight_decay=0.25).weight_decay == 0.25
@@ -278,7 +314,7 @@ def test_no_more_text_is_used_than_the_budget_can_use() -> None:
     assert part(steps=9_000, batch=10, bptt=50) == pytest.approx(9_000 * 500 * 4 * MARGIN)
     assert part(steps=10, minutes=600) == LEAST_USED
     both = part(steps=9_000, minutes=600)  # may have more streams, where time counts
-    assert both == pytest.approx(9_000 * MANY_STREAMS["cpu"] * BPTT * 4 * MARGIN)
+    assert both == pytest.approx(9_000 * STREAMS_TIED["cpu"] * BPTT * 4 * MARGIN)
     assert part(10_000_000, minutes=1) is None, "all of a smaller text"
     assert part(LEAST_USED, tokens=1) is None
 

@@ -22,7 +22,7 @@ ROWS = [
     for cell, bits in (("gru", 1.5), ("lstm", 1.75))
     for seed in (1, 2, 3)
 ]
-DIFFERENCE = {"a": "gru", "b": "lstm", "bits_per_byte": -0.25123, "ci95": [-0.2731, -0.2291]}
+DIFFERENCE = {"a": "gru", "b": "lstm", "bits_per_byte": -0.25123, "interval": [-0.2731, -0.2291]}
 DIFFERENCE |= {"level": 0.95, "verdict": "gru is better"}
 COMPARED: dict[str, Any] = {
     **{"cells": ["gru", "lstm"], "match": "parameters", "seeds": 3, "minutes": 1.0, "runs": ROWS},
@@ -157,7 +157,10 @@ def test_a_comparison_of_cells() -> None:
     assert "95 % interval" in page.text
     assert "gru less lstm-0.251-0.274 to -0.229" in page.text, "rounded outward"
     assert "equal parameters" in page.text
-    several = [DIFFERENCE | {"verdict": "first"}, DIFFERENCE | {"ci95": None, "verdict": "second"}]
+    several = [
+        DIFFERENCE | {"verdict": "first"},
+        DIFFERENCE | {"interval": None, "verdict": "second"},
+    ]
     text = Page(compare_page(COMPARED | {"differences": several}, None)).text
     assert text.index("first") < text.index("second") < text.index("Cells")
     assert "gru less lstm-0.2512–" in text

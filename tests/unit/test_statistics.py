@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gru_lm.evaluation import statistics
+from gru_lm.evaluation.paired import cells_differences
 from gru_lm.evaluation.statistics import (
     BLOCK,
     MAX_BLOCKS,
@@ -277,6 +278,31 @@ def test_verdicts() -> None:
         "B predicts this text better than A: 0.20 bits per byte fewer "
         "(95 % interval 0.10 to 0.30, over the text alone: other seeds may differ)"
     )
+
+
+@pytest.mark.parametrize(("cells", "level"), [("ab", 0.95), ("abc", 1 - 0.05 / 3)])
+def test_an_interval_is_called_ci95_only_where_it_is_one(cells: str, level: float) -> None:
+    rng = np.random.default_rng(7)
+    _, bytes_SK = texts(rng, 1, 40)
+    sums = {
+        cell: [
+            {"nats": (bytes_SK[0] + rng.normal(size=40)).tolist(), "bytes": bytes_SK[0].tolist()}
+            for _ in range(4)
+        ]
+        for cell in cells
+    }
+    found = cells_differences(sums, at="at equal width", by="by hand")
+    assert len(found) == len(cells) * (len(cells) - 1) // 2
+    for each in found:
+        assert each["level"] == pytest.approx(level)
+        assert each["interval"][0] < each["bits_per_byte"] < each["interval"][1]
+        assert ("ci95" in each) == (level == 0.95)
+        assert each.get("ci95", each["interval"]) == each["interval"]
+        assert f"{100 * level:.4g} % interval" in each["verdict"]
+        assert each["verdict"].endswith("; by hand")
+    if len(cells) == 3:  # of its own each would have a narrower one
+        (alone,) = cells_differences({c: sums[c] for c in "ab"}, at="", by="")
+        assert alone["interval"][0] > found[0]["interval"][0]
 
 
 def test_a_model_is_not_better_than_itself() -> None:

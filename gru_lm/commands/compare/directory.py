@@ -18,7 +18,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,15 @@ from gru_lm.model.cells import CELLS
 from gru_lm.reporting.console import marked
 from gru_lm.text.sources import HEAD
 from gru_lm.training import folder
+from gru_lm.training.plan import Plan
 
 MATCHES = ("parameters", "width", "arithmetic", "time")
+OWN = ("cell", "width", "lr")  # what matched cells have of their own
 DEFAULTS = {"cells": ["gru", "lstm"], "match": "parameters", "seeds": 3}
 ROW = ("width", "parameters", "steps", "tokens", "seconds", "tokens_per_second", "bits_per_byte")
 MINUTES = 1.0  # a run, where no budget is given
+SPLIT = "0.8,0.1,0.1"  # where nothing is said of held-out text: the test part has chosen nothing
+FORMAT = 2  # of compare.json; 1: cells had plans of their own, and no test part was held out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +77,9 @@ class Question:
         budgets = [name for name in BUDGETS if values.get(name)]
         if match == "time" and budgets not in ([], ["minutes"]):
             raise UsageError("--match time goes with --minutes alone", hint="--minutes 1")
-        usual = {} if budgets else {"minutes": MINUTES}
+        usual: dict[str, Any] = {} if budgets else {"minutes": MINUTES}
+        if not any(values.get(name) for name in ("split", "valid", "test")):
+            usual["split"] = SPLIT
         return cls(cells=tuple(cells), match=match, seeds=seeds, settings=settings(usual, values))
 
     def __post_init__(self) -> None:
@@ -96,6 +102,10 @@ class Question:
         del values["seed"]  # which each run has of its own
         return values | {"cells": list(self.cells)}
 
+    def alike(self, other: Question) -> bool:
+        """Whether both ask the same question; the order of the cells does not matter."""
+        return set(self.cells) == set(other.cells) and self == replace(other, cells=self.cells)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
@@ -108,9 +118,9 @@ class Record:
     tokenizer: str  # its fingerprint
     data: dict[str, str]  # fingerprints of the parts of the text
     part: str  # "test" or "valid": what all are measured on
-    spacing: bool = (
-        False  # whether runs count white space of their text; those begun before did not
-    )
+    spacing: bool = False  # whether runs count the white space of their text; False in old records
+    mismatch: float = 0.0  # of what is matched: by what share the largest exceeds the smallest
+    format: int = 1
     question: Question = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -125,6 +135,16 @@ class Record:
     def plan(self, cell: str) -> Settings:
         """What a cell is trained with, but for the seed."""
         return settings(self.plans[cell])
+
+    def assert_fair(self) -> None:
+        """That the plans differ in nothing but what each cell is to have of its own."""
+        by_time = self.question.match == "time"
+        own = {field.name for field in fields(Plan)} if by_time else {*OWN}
+        first, *others = (
+            {name: value for name, value in plan.items() if name not in own}
+            for plan in self.plans.values()
+        )
+        assert all(plan == first for plan in others), "cells are not trained alike"
 
     def runs(self) -> list[tuple[str, int]]:
         """Cell and seed of every run, in order: as the machine changes, it does so for all cells."""
@@ -146,7 +166,7 @@ class Comparison:
 
         Raises UsageError where it holds something else, another comparison too.
         """
-        directory = out or _unnamed(Question.of(asked))
+        directory = out or _unnamed(asked)
         made = folder.make(directory)
         if not ((directory / RECORD).exists() or is_free(directory)):
             raise UsageError(
@@ -173,7 +193,10 @@ class Comparison:
         record = _read(self.directory)
         known = record.question.named()
         for name, value in asked.items():
-            if known.get(name) != value:
+            same = known.get(name) == value
+            if name == "cells":
+                same = sorted(known[name]) == sorted(value)
+            if not same:
                 flag = f"--{name.replace('_', '-')}" if name != "text" else "TEXT"
                 raise UsageError(
                     f"{self.directory} holds another comparison: {flag} is "
@@ -183,7 +206,8 @@ class Comparison:
         return record
 
     def begin(self, record: Record) -> None:
-        """Put the plans there: from here on it is a comparison."""
+        """Put the plans there, which must be fair: from here on it is a comparison."""
+        record.assert_fair()
         values = asdict(record)
         del values["question"]
         write_json(self.directory / RECORD, values)
@@ -281,8 +305,10 @@ def _read(directory: Path) -> Record:
         raise InputError(f"{path} cannot be read", why=str(error)) from error
 
 
-def _unnamed(question: Question) -> Path:
+def _unnamed(asked: Mapping[str, Any]) -> Path:
     """compare-<n>, the first that was begun with this question and is not finished, or is free."""
+    question = Question.of(asked)
+    before = Question.of({"split": Settings.split, **asked})  # of format 1
     for number in count(1):
         directory = Path(f"compare-{number}")
         if is_free(directory):
@@ -290,7 +316,8 @@ def _unnamed(question: Question) -> Path:
         # Of text that was piped in nobody can tell whether it is the same.
         if not question.settings.reads_stdin() and not (directory / RESULT).exists():
             with suppress(InputError):
-                if _read(directory).question == question:
+                known = _read(directory)
+                if known.question.alike(question if known.format > 1 else before):
                     return directory
     raise AssertionError
 

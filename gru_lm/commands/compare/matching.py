@@ -1,34 +1,58 @@
-"""Plans for several cells that are to be compared: what is held equal, and at which widths it is.
+"""Plans for several cells that are to be compared: what is one for all, and what is matched.
 
-    time        every cell as the planner has it
-    width       all with the first cell's layers, width and embedding
-    parameters  all with its layers and embedding, and widths that give all as many parameters
-    arithmetic  the same for the weights that a token is multiplied with
+    time        every cell as the planner has it: size, batch and all
+    width       one width for all
+    parameters  widths that give all as many parameters
+    arithmetic  widths that give all as many weights that a token is multiplied with
 
-Learning rate and dropout are the planner's for each cell at its own width. Knows no run and no figures.
-Invariant: what is to be equal agrees within AGREEMENT in every pair of cells.
+But for `time`, all cells have the plan of the reference, the first of them in the table of cells (the
+GRU, if it is there): they differ in width and in learning rate, which is the planner's for each cell.
+Minutes become the steps that the slowest cell makes in them, so that all train on the same tokens. The
+order in which cells are named changes nothing. Knows no run and no figures.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from gru_lm.commands.train.prepare import Prepared, prepare
-from gru_lm.config import Settings
+from gru_lm.commands.compare.directory import OWN
+from gru_lm.commands.train.clock import Spent
+from gru_lm.commands.train.prepare import Prepared, plan_for, prepare
+from gru_lm.config import BUDGETS, Settings
+from gru_lm.errors import UsageError
+from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.planning.model import MOST_EPOCHS
 from gru_lm.signals import Stop
 
-AGREEMENT = 0.005  # of the smaller one
+AGREEMENT = 0.005  # of the smaller one, where widths are the planner's to choose
 READING_SHARE = 0.1  # of a budget: a first reading that took more would have made a smaller plan
-SHAPE = ("layers", "embed", "tied", "residual", "softmax")  # what all have alike, beside the width
+VALIDATIONS = 10  # of a run
+VALIDATION_SHARE = 0.05  # of the time for training, at most, but for the last
+# What of the reference's plan is decided before it is known how much of the text is seen.
+SHAPE = (
+    "layers",
+    "embed",
+    "tied",
+    "residual",
+    "softmax",
+    "batch",
+    "bptt",
+    "optimizer",
+    "precision",
+)
+
+# How much of the text is used.
+PART = ("characters", "valid_characters", "tokenizer_characters")
 
 Size = Callable[[int], float]  # of a model, by its width
 
@@ -36,29 +60,67 @@ Size = Callable[[int], float]  # of a model, by its width
 def plan_cells(
     chosen: Settings, cells: Sequence[str], *, match: str, stop: Stop
 ) -> dict[str, Prepared]:
-    """What each cell is trained on and how, the first one as `train` would plan it, or very near.
+    """What each cell is trained on and how; the reference as `train` would plan it, or very near.
 
-    `match` is one of comparisons.MATCHES. No text may be standard input. Raises as `prepare` does.
+    `match` is one of directory.MATCHES. A width that is given is the reference's. No text may be
+    standard input. Raises as `prepare` does.
     """
+    reference, *others = (cell for cell in CELLS if cell in cells)
 
-    def planned(cell: str, **shape: object) -> Prepared:
-        asked = dataclasses.replace(chosen, cell=cell, **shape)  # type: ignore[arg-type]
+    def first_planned() -> tuple[Prepared, float]:
         started = time.monotonic()
-        return prepare(asked, stdin=Path(), source=None, started=started, stop=stop)
+        asked = dataclasses.replace(chosen, cell=reference)
+        prepared = prepare(asked, stdin=Path(), source=None, started=started, stop=stop)
+        return prepared, time.monotonic() - started
 
-    begun = time.monotonic()
-    first = planned(cells[0])
-    if chosen.minutes and time.monotonic() - begun > READING_SHARE * 60 * chosen.minutes:
-        first = planned(cells[0])  # with its tokens in the cache, where every run will find them
+    first, seconds = first_planned()
+    if chosen.minutes and seconds > READING_SHARE * 60 * chosen.minutes:
+        first, _ = first_planned()  # with its tokens in the cache, where every run will find them
+
+    def planned(cell: str, budget: Settings = chosen, **given: Any) -> Prepared:
+        """The plan of a cell for the same tokens, where not given."""
+        part = {name: getattr(first.settings, name) for name in PART}
+        return plan_for(
+            dataclasses.replace(budget, cell=cell, **part, **given),
+            first.data,
+            device=first.device,
+            source=None,
+            spent=Spent(time.monotonic() - first.read_seconds),
+            stop=stop,
+        )
+
     if match == "time":
-        return {cells[0]: first} | {cell: planned(cell) for cell in cells[1:]}
+        return {reference: first} | {cell: planned(cell) for cell in others}
     shape = {name: getattr(first.plan, name) for name in SHAPE}
-    width = first.plan.width
-    widths = [width] * len(cells) if match == "width" else _matched(first, cells, by=match)
-    return {
-        cell: first if (cell, own) == (cells[0], width) else planned(cell, **{"width": own} | shape)
-        for cell, own in zip(cells, widths, strict=True)
+    widths = _widths(first, [reference, *others], match=match, given=chosen.width is not None)
+    budget = chosen
+    if chosen.minutes:
+        tried = [
+            first
+            if (cell, width) == (reference, first.plan.width)
+            else planned(cell, width=width, **shape)
+            for cell, width in widths.items()
+        ]
+        budget = in_steps(chosen, tried)
+    if budget is not chosen or widths[reference] != first.plan.width:
+        first = planned(reference, budget, width=widths[reference], **shape)
+    common = {
+        name: value for name, value in dataclasses.asdict(first.plan).items() if name not in OWN
     }
+    return {reference: first} | {
+        cell: planned(cell, budget, width=widths[cell], **common) for cell in others
+    }
+
+
+def mismatch(prepared: Mapping[str, Prepared], *, match: str) -> float:
+    """By what share the largest of the cells exceeds the smallest in what is matched."""
+    if match not in ("parameters", "arithmetic"):
+        return 0.0
+    sizes = [
+        parameters(each.model_config()) if match == "parameters" else each.plan.weights(_seen(each))
+        for each in prepared.values()
+    ]
+    return max(sizes) / min(sizes) - 1
 
 
 def fixed(prepared: Prepared, chosen: Settings) -> Settings:
@@ -85,17 +147,56 @@ def parameters(config: ModelConfig) -> int:
         return LanguageModel(config).parameter_count()
 
 
-def _matched(first: Prepared, cells: Sequence[str], *, by: str) -> list[int]:
+def in_steps(chosen: Settings, tried: Sequence[Prepared]) -> Settings:
+    """The settings with minutes as the steps that the slowest of the cells makes in them.
+
+    Raises UsageError where that is none.
+    """
+    tokens = min(
+        each.plan.tokens(
+            each.settings,
+            tokens=len(each.data.train.tokens),
+            per_second=each.forecast.tokens_per_second or 0.0,
+            elapsed=each.read_seconds,
+        )
+        for each in tried
+        if each.forecast
+    )
+    plan, held_out = tried[0].plan, len(tried[0].data.valid.tokens)
+    steps = int(tokens / (plan.batch * plan.bptt))
+    if not steps:
+        seconds = max(each.read_seconds for each in tried)
+        raise UsageError(
+            f"no step fits into --minutes {chosen.minutes:g}",
+            why=f"to read and tokenize the text takes {seconds:.0f} s of it",
+            hint="more --minutes, or --steps N",
+        )
+    # Scoring a token takes a third of the time of training on it.
+    validations = int(3 * VALIDATION_SHARE * tokens / held_out)
+    every = math.ceil(steps / max(1, min(VALIDATIONS, validations)))
+    budget: dict[str, Any] = {**dict.fromkeys(BUDGETS), "steps": steps}
+    return dataclasses.replace(chosen, **budget, eval_every=chosen.eval_every or every)
+
+
+def _widths(first: Prepared, cells: Sequence[str], *, match: str, given: bool) -> dict[str, int]:
+    """The width of each of the cells, of which `first` is the first; kept where it was given."""
     plan, config = first.plan, first.model_config()
-    seen = int((first.counts_V() > 0).sum())
+    if match == "width":
+        return dict.fromkeys(cells, plan.width)
 
     def size(cell: str, width: int) -> float:
-        if by == "parameters":
+        if match == "parameters":
             return parameters(dataclasses.replace(config, cell=cell, width=width))
-        return dataclasses.replace(plan, cell=cell, width=width).weights(seen)
+        return dataclasses.replace(plan, cell=cell, width=width).weights(_seen(first))
 
     sizes = [quadratic(partial(size, cell), apart=plan.embed) for cell in cells]
-    return matched_widths(sizes, plan.width)
+    agreement = math.inf if given else AGREEMENT
+    return dict(zip(cells, matched_widths(sizes, plan.width, agreement=agreement), strict=True))
+
+
+def _seen(prepared: Prepared) -> int:
+    """Pieces that occur in the training text."""
+    return int((prepared.counts_V() > 0).sum())
 
 
 def quadratic(size: Size, *, apart: int) -> Size:
@@ -116,7 +217,9 @@ def quadratic(size: Size, *, apart: int) -> Size:
     return found
 
 
-def matched_widths(sizes: Sequence[Size], planned: int) -> list[int]:
+def matched_widths(
+    sizes: Sequence[Size], planned: int, *, agreement: float = AGREEMENT
+) -> list[int]:
     """Widths at which all `sizes` agree in pairs, the first one as near to `planned` as can be.
 
     From one width to the next, small models grow by more than AGREEMENT: few widths have a match.
@@ -127,7 +230,7 @@ def matched_widths(sizes: Sequence[Size], planned: int) -> list[int]:
         own = sizes[0](width)
         others = [_nearest(table, own) for table in tables]
         all_sizes = [own, *(size for size, _ in others)]
-        if max(all_sizes) - min(all_sizes) <= AGREEMENT * min(all_sizes):
+        if max(all_sizes) - min(all_sizes) <= agreement * min(all_sizes):
             return [width, *(other for _, other in others)]
     raise AssertionError("no widths agree")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from gru_lm import atomic
 from gru_lm.commands.compare.directory import (
+    FORMAT,
     MINUTES,
     Comparison,
     Question,
@@ -24,7 +25,8 @@ from gru_lm.commands.compare.directory import (
     made_for_models,
     write_json,
 )
-from gru_lm.commands.compare.matching import fixed, parameters, plan_cells
+from gru_lm.commands.compare.matching import fixed, mismatch, parameters, plan_cells
+from gru_lm.commands.compare.outcome import outcome
 from gru_lm.commands.eval.contamination import text_caveats
 from gru_lm.commands.load import LoadedModel, load_model, read_again
 from gru_lm.commands.train.run import resume, train
@@ -32,9 +34,9 @@ from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import BudgetError, DivergedError, InputError, Stopped
 from gru_lm.evaluation.collectors import ByBlock
 from gru_lm.evaluation.metrics import Counts, caveats
-from gru_lm.evaluation.paired import Ends, cells_differences, charges, models_difference
+from gru_lm.evaluation.paired import Ends, charges, models_difference
 from gru_lm.evaluation.texts import Table, measure
-from gru_lm.layout import BEST, CURVES, PAGE, PIPED, RESULT, holds_checkpoint
+from gru_lm.layout import CURVES, PAGE, PIPED, RESULT, holds_checkpoint
 from gru_lm.reporting import console
 from gru_lm.reporting.plots import curves_png
 from gru_lm.reporting.report import compare_page
@@ -43,9 +45,6 @@ from gru_lm.text.documents import Document, survey
 from gru_lm.text.sources import open_documents, spool_stdin
 from gru_lm.training import directory as run_directory
 from gru_lm.training import reports
-
-ENOUGH_SEEDS = 5
-HELD_OUT = {"test": "the test text", "valid": "the validation text"}
 
 
 def compare_cells(
@@ -84,7 +83,7 @@ def compare_cells(
             error.hint = f"to go on: gru-lm compare --out {directory}"
             error.result = None  # which is of one run
             raise
-        result = _result(directory, record, rows)
+        result = outcome(directory, record, rows)
         png = curves_png(_curves(comparison, record))
         # A page says how long a run took where no time was set.
         minutes = result["minutes"] or sum(row["seconds"] for row in rows) / len(rows) / 60
@@ -216,6 +215,8 @@ def _planned(comparison: Comparison, question: Question, *, stop: Stop) -> Recor
         data=data.texts.fingerprints(),
         part="test" if data.test else "valid",
         spacing=True,
+        mismatch=mismatch(prepared, match=question.match),
+        format=FORMAT,
     )
 
 
@@ -236,9 +237,8 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
     documents = _held_out(comparison, record, stop=stop) if left else ()
     started = time.monotonic()
     for done, (cell, seed) in enumerate(left):
-        pace = (
-            (time.monotonic() - started) / done if done else 60 * (record.plan(cell).minutes or 0)
-        )
+        minutes = record.question.settings.minutes or 0
+        pace = (time.monotonic() - started) / done if done else 60 * minutes
         seconds = int(pace * (len(left) - done))
         eta = f", about {seconds // 60}:{seconds % 60:02d} left" if seconds else ""
         number = order.index((cell, seed)) + 1
@@ -315,34 +315,3 @@ def _curves(comparison: Comparison, record: Record) -> dict[str, list[list[dict[
     for cell, seed in record.runs():
         curves.setdefault(cell, []).append(reports.metrics(comparison.run(cell, seed)))
     return curves
-
-
-def _result(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """All that is reported: figures, differences, what may be said of them."""
-    asked = record.question
-    sums = {cell: [row["blocks"] for row in rows if row["cell"] == cell] for cell in asked.cells}
-    differences = cells_differences(sums, at=f"at equal {asked.match}")
-    found = [caveat for row in rows for caveat in row["caveats"]]
-    if asked.seeds < ENOUGH_SEEDS:
-        found.append(
-            f"{asked.seeds} seeds of each cell are few: take {ENOUGH_SEEDS} before relying on it"
-        )
-    return {
-        "cells": list(asked.cells),
-        "match": asked.match,
-        "seeds": asked.seeds,
-        "minutes": asked.settings.minutes,
-        "budget": {n: v for n, v in asked.settings.given().items() if n in BUDGETS},
-        "on": HELD_OUT[record.part],
-        "difference": differences[0],
-        "differences": differences,
-        "verdict": ". ".join(dict.fromkeys(each["verdict"] for each in differences)),
-        "caveats": list(dict.fromkeys(found)),
-        "runs": [
-            {name: value for name, value in row.items() if name not in ("blocks", "caveats")}
-            | {"checkpoint": str(Comparison(directory).run(row["cell"], row["seed"]) / BEST)}
-            for row in rows
-        ],
-        "curves": str(directory / CURVES),
-        "report": str(directory / PAGE),
-    }

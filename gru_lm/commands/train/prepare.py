@@ -63,6 +63,7 @@ class Prepared:
     backend: str
     spent: Spent  # the time so far
     forecast: Forecast | None = None  # where a plan was made, not found
+    read_seconds: float = 0.0  # of the budget, before that
 
     def counts_V(self) -> torch.Tensor:  # noqa: N802
         """How often each piece occurs in the training text."""
@@ -154,7 +155,7 @@ def prepare(
         stop=stop,
     )
     spent.on(TOKENIZING)
-    prepared = _planned(chosen, data, device=device, source=source, spent=spent, stop=stop)
+    prepared = plan_for(chosen, data, device=device, source=source, spent=spent, stop=stop)
     spent.on(TRYING)
     announce(prepared.settings, data, whole, asked=asked)
     console.note(f"forecast: {prepared.forecast}")
@@ -199,7 +200,7 @@ class _Trials:
         return found
 
 
-def _planned(
+def plan_for(
     chosen: Settings,
     data: Data,
     *,
@@ -208,7 +209,8 @@ def _planned(
     spent: Spent,
     stop: Stop,
 ) -> Prepared:
-    """The plan for `data`, its speed tried, and what it comes to."""
+    """The plan for `data`, its speed measured, and what it comes to; else as `prepare`."""
+    read_seconds = time.monotonic() - spent.started
     trials = _Trials(chosen, data, device, source, spent, stop)
     with console.progress("trying the speed of this machine", None):
         plan = plan_model(
@@ -218,7 +220,7 @@ def _planned(
             device=device.type,
             precision=fastest_precision(device),
             speed=trials,
-            elapsed=time.monotonic() - spent.started,
+            elapsed=read_seconds,
         )
     prepared = trials.prepared(plan)
     expected = forecast(
@@ -229,7 +231,7 @@ def _planned(
         per_second=trials.speeds.get((plan.layers, plan.width)),
         elapsed=time.monotonic() - spent.started,
     )
-    return dataclasses.replace(prepared, forecast=expected)
+    return dataclasses.replace(prepared, forecast=expected, read_seconds=read_seconds)
 
 
 def _check_model(chosen: Settings) -> None:
