@@ -72,7 +72,6 @@ def encode(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
         separators=(",", ":"),
         allow_nan=False,
     )
-    parsed(text)  # what could not be read must not be written
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     data = bytearray(save(plain, {"gru_lm": text}))
     at = _digits(data)
@@ -102,7 +101,7 @@ def read(path: Path) -> Checkpoint:
     if digest.hexdigest().encode() != data[at : at + 64]:
         raise damaged(path, "its bytes do not match its checksum")
     try:
-        meta = parsed(json.loads(data[8 : 8 + length])["__metadata__"]["gru_lm"])
+        meta = header(data)
     except FormatError as error:
         raise InputError(
             f"{path} has format {error.version}; this gru-lm reads format {FORMAT}",
@@ -111,6 +110,12 @@ def read(path: Path) -> Checkpoint:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(path, "its header cannot be read") from error
     return Checkpoint(path, meta, data)
+
+
+def header(data: bytes) -> dict[str, Any]:
+    """What the JSON of a checkpoint's bytes says. Raises ValueError, KeyError or TypeError."""
+    length = int.from_bytes(data[:8], "little")
+    return parsed(json.loads(data[8 : 8 + length])["__metadata__"]["gru_lm"])
 
 
 def damaged(path: Path, why: str) -> InputError:

@@ -49,7 +49,7 @@ from gru_lm.layout import (
     step_paths,
 )
 from gru_lm.training import folder, reports
-from gru_lm.training.checkpoint import Checkpoint, read
+from gru_lm.training.checkpoint import Checkpoint, header, read
 
 if TYPE_CHECKING:
     from gru_lm.training.loop import TrainState
@@ -196,6 +196,7 @@ class Run:
     def save(self, data: bytes, step: int, *, best: bool) -> None:
         """Write a step's checkpoint durably, make it the best if it is, and remove old ones."""
         path = step_path(self.directory, step)
+        assert header(data)["step"] == step, "what could not be read again is not written"
         atomic.write_bytes(path, data)
         if best:
             atomic.link(path, self.directory / BEST)

@@ -130,7 +130,7 @@ def test_pairs_are_judged_alone_or_beside_a_text(trained: Path, tmp_path: Path) 
         '{"sentence_good": "the cat sat", "sentence_bad": "tqe czt szt", "UID": "x"}\n'
     )
     alone = json.loads(inside(Path.cwd(), "eval", trained, "--pairs", pairs, "--json").out)
-    assert set(alone) == {"pairs", "checkpoint", "device", "caveats"}
+    assert set(alone) == {"gru_lm", "pairs", "checkpoint", "device", "caveats"}
     assert (alone["pairs"]["pairs"], alone["pairs"]["paradigms"][0]["name"]) == (1, "x")
     shown = inside(Path.cwd(), "eval", trained, "--pairs", pairs).out
     assert shown.startswith("paradigm\tright\t95 % interval\tpairs\nx\t")

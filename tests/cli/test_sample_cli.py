@@ -44,7 +44,7 @@ def test_the_prompt_comes_first_and_the_seed_decides(trained: Path, inside: Insi
     options = ("sample", trained, "--prompt", "the cat", "--length", 40, "--seed", 5)
     shown, _ = inside(*options)
     (made,) = objects(inside(*options, "--json")[0])
-    assert list(made) == FIELDS
+    assert list(made) == ["gru_lm", *FIELDS]
     assert made["prompt"] == "the cat"
     whole = made["prompt"] + made["text"]
     assert shown == (whole if whole.endswith("\n") else whole + "\n")

@@ -27,7 +27,8 @@ from tests.conftest import TINY, Program, words
 from tests.inside import error, inside, listing
 
 RESULT = [
-    "run", "checkpoint", "steps", "tokens", "seconds", "tokens_per_second", "parameters", "valid",
+    "gru_lm", "run", "checkpoint", "steps", "tokens", "seconds", "tokens_per_second", "parameters",
+    "valid",
     "stopped",
 ]  # fmt: skip
 FIGURES = {

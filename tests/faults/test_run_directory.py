@@ -12,7 +12,7 @@ import pytest
 from gru_lm.errors import EnvironmentProblem
 from gru_lm.layout import step_paths
 from gru_lm.training import folder, reports
-from gru_lm.training.checkpoint import read
+from gru_lm.training.checkpoint import encode, read
 from gru_lm.training.directory import Run, newest_whole
 from tests.conftest import TINY, Program, words
 from tests.inside import error, inside, listing
@@ -113,6 +113,19 @@ def test_what_could_not_be_read_back_is_refused_at_once(
 ) -> None:
     new(tmp_path, text, "--out", "run", *options, code=2)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_could_not_be_read_is_not_written(run: Path) -> None:
+    newest = run / "step-00000030.safetensors"
+    checkpoint = read(newest)
+    meta = checkpoint.meta | {"config": checkpoint.meta["config"] | {"split": "0.9,\t0.1"}}
+    before = listing(run)
+    opened = Run.reopen(run)
+    for data in (encode(checkpoint.tensors(), meta), newest.read_bytes()):
+        with pytest.raises((ValueError, AssertionError)):
+            opened.save(data, 31, best=True)
+    opened.close()
+    assert listing(run) == before
 
 
 def test_what_a_user_put_into_a_folder_stays(tmp_path: Path) -> None:
