@@ -98,7 +98,8 @@ def unseen_returns(returns: int, seen: Mapping[str, bool], *, of: str = "the tex
     """What must be said of the carriage returns in a text, where the training text had none."""
     if not returns or seen["carriage_returns"]:
         return []
-    return [f"{of} has {returns:,} carriage returns (CR), which the training text had none of"]
+    number = f"{returns:,} carriage returns" if returns > 1 else "a carriage return"
+    return [f"{of} has {number} (CR); the training text had none"]
 
 
 class TextCounter:

@@ -48,21 +48,26 @@ def read_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
     head, tail, starts_line = _parted(tokenizer, clean(text))
     before = tuple(tokenizer.encode_text(head))
     whole = before + tuple(tokenizer.encode_text(tail))
-    found = [Opening(whole)]
-    if tail and not _holds(tokenizer, tail):
+    found, folded = [], ""
+    if _agrees(tokenizer, tail):
+        found.append(Opening(whole))
+    elif tail.endswith(" "):
         spaced = _completions(tokenizer, b" ")
         ends = [tokenizer.newline_id, tokenizer.end_id]  # white space before them is folded too
-        found = [Opening(whole, " ", np.unique(np.append(spaced, ends)))]
-        tail = tail[:-1]
+        found.append(Opening(whole, " ", np.unique(np.append(spaced, ends))))
+        tail, folded = tail[:-1], " "
     longest = _surfaces(tokenizer)[2]
     for at in range(max(0, len(tail) - longest), len(tail)):
-        rest = tail[at:] + found[0].rest
+        rest = tail[at:] + folded
         # At a line's start the decoder drops the space that such a token begins with.
-        dropped = b" " if tokenizer.drop_leading_space and starts_line and not at else b""
-        following = _completions(tokenizer, dropped + rest.encode())
-        if len(following) and _holds(tokenizer, tail[:at]):
+        drops = tokenizer.drop_leading_space and starts_line and not at
+        following = _completions(tokenizer, b" " * drops + rest.encode())
+        if drops and not len(following):
+            following = _completions(tokenizer, rest.encode())
+        if len(following) and _agrees(tokenizer, tail[:at]):
             opened = before + tuple(tokenizer.encode_text(tail[:at]))
             found.append(Opening(opened, rest, following))
+    found = found or [Opening(whole)]
 
     def unknown(opening: Opening) -> int:
         return opening.tokens.count(-1 if tokenizer.unknown_id is None else tokenizer.unknown_id)
@@ -85,12 +90,16 @@ def _parted(tokenizer: Tokenizer, text: str) -> tuple[str, str, bool]:
     return head, tail, start == line
 
 
-def _holds(tokenizer: Tokenizer, text: str) -> bool:
-    """Whether a space at the end of `text` is in its tokens, and not left to the token after it."""
-    if tokenizer.lossless or not text.endswith(" "):
+def _agrees(tokenizer: Tokenizer, text: str) -> bool:
+    """Whether the tokens of `text` end in a space if it does, and only then.
+
+    A tokenizer may leave the space to the token after it, or add one that is not there.
+    """
+    if tokenizer.lossless:
         return True
     decoder = tokenizer.decoder()
-    return "".join(map(decoder.push, tokenizer.encode_text(text))).endswith(" ")
+    decoded = "".join(map(decoder.push, tokenizer.encode_text(text)))
+    return decoded.endswith(" ") == text.endswith(" ")
 
 
 def _completions(tokenizer: Tokenizer, start: bytes) -> np.ndarray:

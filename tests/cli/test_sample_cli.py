@@ -52,6 +52,26 @@ def test_the_prompt_comes_first_and_the_seed_decides(trained: Path, inside: Insi
     assert made["logprob"] < 0
 
 
+def test_json_has_the_seed_and_on_request_each_log_probability(
+    trained: Path, inside: Inside
+) -> None:
+    options = ("sample", trained, "--prompt", "the cat", "--length", 12, "--samples", 2, "--json")
+    plain = objects(inside(*options, "--seed", 5)[0])
+    made = objects(inside(*options, "--seed", 5, "--logprobs")[0])
+    for each, without in zip(made, plain, strict=True):
+        logprobs = each.pop("logprobs")
+        assert each == without
+        assert each["seed"] == 5
+        assert len(logprobs) == each["tokens"]
+        assert sum(token["logprob"] for token in logprobs) == pytest.approx(each["logprob"])
+        text = "".join(token["piece"] for token in logprobs)
+        assert text.startswith(each["text"][:4].replace(" ", "▁").replace("\n", "\\n"))
+    out, err = inside(*options)  # a seed of its own is there too, for the same text again
+    seed = objects(out)[0]["seed"]
+    assert f"seed: {seed}" in err
+    assert inside(*options, "--seed", seed)[0] == out
+
+
 def test_several_samples_and_each_by_itself(trained: Path, inside: Inside) -> None:
     options = ("sample", trained, "--length", 30, "--seed", 1, "--samples", 3)
     texts = [each["text"] for each in objects(inside(*options, "--json")[0])]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import random
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import sentencepiece
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +20,7 @@ from gru_lm.generation.choice import Choice
 from gru_lm.generation.prompt import Opening, read_prompt
 from gru_lm.generation.sampling import complete, generate
 from gru_lm.model.language_model import LanguageModel, ModelConfig
-from gru_lm.text.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from gru_lm.text.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 
 STOCK = "the old house and the older horses cold hold of gold: olden, Ünïcode a".split()
 CHOSEN = random.Random(0)
@@ -156,6 +159,38 @@ def test_a_words_beginning_is_completed(
         # The end of the document has no text.
         assert not text or any(text.startswith(start) for start in starts), text
         assert "<unk>" not in text
+
+
+@pytest.mark.parametrize("options", [{}, {"treat_whitespace_as_suffix": True}], ids=str)
+def test_a_foreign_tokenizers_spaces_are_neither_lost_nor_doubled(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    """One that folds white space, and adds a space at one end of each line."""
+    found = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXT.splitlines()),
+        model_writer=found,
+        model_type="unigram",
+        vocab_size=60,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        normalization_rule_name="identity",
+        user_defined_symbols=["\n"],
+        **options,
+    )
+    (tmp_path / "foreign.model").write_bytes(found.getvalue())
+    tokenizer = read_tokenizer(tmp_path / "foreign.model")
+    model = model_for(tokenizer)
+    for prompt in ("the old", "the old ", "the  old  ", "the"):
+        read = read_prompt(tokenizer, prompt)
+        for sample in complete(model, tokenizer, read, samples=20, length=1, seed=2):
+            if prompt[-1].isspace():
+                assert not sample.text.startswith(" ")
+            elif options and sample.text:  # each piece of this one ends a word or goes on in it
+                whole = prompt + sample.text
+                assert whole.startswith(("the old ", "the olde", "the old:", "the older")) or (
+                    prompt == "the" and whole.startswith("the")
+                )
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "word"])
