@@ -201,14 +201,14 @@ def test_nothing_that_is_read_is_replaced_and_nothing_twice(
     before, out = text.read_bytes(), tmp_path / "x.tsv"
     model = (trained / "best.safetensors").read_bytes()
     for outputs, said in (
-        (Outputs(html=text), "is read here"),
-        (Outputs(per_token=trained / "best.safetensors"), "the name of a model"),
-        (Outputs(per_token=out, per_word=out), "two things at once"),
+        (Outputs(html=text), "is an input"),
+        (Outputs(per_token=trained / "best.safetensors"), "the file name of a model"),
+        (Outputs(per_token=out, per_word=out), "given for two outputs"),
         (Outputs(per_word=Path("-")), "written to files"),
     ):
         with pytest.raises(UsageError, match=said):
             evaluate(trained, [str(text)], outputs=outputs)
-    with pytest.raises(UsageError, match="is read here"):
+    with pytest.raises(UsageError, match="is an input"):
         evaluate(trained, outputs=Outputs(html=trained.parent / "text.txt"))
     out.touch()
     with pytest.raises(InputError, match="missing"):

@@ -181,7 +181,7 @@ def test_wrong_use(trained: Path, of_words: Path, tmp_path: Path) -> None:
         assert "and nothing else" in error(tmp_path, *alone, code=2)
     alone = ["eval", trained, "--pairs", "x", "--html", "x.html"]
     assert "--pairs alone judges pairs" in error(tmp_path, *alone, code=2)
-    for encoding, said in (("utf-16", "cannot be told apart"), ("utf-88", "unknown encoding")):
+    for encoding, said in (("utf-16", "cannot be read one by one"), ("utf-88", "unknown encoding")):
         alone = ["eval", trained, "-", "--per-line", "-", "--encoding", encoding]
         assert said in error(tmp_path, *alone, code=2)
     with pytest.raises(UsageError, match="method"):
