@@ -1,12 +1,12 @@
-"""`make bench` and `make bench-slow`: speed as ratios measured in one run, as a table and as JSON.
+"""Benchmarks of `make bench` and `make bench-slow`: relative speeds, as a table and as JSON.
 
-    python -m benchmarks                         under 10 minutes
-    python -m benchmarks slow TRAIN.txt VALID.txt   words with adaptive softmax; tokenising 1 GB
+    python -m benchmarks                              under 10 minutes
+    python -m benchmarks slow TRAIN.txt VALID.txt     word models with adaptive softmax; tokenizing 1 GB
     python -m benchmarks quality|regret|ablation ...  see quality.py
-    python -m benchmarks coverage|alarms ...        see honesty.py
-    python -m benchmarks drift ...                  see drift.py
+    python -m benchmarks coverage|alarms ...          see honesty.py
+    python -m benchmarks drift ...                    see drift.py
 
-benchmarks/README.md says what the numbered rows mean.
+benchmarks/README.md explains the numbered rows.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gru_lm.model.devices import choose_device
 from gru_lm.text.sources import open_documents
 
 RESULTS = Path(__file__).with_name("results")
-CHARACTERS = 200_000  # of the text that is evaluated and sampled
+CHARACTERS = 200_000  # of the text for evaluation and sampling
 
 
 def quick(text: Path) -> Iterator[Row]:
