@@ -1,4 +1,4 @@
-"""Runs with an adaptive softmax: resumed to the byte, kept by --from, and refused when tampered with."""
+"""Adaptive softmax: resumed bit for bit, kept by --from, rejected if tampered with."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RANKS = "model.head.rank_V"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
-    """Six steps, all kept."""
+    """A run of six steps with a checkpoint of each."""
     folder = tmp_path_factory.mktemp("adaptive")
     (folder / "text.txt").write_text(words(100), encoding="utf-8")
     options = [*TINY, "--softmax", "adaptive", "--steps", 6, "--save-every", 1, "--keep", 99]
@@ -106,7 +106,7 @@ HOSTILE = {
 
 
 def use(path: Path) -> None:
-    """Open a checkpoint for all that it is opened for."""
+    """Load a checkpoint both for evaluation and for training."""
     checkpoint = read(path)
     load_model(checkpoint, device="cpu")
     restore(checkpoint, device=torch.device("cpu"), backend="fused")

@@ -1,4 +1,4 @@
-"""Texts that cannot be used, or hardly: each has one documented answer, and none hangs."""
+"""Unusable and unusual texts: each has one documented outcome, and none hangs."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def test_what_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def as_nobody() -> Iterator[Path]:
-    """A folder of our own; root, who may read everything, becomes somebody else meanwhile."""
+    """A temporary folder and an unprivileged user: root, which can read everything, becomes nobody."""
     with tempfile.TemporaryDirectory() as folder:
         user = os.geteuid()
         if user == 0:
