@@ -1,4 +1,4 @@
-"""`gru-lm sample`: text as it is made, prompts from everywhere, JSON, seeds, stop strings."""
+"""`gru-lm sample`: streamed output, sources of prompts, JSON, seeds, and stop strings."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from gru_lm.cli.sample import sample
 from tests.conftest import TINY, Program, interrupt
 
 FIELDS = ["text", "prompt", "tokens", "logprob", "stop"]
-ENDLESS = ("--length", 10_000_000, "--temperature", 0)  # a text drawn at random may end at once
+ENDLESS = ("--length", 10_000_000, "--temperature", 0)  # a random sample might end early
 
 Inside = Callable[..., tuple[str, str]]
 
 
 @pytest.fixture
 def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    """The program in this process, with standard input closed: a twentieth of the time."""
+    """Run the command in this process with standard input closed, which is twenty times faster."""
     monkeypatch.setattr("sys.stdin", None)
 
     def run(*args: object, code: int = 0) -> tuple[str, str]:
@@ -133,7 +133,7 @@ def test_stop_strings(trained: Path, inside: Inside) -> None:
     (made,) = objects(inside(*options, "--stop", "\n", "--stop", "zzzz")[0])
     assert made["stop"] == "stop"
     assert "\n" not in made["text"]
-    assert made["tokens"] > len(made["text"])  # the stop string was sampled too
+    assert made["tokens"] > len(made["text"])  # includes the sampled stop string
 
 
 def test_a_new_seed_is_named(trained: Path, inside: Inside) -> None:

@@ -138,7 +138,7 @@ def test_zip(tmp_path: Path) -> None:
 
 def test_compressed_twice_and_compressed_standard_input(tmp_path: Path) -> None:
     twice = made(tmp_path / "text.gz", gzip.compress(gzip.compress(b"text")))
-    assert "unpack it" in str(refusal(twice).hint)
+    assert "decompress it" in str(refusal(twice).hint)
     piped = made(tmp_path / "spool", gzip.compress(b"text"))
     with pytest.raises(InputError, match="standard input is gzip"):
         sources.open_documents(["-"], stdin=piped)

@@ -1,4 +1,4 @@
-"""Minimal pairs: read from all that they come in, scored as one sentence at a time is, judged."""
+"""Minimal pairs: all input formats and errors, scores equal to those of single sentences, accuracies."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_any_damage_to_a_zip_is_an_error_or_changes_nothing(tmp_path: Path) -> N
         except InputError:
             errors += 1
         else:
-            # A name is not under any checksum.
+            # File names are not covered by a checksum.
             assert [pair[:2] for pair in found] == [pair[:2] for pair in pairs]
     assert errors > len(damaged) // 2
 
@@ -237,7 +237,7 @@ def tiny_model(tokenizer: Tokenizer, cell: str = "gru") -> LanguageModel:
     torch.manual_seed(3)
     config = ModelConfig(cell=cell, vocab_size=tokenizer.vocab_size, layers=2, width=6, embed=5)
     model = LanguageModel(config).eval()
-    with torch.no_grad():  # sharp enough that a wrong state or input shows
+    with torch.no_grad():  # peaked distributions, so that a wrong state or input shows
         for parameter in model.parameters():
             parameter.uniform_(-1.2, 1.2)
     return model
@@ -248,7 +248,7 @@ MODEL = tiny_model(CHARS)
 
 @torch.inference_mode()
 def alone(model: LanguageModel, tokenizer: Tokenizer, sentence: str) -> float:
-    """The definition: the whole distribution after each token of one sentence."""
+    """Reference: the full distribution after each token of one sentence."""
     tokens = torch.tensor([[tokenizer.newline_id, *tokenizer.encode_text(sentence + "\n")]])
     assert tokens[0, -1] == tokenizer.newline_id
     log_probs, _ = model.log_probs(tokens[:, :-1], model.initial_state(1))
@@ -314,7 +314,7 @@ def test_the_same_tokens_tie_and_what_is_unknown_is_counted() -> None:
     assert found["unknown_rate"] == 8 / words
 
 
-# Judging.
+# Accuracies.
 
 
 def test_accuracies_by_paradigm_by_phenomenon_and_over_all() -> None:
