@@ -84,10 +84,10 @@ def read_pairs(path: Path, *, stop: Stop = never) -> list[Pair]:
     """
     name = files.shown(path)
     pairs: list[Pair] = []
-    left, found = MOST_BYTES, False
+    left, any_file = MOST_BYTES, False
     for label, stem, data in _contents(name, path):
         stop()
-        found = True
+        any_file = True
         left -= len(data)
         if left < 0:
             raise InputError(
@@ -99,7 +99,9 @@ def read_pairs(path: Path, *, stop: Stop = never) -> list[Pair]:
                 pairs.append(_pair(f"{label}, line {number}", line, stem))
     if not pairs:
         why = (
-            f"there are only blank lines; {_FORMAT}" if found else f"it has no file named *{SUFFIX}"
+            f"there are only blank lines; {_FORMAT}"
+            if any_file
+            else f"it has no file named *{SUFFIX}"
         )
         raise InputError(
             f"{name} holds no minimal pairs",
@@ -123,8 +125,8 @@ def _contents(name: str, path: Path) -> Iterator[tuple[str, str, bytes]]:
         return
     paths = [path]
     if is_folder:
-        found = (file for file in path.rglob(f"*{SUFFIX}") if not file.is_dir())
-        paths = sorted(file for file in found if _is_wanted(file.relative_to(path)))
+        candidates = (file for file in path.rglob(f"*{SUFFIX}") if not file.is_dir())
+        paths = sorted(file for file in candidates if _may_hold_pairs(file.relative_to(path)))
     for file in paths:
         with files.reading(files.shown(file), file) as (_, stream):
             data = stream.read(MOST_BYTES + 1)
@@ -139,7 +141,7 @@ def _members(name: str, path: Path) -> Iterator[tuple[str, str, bytes]]:
             with zipfile.ZipFile(raw) as archive:
                 for info in sorted(archive.infolist(), key=lambda info: info.filename):
                     member = PurePosixPath(info.filename)
-                    if info.is_dir() or not _is_wanted(member):
+                    if info.is_dir() or not _may_hold_pairs(member):
                         continue
                     within = f"{name}/{member}"
                     _check_packing(within, info)
@@ -164,7 +166,7 @@ def _check_packing(name: str, info: zipfile.ZipInfo) -> None:
         )
 
 
-def _is_wanted(path: Path | PurePosixPath) -> bool:
+def _may_hold_pairs(path: Path | PurePosixPath) -> bool:
     """Whether a file name may hold pairs; hidden files and metadata of macOS are skipped."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return path.suffix == SUFFIX and not hidden

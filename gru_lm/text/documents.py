@@ -120,9 +120,9 @@ class FileDocument:
         )
 
 
-def identity_of(found: os.stat_result) -> tuple[int, int, int, int]:
+def identity_of(status: os.stat_result) -> tuple[int, int, int, int]:
     """Device, inode, size and modification time, which identify an unchanged file."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -166,9 +166,9 @@ class _Pass:
         """The characters [start, end); skips those before by seeking where possible."""
         self._skip(start)
         while True:
-            wanted = self._piece[max(0, start - self.start) : max(0, end - self.start)]
-            if wanted:
-                yield wanted
+            part = self._piece[max(0, start - self.start) : max(0, end - self.start)]
+            if part:
+                yield part
             if self.end >= end or (piece := next(self._pieces, None)) is None:
                 return
             self._piece, self.start, self.end = piece, self.end, self.end + len(piece)

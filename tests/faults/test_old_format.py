@@ -1,7 +1,7 @@
 """Checkpoints that gru-lm 0.1 wrote before its modules moved: evaluated, sampled, resumed.
 
-`tests/fixtures/0.1` holds the best checkpoints of runs of six steps (`char`, `bpe` and `word`, two documents each), and a run
-directory stopped after step 3.
+`tests/fixtures/0.1` holds the best checkpoints of runs of six steps (`char`, `bpe` and `word`, two
+documents each), and a run directory stopped after step 3.
 """
 
 from __future__ import annotations
