@@ -1,7 +1,7 @@
 """Benchmarks of `make bench` and `make bench-slow`: relative speeds, as a table and as JSON.
 
     python -m benchmarks                              under 10 minutes
-    python -m benchmarks slow TRAIN.txt VALID.txt     word models with adaptive softmax; tokenizing 1 GB
+    python -m benchmarks slow TRAIN.txt VALID.txt     word models with adaptive softmax; tokenising 1 GB
     python -m benchmarks quality|regret|ablation ...  see quality.py
     python -m benchmarks coverage|alarms ...          see honesty.py
     python -m benchmarks drift ...                    see drift.py

@@ -1,4 +1,4 @@
-"""Row 10: tokenizing 1 GB of text, against SentencePiece on one thread times the threads; peak memory.
+"""Row 10: tokenising 1 GB of text, against SentencePiece on one thread times the threads; peak memory.
 
 The reference is SentencePiece's fastest call on one thread, from lists of lines to lists of ids,
 measured on the beginning of the text before and after. The text is a smaller one repeated, which
@@ -124,9 +124,9 @@ def measure(kind: str, *, gigabytes: float = 1, text: str = "@docstrings") -> di
 def rows(text: str = "@docstrings", gigabytes: float = 1) -> Iterator[Row]:
     for kind in ("bpe", "unigram"):
         figures = measure(kind, gigabytes=gigabytes, text=text)
-        label = f"tokenizing {gigabytes:g} GB, {kind}, over SentencePiece x threads"
+        label = f"tokenising {gigabytes:g} GB, {kind}, over SentencePiece x threads"
         yield Row("10", label, figures["ratio"], 0.8, details=figures)
-        label = f"tokenizing {gigabytes:g} GB, {kind}, peak memory in MiB"
+        label = f"tokenising {gigabytes:g} GB, {kind}, peak memory in MiB"
         yield Row("10", label, figures["peak_mib"], 600, most=True)
 
 

@@ -1,9 +1,9 @@
-"""Rescore the n-best lists of a speech recognizer with a run; prints the best hypothesis per utterance.
+"""Rescore the n-best lists of a speech recogniser with a run; prints the best hypothesis per utterance.
 
     python rescore.py RUN NBEST.tsv [--scale S] [--weight W] [--lower]
 
 NBEST.tsv has a header and one row per hypothesis. Four columns are used: `utt`, `hyp`, and the natural
-log-probabilities `acoustic_ln` (acoustic model) and `lm_ln` (the recognizer's own language model). The
+log-probabilities `acoustic_ln` (acoustic model) and `lm_ln` (the recogniser's own language model). The
 score of a hypothesis is
 
     acoustic_ln + S ((1 - W) lm_ln - W nats)

@@ -260,7 +260,7 @@ def em_step(ln_a_N: Floats, ln_b_N: Floats, weight: float) -> float:
 
 
 def tune_weight(ln_a_N: Floats, ln_b_N: Floats) -> float:
-    """The weight of b that maximizes the likelihood of held-out tokens, to about 1e-6, by EM.
+    """The weight of b that maximises the likelihood of held-out tokens, to about 1e-6, by EM.
 
     Jelinek and Mercer 1980. The likelihood is concave in the weight, so any start converges to the
     maximum. ln_a_N must be finite. Raises InputError if there are no tokens.

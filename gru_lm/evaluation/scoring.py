@@ -265,7 +265,7 @@ def validate(
         model, tokens, newline_id=newline_id, count=count, chunk=chunk, warm=warm, stop=stop
     ):
         log_probs_BT = figures_BTX[..., 0]
-        # Sums stay on the device; reading them here would synchronize with the GPU on every pass.
+        # Sums stay on the device; reading them here would synchronise with the GPU on every pass.
         nats = nats - _where(log_probs_BT, valid_BT).sum()
         if unknown_id is not None:
             unknown_BT = valid_BT & (
