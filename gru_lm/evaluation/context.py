@@ -108,7 +108,7 @@ def context_curve(
     context in their document, and each is scored with every context length n, by reading n tokens from a
     cold start. Differences between context lengths are therefore paired and far more precise than the
     losses. The lengths are 0 and the powers of two up to `longest`; the longest is reduced until enough
-    positions remain, namely `targets` or half of the text. A short text yields fewer targets.
+    positions remain: `targets` or half of the text, whichever is less. A short text has fewer targets.
 
     `bins`: WINDOWS windows of the longest context length start cold at uniformly sampled positions, and
     every position is scored. A bin averages over positions `first` to `last`, with different targets at

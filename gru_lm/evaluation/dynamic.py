@@ -264,7 +264,7 @@ def _borrowed(model: LanguageModel) -> Iterator[tuple[list[Tensor], list[Tensor]
     weights: list[Tensor] = list(model.parameters())
     trained = [weight.detach().clone() for weight in weights]
     was_training = model.training
-    model.train()  # cuDNN needs it for gradients; no dropout: masks are passed in explicitly
+    model.train()  # cuDNN needs it for gradients; dropout needs an explicit noise argument
     try:
         yield weights, trained
     finally:
