@@ -1,7 +1,7 @@
-"""Rows 1 to 4: a layer's forward and backward against torch.nn's, and against the machine's peak.
+"""Rows 1 to 4: forward and backward pass of one layer, against torch.nn and against peak throughput.
 
-The input needs its gradient too, as in the middle of a model. All works run in one process, with the
-memory settings of gru-lm, which help torch.nn as well.
+Gradients include that of the input, as inside a model. All workloads run in one process with the memory
+settings of gru-lm, which speed up torch.nn too.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from gru_lm.model.devices import choose_backend
 from gru_lm.model.recurrent import Recurrent
 
 WIDTHS, BATCHES, STEPS = (128, 256, 512, 1024), (16, 32, 64), 64
-SIDE = 2048  # of the matrices whose product stands for the peak
+SIDE = 2048  # of the matrices whose product defines peak throughput
 
 
 def stock(kind: type[torch.nn.RNNBase], width: int, batch: int) -> Work:
-    """Forward and backward of a layer of torch.nn over a sequence."""
+    """Forward and backward pass of a torch.nn layer over a sequence."""
     x_TBD = torch.randn(STEPS, batch, width, requires_grad=True)
     module = kind(width, width)
     return _passes(lambda: module(x_TBD)[0], (x_TBD, *module.parameters()))
 
 
 def layer(cell: str, width: int, batch: int) -> Work:
-    """Forward and backward of one of our layers over a sequence."""
+    """Forward and backward pass of a gru-lm layer over a sequence."""
     x_TBD = torch.randn(STEPS, batch, width, requires_grad=True)
     backend = choose_backend(torch.device("cpu"))
     stack = Recurrent(cell, inputs=width, width=width, layers=1, backend=backend)
@@ -39,7 +39,7 @@ def layer(cell: str, width: int, batch: int) -> Work:
 
 
 def _passes(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Work:
-    """Forward and backward, with gradients made anew as in a training step."""
+    """Forward and backward pass with newly allocated gradients, as in a training step."""
 
     def work() -> None:
         for leaf in leaves:
@@ -50,20 +50,21 @@ def _passes(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Work:
 
 
 def peak() -> Work:
-    """A large matrix product, as PyTorch does it."""
+    """A large matrix product by PyTorch."""
     a, b, c = (torch.randn(SIDE, SIDE) for _ in range(3))
     return lambda: torch.mm(a, b, out=c)
 
 
 def rows() -> Iterator[Row]:
-    """One row a figure, after one row of detail a shape."""
+    """One detail row per shape, then one row per figure."""
     over: dict[str, list[float]] = {"lstm": [], "gru": [], "before": [], "share": []}
     for width, batch in itertools.product(WIDTHS, BATCHES):
         works = {"nn.GRU": stock(torch.nn.GRU, width, batch)}
         works |= {"nn.LSTM": stock(torch.nn.LSTM, width, batch)}
         works |= {name: layer(name, width, batch) for name in ("gru", "gru-before")}
         timings = Timings(works | {"peak": peak()})
-        # Three gates, each a multiplication and an addition, of input and state, forward and twice back.
+        # 2 operations per multiply-add, 3 gates, 2 matrices (input and state), 3 passes (backward
+        # counts 2).
         operations = 2 * 3 * 2 * 3 * width * width * batch * STEPS
         times = operations / (2 * SIDE**3)
         lstm, gru = timings.ratio("gru", "nn.LSTM"), timings.ratio("gru", "nn.GRU")
@@ -99,7 +100,7 @@ def rows() -> Iterator[Row]:
 
 
 def other_cells() -> Iterator[Row]:
-    """All cells over torch.nn's LSTM, at two sizes."""
+    """Speed of every cell relative to torch.nn.LSTM, for two shapes."""
     for width, batch in ((256, 32), (512, 32)):
         works = {"nn.LSTM": stock(torch.nn.LSTM, width, batch)}
         works |= {name: layer(name, width, batch) for name in CELLS}

@@ -1,4 +1,4 @@
-"""A measured figure, as a line of the table and as an object of the JSON file."""
+"""Rows of a benchmark: one line each in the printed table, and one object each in the JSON file."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ LIBRARIES = ("gru-lm", "torch", "sentencepiece", "numpy")
 
 @dataclass(frozen=True, kw_only=False)
 class Row:
-    """A figure of the table (`number` names its row), or without a figure a line of detail."""
+    """A figure in row `number` of the table, or a detail line without a figure."""
 
     number: str
     label: str
     figure: float | None = None
-    bar: float | None = None  # at least this is wanted, or at most where `most`
+    bar: float | None = None  # target: a minimum, or a maximum if `most`
     most: bool = False
     details: dict[str, Any] = field(default_factory=dict)
 
     def __str__(self) -> str:
         if self.figure is None:
             return f"      {self.label}"
-        wanted = ""
+        target = ""
         if self.bar is not None:
             met = self.figure <= self.bar if self.most else self.figure >= self.bar
             bound = "at most" if self.most else "at least"
-            wanted = f"{bound} {self.bar:g}: {'met' if met else 'MISSED'}"
-        return f"{self.number:>4}  {self.label:<58}{self.figure:>9.2f}  {wanted}"
+            target = f"{bound} {self.bar:g}: {'met' if met else 'MISSED'}"
+        return f"{self.number:>4}  {self.label:<58}{self.figure:>9.2f}  {target}"
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """Hardware and software on which the figures depend."""
     import torch
 
     cpu = platform.processor() or platform.machine()
@@ -54,12 +54,12 @@ def machine() -> dict[str, Any]:
 
 
 def show(rows: Iterable[Row], path: Path) -> None:
-    """Print each row as it comes; write all of them to `path`."""
-    found = marked({"machine": machine(), "rows": []})
-    print(json.dumps(found["machine"]), flush=True)
+    """Print each row as soon as it is measured, and write all rows so far to `path`."""
+    results = marked({"machine": machine(), "rows": []})
+    print(json.dumps(results["machine"]), flush=True)
     for row in rows:
         print(row, flush=True)
-        found["rows"].append(asdict(row))
+        results["rows"].append(asdict(row))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        path.write_text(json.dumps(results, indent=1) + "\n")
     print(f"written: {path}")

@@ -1,8 +1,8 @@
-"""Rows 7 and 8: sampling, one stream against a loop over torch.nn's GRU, and 64 streams against one.
+"""Rows 7 and 8: sampling one stream against a loop over torch.nn.GRU, and 64 streams against one.
 
-The loop is the one that anybody would write: a step of the same model at a time, the same weights,
-temperature and threads, a multinomial draw, each token decoded. Weights are those of the start, so the
-text has the letters of English in their frequencies, and the document never ends.
+The loop is the straightforward implementation: one step of the same model per token, with the same
+weights, temperature and threads, a multinomial draw, and every token decoded. The model is untrained, so
+it generates letters at their frequency in English; the end of the document has probability 0.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
 WIDTHS = (128, 256, 512)
 EMBED = 128
 STREAMS = 64
-LENGTH = 500  # tokens of one stream, as `gru-lm sample` makes them
-SHORT = 100  # of each of the 64: a round need not take seconds
+LENGTH = 500  # tokens of a single stream, the default of `gru-lm sample`
+SHORT = 100  # tokens of each of the 64 streams, to keep rounds short
 TEMPERATURE = 0.9
 
 
@@ -43,7 +43,7 @@ def model_of(width: int, counts_V: torch.Tensor, never: int) -> LanguageModel:
 
 
 class Loop:
-    """nn.GRU a step at a time, with the weights of `model`."""
+    """nn.GRU, one step per token, with the weights of `model`."""
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer) -> None:
         V, H = model.config.vocab_size, model.config.width
@@ -83,10 +83,10 @@ def rows(text: Path) -> Iterator[Row]:
         loop = Loop(model, tokenizer)
 
         def ours(samples: int, length: int, model: LanguageModel = model) -> int:
-            made = complete(model, tokenizer, samples=samples, length=length, choice=choice)
-            return sum(len(sample.text) for sample in made)
+            completed = complete(model, tokenizer, samples=samples, length=length, choice=choice)
+            return sum(len(sample.text) for sample in completed)
 
-        assert ours(2, 50) > 90, "the text goes on to its end"
+        assert ours(2, 50) > 90, "samples do not end early"
         timings = Timings(
             {
                 "loop": lambda loop=loop: loop(1, LENGTH),
@@ -103,10 +103,10 @@ def rows(text: Path) -> Iterator[Row]:
         many = timings.ratio("many", "one", per_call=STREAMS * SHORT / LENGTH)
         both = timings.ratio("many", "loop of many")
         if width < WIDTHS[-1]:
-            said = f"one over the loop {one}, {STREAMS} over one {many}, {STREAMS} over its loop {both}"
-            yield Row("", f"sampling, H {width}: {said}", details=details)
+            figures = f"one/loop {one}, {STREAMS}/one {many}, {STREAMS}/loop of {STREAMS} {both}"
+            yield Row("", f"sampling, H {width}: {figures}", details=details)
             continue
         label = f"sampling one stream over a loop of nn.GRU, H={width}"
         yield Row("7", label, one.median, bar=3.0, details=details)
         yield Row("8", f"sampling {STREAMS} streams over one, H={width}", many.median, bar=20.0)
-        yield Row("", f"{STREAMS} streams over the loop with as many: {both}")
+        yield Row("", f"{STREAMS} streams over a loop of {STREAMS} streams: {both}")

@@ -1,7 +1,7 @@
-"""Times works against each other: interleaved and repeated in one process, medians with spreads.
+"""Relative timing of workloads, interleaved in one process: medians of ratios with their spread.
 
-Absolute times mean little on a shared machine; ratios are taken between neighbours in time. Every work
-runs often enough in a round that the clock and the caches do not matter.
+Absolute times mean little on a shared machine, so ratios are taken within each round. A workload is
+repeated within a round until timer resolution and caches no longer matter.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 ROUNDS = 9
-SECONDS = 0.05  # at least, of one work in one round
+SECONDS = 0.05  # minimum for one workload in one round
 
 Work = Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times faster one work is than another: median of the rounds, and quartiles."""
+    """Speed of one workload relative to another: median over rounds, and quartiles."""
 
     median: float
     low: float
@@ -31,12 +31,12 @@ class Ratio:
 
 
 class Timings:
-    """Seconds of each work in every round."""
+    """Seconds of each workload in every round."""
 
     def __init__(self, works: dict[str, Work], *, rounds: int = ROUNDS) -> None:
         repeats = {}
         for name, work in works.items():
-            work()  # warms up, and compiles what is to be compiled
+            work()  # warm-up, including compilation
             started = time.perf_counter()
             work()
             repeats[name] = max(1, math.ceil(SECONDS / (time.perf_counter() - started)))
@@ -50,11 +50,11 @@ class Timings:
                 self._seconds[name].append(elapsed / repeats[name])
 
     def seconds(self, name: str) -> float:
-        """The median time of one call."""
+        """Median time of one call."""
         return statistics.median(self._seconds[name])
 
     def ratio(self, name: str, base: str, *, per_call: float = 1.0) -> Ratio:
-        """Speed of `name` over that of `base`, where a call of `name` does `per_call` times as much."""
+        """Speed of `name` relative to `base`, if a call of `name` does `per_call` times the work."""
         pairs = zip(self._seconds[base], self._seconds[name], strict=True)
         ratios = [per_call * slow / fast for slow, fast in pairs]
         low, _, high = statistics.quantiles(ratios, n=4)

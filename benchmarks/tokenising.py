@@ -1,9 +1,10 @@
-"""Row 10: a gigabyte of text to tokens, against SentencePiece on one thread times the threads; memory.
+"""Row 10: tokenising 1 GB of text, against SentencePiece on one thread times the threads; peak memory.
 
-The yardstick is the quickest that SentencePiece does on one thread, lists of lines to lists of ids, on
-the text's beginning, before and after the whole. The text is a smaller one over and over, which favours
-`bpe` (it remembers words) but not `unigram`. Memory is the resident set of this process, with PyTorch
-loaded as in `gru-lm train`, and of all its children, summed every 50 ms: what they share counts twice.
+The reference is SentencePiece's fastest call on one thread, from lists of lines to lists of ids,
+measured on the beginning of the text before and after. The text is a smaller one repeated, which
+favours `bpe` (which caches words) but not `unigram`. Memory is the resident set of this process, with
+PyTorch loaded as in `gru-lm train`, plus that of its children, sampled every 50 ms; shared pages count
+more than once.
 
     python -m benchmarks.tokenising [--gigabytes 1] [--kind bpe] [--text @docstrings]
 """
@@ -30,13 +31,13 @@ from gru_lm.text.sources import open_documents
 from gru_lm.text.store import build_store
 from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
 
-SAMPLE = 30_000_000  # bytes of the yardstick, each time
-LINES = 20_000  # a call to SentencePiece
+SAMPLE = 30_000_000  # bytes for each reference measurement
+LINES = 20_000  # per call to SentencePiece
 GB = 10**9
 
 
 class Peak:
-    """The largest sum of resident memory of this process and its descendants, in MiB."""
+    """Peak resident memory of this process and its descendants together, in MiB."""
 
     def __enter__(self) -> Peak:
         self.mib = 0.0
@@ -55,18 +56,18 @@ class Peak:
 
 
 def resident(pid: int) -> int:
-    """Bytes of memory of a process and its descendants."""
+    """Resident memory of a process and its descendants, in bytes."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         threads = list(Path(f"/proc/{pid}/task").iterdir())
         children = [child for t in threads for child in (t / "children").read_text().split()]
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return 0
     return pages * os.sysconf("SC_PAGE_SIZE") + sum(resident(int(child)) for child in children)
 
 
 def repeated(text: str, size: int, path: Path) -> None:
-    """The documents that `text` names, over and over until there are `size` bytes."""
+    """Write the documents of the source `text`, repeated until `size` bytes."""
     pieces = list(itertools.chain.from_iterable(d.pieces() for d in open_documents([text])))
     data = ("".join(pieces) + "\n").encode()
     with path.open("wb") as file:
@@ -74,8 +75,8 @@ def repeated(text: str, size: int, path: Path) -> None:
             file.write(data)
 
 
-def yardstick(path: Path, tokenizer: Tokenizer) -> float:
-    """Bytes a second that SentencePiece encodes on one thread."""
+def reference_rate(path: Path, tokenizer: Tokenizer) -> float:
+    """Bytes per second encoded by SentencePiece on one thread."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.data)
     done, seconds = 0, 0.0
     with path.open(encoding="utf-8", newline="\n") as file:
@@ -89,7 +90,7 @@ def yardstick(path: Path, tokenizer: Tokenizer) -> float:
 
 
 def measure(kind: str, *, gigabytes: float = 1, text: str = "@docstrings") -> dict[str, Any]:
-    """Figures of tokenising with `kind`; `ratio` and `peak_mib` are those of row 10."""
+    """Figures for the tokenizer `kind`; `ratio` and `peak_mib` are those of row 10."""
     workers = torch.get_num_threads()
     (source,) = open_documents([text])
     tokenizer = train_tokenizer(kind, source.pieces)
@@ -97,19 +98,19 @@ def measure(kind: str, *, gigabytes: float = 1, text: str = "@docstrings") -> di
         path = Path(folder, "text.txt")
         repeated(text, int(gigabytes * GB), path)
         documents = open_documents([str(path)])
-        rates = [yardstick(path, tokenizer)]
+        rates = [reference_rate(path, tokenizer)]
         started = time.perf_counter()
-        found = survey(documents)
+        read = survey(documents)
         surveyed = time.perf_counter()
         with Peak() as peak:
             build_store(documents, tokenizer, directory=Path(folder), key="bench", workers=workers)
         ended = time.perf_counter()
-        rates.append(yardstick(path, tokenizer))
-    rate = found.bytes / (ended - surveyed)
+        rates.append(reference_rate(path, tokenizer))
+    rate = read.bytes / (ended - surveyed)
     return {
         "kind": kind,
         "text": text,
-        "bytes": found.bytes,
+        "bytes": read.bytes,
         "workers": workers,
         "survey_seconds": surveyed - started,
         "seconds": ended - surveyed,
@@ -122,11 +123,11 @@ def measure(kind: str, *, gigabytes: float = 1, text: str = "@docstrings") -> di
 
 def rows(text: str = "@docstrings", gigabytes: float = 1) -> Iterator[Row]:
     for kind in ("bpe", "unigram"):
-        found = measure(kind, gigabytes=gigabytes, text=text)
+        figures = measure(kind, gigabytes=gigabytes, text=text)
         label = f"tokenising {gigabytes:g} GB, {kind}, over SentencePiece x threads"
-        yield Row("10", label, found["ratio"], 0.8, details=found)
+        yield Row("10", label, figures["ratio"], 0.8, details=figures)
         label = f"tokenising {gigabytes:g} GB, {kind}, peak memory in MiB"
-        yield Row("10", label, found["peak_mib"], 600, most=True)
+        yield Row("10", label, figures["peak_mib"], 600, most=True)
 
 
 def main() -> None:
@@ -134,8 +135,8 @@ def main() -> None:
     parser.add_argument("--gigabytes", type=float, default=1)
     parser.add_argument("--kind", default="bpe", choices=["bpe", "unigram"])
     parser.add_argument("--text", default="@docstrings")
-    chosen = parser.parse_args()
-    print(json.dumps(measure(chosen.kind, gigabytes=chosen.gigabytes, text=chosen.text)))
+    args = parser.parse_args()
+    print(json.dumps(measure(args.kind, gigabytes=args.gigabytes, text=args.text)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Row 6: a large vocabulary of words, adaptive softmax against the full one: speed, and what it costs.
+"""Row 6: adaptive against full softmax for a large word vocabulary: speed, and loss in perplexity.
 
-Two layers of 200 units, an embedding of 200, tied, as in PyTorch's word_language_model example. The full
-softmax is measured as PyTorch has it (all logits at once) and in slices, as we do it.
+Two layers of 200 units with tied embeddings of size 200, as in PyTorch's word_language_model example.
+The full softmax is measured as in PyTorch (all logits at once) and in slices as in gru-lm.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIZE = ("--layers", "2", "--width", "200", "--embed", "200", "--tied", "--tokeni
 
 
 class StockHead(torch.nn.Module):
-    """The loss over all logits at once, by PyTorch's own functions, in place of a FullSoftmax."""
+    """Replaces FullSoftmax with plain PyTorch functions, which compute all logits at once."""
 
     def __init__(self, head: torch.nn.Module) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class StockHead(torch.nn.Module):
 
 
 def steps(tokens: np.ndarray, counts_V: np.ndarray, *, head: str) -> Work:
-    """A training step with the stock, full or adaptive softmax."""
+    """A training step with the softmax `head`: stock, full or adaptive."""
     cutoffs = choose_cutoffs(torch.from_numpy(counts_V), embed=200) if head == "adaptive" else ()
     config = ModelConfig(
         cell="gru",
@@ -63,8 +63,8 @@ def steps(tokens: np.ndarray, counts_V: np.ndarray, *, head: str) -> Work:
     model.head.set_unigram(torch.from_numpy(counts_V))
     if head == "stock":
         model.head = StockHead(model.head)
-    made = training(model, tokens)
-    return lambda: next(made)
+    reports = training(model, tokens)
+    return lambda: next(reports)
 
 
 def rows(train: str, valid: str) -> Iterator[Row]:

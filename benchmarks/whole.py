@@ -1,4 +1,4 @@
-"""Rows 5, 9 and 11: what stands around the recurrence, against the recurrence alone; and starting up."""
+"""Rows 5, 9 and 11: overhead of training and evaluation over the bare model, and start-up time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def model_of(width: int, vocab_size: int) -> LanguageModel:
 
 
 def training(model: LanguageModel, tokens: np.ndarray) -> Iterator[object]:
-    """The trainer's own steps, for ever."""
+    """Training steps of the real training loop, without end."""
     return train_steps(
         TrainState(
             model,
@@ -58,7 +58,7 @@ def training(model: LanguageModel, tokens: np.ndarray) -> Iterator[object]:
 
 
 def forward(model: LanguageModel, tokens_BN: Tensor, chunk: int) -> None:
-    """The model alone over long streams, in chunks."""
+    """Forward pass of the model over long streams, in chunks."""
     with torch.inference_mode():
         state_LSBH = model.initial_state(len(tokens_BN))
         for piece_BT in tokens_BN.split(chunk, dim=1):
@@ -107,7 +107,7 @@ def rows(text: Path) -> Iterator[Row]:
 
 
 def start_up(text: Path) -> Iterator[Row]:
-    """Wall times of processes; the first of each is not counted."""
+    """Wall times of processes, without the first run of each."""
     python = sys.executable
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
@@ -126,12 +126,12 @@ def start_up(text: Path) -> Iterator[Row]:
                 shutil.rmtree(run, ignore_errors=True)
     median = {name: statistics.median(times[1:]) for name, times in seconds.items()}
     yield Row("11", "gru-lm --help, seconds", median["help"], bar=0.3, most=True)
-    beyond = median["step"] - median["import"]
-    label = "from train to the first step, beyond importing torch, seconds"
-    yield Row("11", label, beyond, bar=3.0, most=True, details=median)
+    excess = median["step"] - median["import"]
+    label = "train to its first step, beyond importing torch, seconds"
+    yield Row("11", label, excess, bar=3.0, most=True, details=median)
 
 
-# The command, in a process that ends with the first step.
+# `gru-lm train` in a process that exits at the first step.
 FIRST_STEP = """
 import os, sys
 import gru_lm.training.loop as loop
@@ -140,5 +140,5 @@ from gru_lm.cli import main
 text, run = sys.argv[1:]
 sys.argv = ["gru-lm", "train", text, "--tokenizer", "char", "--steps", "1", "--out", run]
 main()
-sys.exit("no step was made")
+sys.exit("no step was taken")
 """

@@ -1,4 +1,4 @@
-"""What all tests share: a cache of their own, one thread, a small text, and the program as a process."""
+"""Shared fixtures: a separate cache, one thread, a small text, a trained run, gru-lm as a process."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ import torch
 
 torch.set_num_threads(1)
 
-# Neither read nor write the user's cache. Set before any test module is imported, for collecting them
-# compiles the kernels; the workers of pytest-xdist inherit it.
+# Use a temporary cache instead of the user's. Set before any test module is imported, since collecting
+# them compiles the kernels; the workers of pytest-xdist inherit it.
 if "GRU_LM_TESTS" not in os.environ:
     os.environ["GRU_LM_TESTS"] = tempfile.mkdtemp(prefix="gru-lm-tests-")
     atexit.register(shutil.rmtree, os.environ["GRU_LM_TESTS"], ignore_errors=True)
 os.environ |= {"XDG_CACHE_HOME": os.environ["GRU_LM_TESTS"], "OMP_NUM_THREADS": "1"}
 os.environ.pop("MPLCONFIGDIR", None)
-# No example has a deadline: machines are shared, and time is not what a test measures.
+# No deadlines: times vary on shared machines.
 hypothesis.settings.register_profile("gru-lm", deadline=None)
 hypothesis.settings.load_profile("gru-lm")
 
-# As small as a run gets: a few steps take no time.
+# The smallest run: a step takes almost no time.
 TINY = "--tokenizer char --width 8 --layers 1 --embed 4 --batch 2 --bptt 8 --threads 1".split()
 
 
 def own_cache(folder: Path, patch: pytest.MonkeyPatch) -> None:
-    """A cache for one test alone, in `folder`; but the kernels need not be compiled again."""
+    """Give one test its own cache in `folder`, except for compiled kernels, which stay shared."""
     shared = Path(os.environ["XDG_CACHE_HOME"]) / "gru-lm" / "kernels"
     shared.mkdir(parents=True, exist_ok=True)
     (folder / "gru-lm").mkdir(parents=True)
@@ -47,10 +47,10 @@ def own_cache(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def words(count: int, seed: int = 0) -> str:
-    """Text of `count` words with lines, made of a few words, so that a model can learn it."""
-    chosen = random.Random(seed)
+    """A text of `count` words in lines, from a small vocabulary, so that a model can learn it."""
+    rng = random.Random(seed)
     stock = "the cat sat on a mat and the dog, too: who knows? Ünïcode wörds".split()
-    parts = [chosen.choice(stock) + chosen.choice([" "] * 7 + ["\n"]) for _ in range(count)]
+    parts = [rng.choice(stock) + rng.choice([" "] * 7 + ["\n"]) for _ in range(count)]
     return "".join(parts) + "\n"
 
 
@@ -70,7 +70,7 @@ class Program:
     def __call__(
         self, *args: object, code: int = 0, stdin: str | bytes | None = None
     ) -> subprocess.CompletedProcess[str]:
-        """Run it to its end; fails unless it leaves with `code` and prints no traceback."""
+        """Run a command to its end; fails if it exits with another code or prints a traceback."""
         data = stdin.encode() if isinstance(stdin, str) else stdin
         done = subprocess.run(
             [sys.executable, "-m", "gru_lm", *map(str, args)],
@@ -87,11 +87,11 @@ class Program:
         return subprocess.CompletedProcess(done.args, code, out, err)
 
     def json(self, *args: object, **options: Any) -> Any:
-        """What it prints on stdout, parsed."""
+        """The parsed JSON output of a command."""
         return json.loads(self(*args, "--json", **options).stdout)
 
     def error(self, *args: object, code: int, stdin: str | bytes | None = None) -> str:
-        """Its error message: at most three lines, and nothing on stdout."""
+        """The error message of a command; asserts at most three lines and an empty stdout."""
         done = self(*args, code=code, stdin=stdin)
         assert done.stdout == ""
         lines = done.stderr.splitlines()
@@ -100,7 +100,7 @@ class Program:
         return "\n".join(lines[start:])
 
     def start(self, *args: object, **options: Any) -> subprocess.Popen[bytes]:
-        """Start it, to be signalled."""
+        """Start a command, for example to send it a signal."""
         return subprocess.Popen(
             [sys.executable, "-m", "gru_lm", *map(str, args)],
             cwd=self.cwd,
@@ -118,7 +118,7 @@ def program(tmp_path: Path) -> Program:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of 30 steps on a small text, to be read only; its text lies beside it as text.txt."""
+    """A run of 30 steps on a small text, which is next to it as text.txt. Tests must not change it."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "text.txt").write_text(words(400), encoding="utf-8")
     Program(folder)("train", "text.txt", "--out", "run", "--steps", 30, *TINY)
@@ -134,7 +134,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
 
 
 def interrupt(process: subprocess.Popen[bytes], signum: int = signal.SIGTERM) -> tuple[str, str]:
-    """Send a signal; returns what the process printed until its end."""
+    """Send a signal; returns the output of the process until it exits."""
     os.kill(process.pid, signum)
     out, err = process.communicate(timeout=60)
     return out.decode(), err.decode()

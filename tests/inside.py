@@ -1,4 +1,4 @@
-"""gru-lm inside the test's own process: where a real one would prove nothing more, and cost seconds."""
+"""Runs gru-lm in the process of the test, to save seconds where a real process proves no more."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gru_lm import cli
 
 @dataclass
 class Done:
-    """What a command did."""
+    """Result of a command: exit code and output."""
 
     code: int
     out: str
@@ -30,7 +30,7 @@ class Done:
 
 
 def inside(cwd: Path, *args: object, code: int = 0) -> Done:
-    """Run one command line in `cwd`; fails unless it leaves with `code`."""
+    """Run one command line in `cwd`; fails if it exits with another code than `code`."""
     out, err = io.StringIO(), io.StringIO()
     with (
         Path(os.devnull).open() as nothing,
@@ -50,7 +50,7 @@ def inside(cwd: Path, *args: object, code: int = 0) -> Done:
 
 
 def error(cwd: Path, *args: object, code: int) -> str:
-    """The error message of a command: at most three lines, and nothing on stdout."""
+    """The error message of a command; asserts at most three lines and an empty stdout."""
     done = inside(cwd, *args, code=code)
     assert done.out == ""
     lines = done.err.splitlines()
@@ -60,7 +60,7 @@ def error(cwd: Path, *args: object, code: int) -> str:
 
 
 def listing(folder: Path) -> dict[str, bytes]:
-    """Everything in a folder, with its content."""
+    """The content of every file below a folder, by relative path."""
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b"<not a file>"
         for path in sorted(folder.rglob("*"))

@@ -1,7 +1,7 @@
-"""What both ways of adapting to a text share: documents read segment after segment, and tuning.
+"""Shared parts of the neural cache and dynamic evaluation: segments of a document, and tuning.
 
-The ways themselves are cache.py and dynamic.py. Both read one document at a time, start each anew, and
-score a token by what was before it alone. Knows tokens; no model and no text.
+Both methods, in cache.py and dynamic.py, read one document at a time, reset at its start, and score each
+token from the tokens before it only. Knows tokens, but no model and no text.
 
 Shapes: T tokens of a segment.
 """
@@ -17,51 +17,53 @@ import numpy as np
 from gru_lm.errors import InputError, UsageError
 from gru_lm.evaluation.scoring import Tokens
 
-Sequences = Iterable[tuple[int, Iterable[Tokens]]]  # as `score` reads them: document, its tokens
+Sequences = Iterable[tuple[int, Iterable[Tokens]]]  # as for `score`: document number, its tokens
 S = TypeVar("S")
 
 
 @dataclass(frozen=True)
 class Tuned(Generic[S]):
-    """The best of the settings that were tried on the beginning of a text."""
+    """Result of a search over settings on the beginning of a text."""
 
     best: S
-    tried: tuple[tuple[S, float], ...]  # in the order of trial, with nats a token
-    tokens: int  # that each was tried on
+    tried: tuple[tuple[S, float], ...]  # in order of trial: settings, nats per token
+    tokens: int  # read in each trial
 
     @staticmethod
     def of(tried: Iterable[tuple[S, float]], tokens: int) -> Tuned[S]:
-        """The first of those with the least nats a token."""
+        """The settings with the lowest nats per token; the first of equals."""
         tried = tuple(tried)
-        return Tuned(min(tried, key=lambda one: one[1])[0], tried, tokens)
+        return Tuned(min(tried, key=lambda trial: trial[1])[0], tried, tokens)
 
 
 def segments(
     chunks: Iterable[Tokens], *, size: int, newline_id: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """A document in segments of `size` tokens, the last maybe shorter: inputs [T] and targets [T].
+    """Split a document into segments of `size` tokens: inputs [T] and targets [T].
+
+    The last segment may be shorter. The first input is `newline_id`.
 
     >>> [(x.tolist(), y.tolist()) for x, y in segments([[5], [6, 7]], size=2, newline_id=0)]
     [([0, 5], [5, 6]), ([6], [7])]
     """
-    last, waiting_N = newline_id, np.empty(0, np.int32)
+    previous, pending_N = newline_id, np.empty(0, np.int32)
     for chunk in chunks:
-        waiting_N = np.concatenate((waiting_N, np.asarray(chunk, np.int32)))
-        while len(waiting_N) >= size:
-            yield _with_inputs(last, waiting_N[:size])
-            last, waiting_N = int(waiting_N[size - 1]), waiting_N[size:]
-    if len(waiting_N):
-        yield _with_inputs(last, waiting_N)
+        pending_N = np.concatenate((pending_N, np.asarray(chunk, np.int32)))
+        while len(pending_N) >= size:
+            yield _with_inputs(previous, pending_N[:size])
+            previous, pending_N = int(pending_N[size - 1]), pending_N[size:]
+    if len(pending_N):
+        yield _with_inputs(previous, pending_N)
 
 
-def _with_inputs(last: int, tokens_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return np.concatenate((np.array([last], np.int32), tokens_T[:-1])), tokens_T
+def _with_inputs(previous: int, tokens_T: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return np.concatenate((np.array([previous], np.int32), tokens_T[:-1])), tokens_T
 
 
 def beginning(sequences: Sequences, most: int) -> tuple[list[tuple[int, list[Tokens]]], int]:
-    """The first tokens of the documents, at most `most`, kept to be read often; and how many.
+    """The first tokens of the documents, at most `most`, kept in memory; and their number.
 
-    Raises InputError where there are none.
+    Raises InputError if there are none.
     """
     kept: list[tuple[int, list[Tokens]]] = []
     left = most
@@ -73,11 +75,11 @@ def beginning(sequences: Sequences, most: int) -> tuple[list[tuple[int, list[Tok
             if not left:
                 return kept, most
     if left == most:
-        raise InputError("the text is empty", why="there is nothing to tune on or to measure")
+        raise InputError("the text is empty", why="there are no tokens to tune on or to score")
     return kept, most - left
 
 
 def check_range(what: str, value: float, least: float, most: float) -> None:
-    """Raise UsageError for a value out of its range."""
+    """Raise UsageError unless `value` is within `least` and `most`."""
     if not least <= value <= most:
-        raise UsageError(f"{what} must be {least:g} to {most:g}, not {value:g}")
+        raise UsageError(f"{what} must be between {least:g} and {most:g}, not {value:g}")

@@ -1,7 +1,7 @@
-"""An n-gram model from an ARPA file, read through the `kenlm` package.
+"""N-gram models in ARPA format, loaded by the optional package `kenlm`.
 
-The package is an optional extra, imported here alone. Invariant: kenlm is native code that trusts a
-file's header, so nothing reaches it whose header was not checked.
+This is the only module that imports the package. Invariant: kenlm is native code that trusts the header
+of a file, so every header is checked before kenlm opens the file.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from gru_lm.text import files
 
 _BINARY = b"mmap lm http://kheafield.com/code"
 _COUNT = re.compile(rb"ngram +\d+=\s*(\d+)\s*")
-_LEAST_ENTRY = 4  # bytes: a probability, a tab, a word, a newline
-_MOST_PACKED = 1000  # times smaller than its text a compressed file may be
-_MAKE = "make it again, for example with KenLM's lmplz, or fetch it again"
+_MIN_ENTRY = 4  # bytes: a probability, a tab, a word, a newline
+_MAX_RATIO = 1000  # of compression
+_REBUILD = "build it again, for example with KenLM's lmplz, or download it again"
 
 
 @dataclass(frozen=True)
 class Ngram:
-    """A model in memory; `name` is its file's, as shown to a user."""
+    """A loaded model; `name` is the file name as shown to the user."""
 
     name: str
     model: Any  # kenlm.Model
@@ -34,16 +34,18 @@ class Ngram:
 
 
 def open_arpa(path: Path) -> Ngram:
-    """The model in an ARPA file, which may be packed (.gz, .bz2, .xz).
+    """Load an ARPA file, compressed (.gz, .bz2, .xz) or not.
 
-    Raises EnvironmentProblem without kenlm or the memory, InputError for all that is wrong with the
-    file. Where the file has no <unk>, kenlm says so on standard error and takes 1e-100.
+    Raises EnvironmentProblem if kenlm is not installed or memory runs out, InputError if the file is not
+    a valid ARPA file. If it has no <unk>, kenlm warns on standard error and uses probability 1e-100.
     """
     try:
         import kenlm
     except ImportError as error:
         raise EnvironmentProblem(
-            "n-grams need the package kenlm", why=str(error), hint="pip install 'gru-lm[ngram]'"
+            "n-gram models need the package kenlm",
+            why=str(error),
+            hint="pip install 'gru-lm[ngram]'",
         ) from error
     name = files.shown(path)
     _check_head(name, path)
@@ -52,41 +54,41 @@ def open_arpa(path: Path) -> Ngram:
     config.arpa_complain = kenlm.ARPALoadComplain.NONE
     try:
         return Ngram(name, kenlm.Model(os.fsencode(path), config), kenlm.State)
-    except Exception as error:  # what C++ throws comes as one or another
-        raise _refused(name, path, error) from error
+    except Exception as error:  # the type depends on what the C++ code throws
+        raise _load_error(name, path, error) from error
 
 
 def _check_head(name: str, path: Path) -> None:
-    r"""Refuse what is no ARPA file, and a header that would make kenlm leave its memory."""
+    r"""Reject files that are not ARPA, and counts that would make kenlm access invalid memory."""
     with files.reading(name, path) as (raw, stream):
         head = stream.read(4096)
         if head.startswith(_BINARY):
             raise InputError(
-                f"{name} is a KenLM binary", hint="name the ARPA file that it was built from"
+                f"{name} is a KenLM binary", hint="use the ARPA file from which it was built"
             )
         files.judge(name, path, head, "utf-8")
         stream.seek(0)
         lines = enumerate(iter(partial(stream.readline, 1 << 16), b""), 1)
-        passed = itertools.dropwhile(lambda line: not line[1].strip() or line[1][:1] == b"#", lines)
-        number, line = next(passed, (1, b""))
+        header = itertools.dropwhile(lambda line: not line[1].strip() or line[1][:1] == b"#", lines)
+        number, line = next(header, (1, b""))
         if line.rstrip(b"\r\n") != b"\\data\\":
             raise InputError(
                 f"{name} is not an ARPA file",
                 why=rf'line {number} is "{_shown(line)}" instead of "\data\"',
-                hint="name an n-gram model in ARPA format, as lmplz and ngram-count write it",
+                hint="use an n-gram model in ARPA format, as written by lmplz and ngram-count",
             )
-        room = os.fstat(raw.fileno()).st_size // _LEAST_ENTRY
+        max_entries = os.fstat(raw.fileno()).st_size // _MIN_ENTRY
         if path.suffix.lower() in files.PACKED:
-            room *= _MOST_PACKED
-        for number, line in passed:
+            max_entries *= _MAX_RATIO
+        for number, line in header:
             if not line.strip():
                 return
-            counted = _COUNT.fullmatch(line)
-            if not counted or len(counted[1]) > 18 or int(counted[1]) > room:
+            count = _COUNT.fullmatch(line)
+            if not count or len(count[1]) > 18 or int(count[1]) > max_entries:
                 raise InputError(
-                    f"{name}, line {number}: no count of n-grams that can be true",
+                    f"{name}, line {number}: invalid n-gram count",
                     why=_shown(line),
-                    hint=_MAKE,
+                    hint=_REBUILD,
                 )
 
 
@@ -95,23 +97,23 @@ def _shown(line: bytes) -> str:
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
 
-def _refused(name: str, path: Path, error: Exception) -> InputError | EnvironmentProblem:
-    """What of "Cannot read model 'F' (where threw What because `X'. Why Byte: N)" helps a user."""
-    said = str(error)
-    if isinstance(error, MemoryError) or "ailed to allocate" in said:
+def _load_error(name: str, path: Path, error: Exception) -> InputError | EnvironmentProblem:
+    """Reduce "Cannot read model 'F' (where threw What because `X'. Why Byte: N)" to line and reason."""
+    message = str(error)
+    if isinstance(error, MemoryError) or "ailed to allocate" in message:
         return EnvironmentProblem(
-            f"{name}: there is not the memory to load it", hint="name a smaller, pruned model"
+            f"{name}: not enough memory to load the model", hint="use a smaller, pruned model"
         )
-    said = re.sub(r"^Cannot read model .*? \((?=\w+/\w+\.\w+:\d|End of file)", "", said)
-    said = re.sub(r"^.*? threw [\w:]+(?: because `.*?')?\.\s+", "", said).removesuffix(")")
-    if at := re.search(r"(?: at byte \d+)? Byte: (\d+)$", said):
-        # A number is refused where it begins, anything else once it was read.
-        offset = int(at[1]) - (not said.startswith("Could not parse"))
+    message = re.sub(r"^Cannot read model .*? \((?=\w+/\w+\.\w+:\d|End of file)", "", message)
+    message = re.sub(r"^.*? threw [\w:]+(?: because `.*?')?\.\s+", "", message).removesuffix(")")
+    if at := re.search(r"(?: at byte \d+)? Byte: (\d+)$", message):
+        # kenlm reports the start of a malformed number, but the end of anything else.
+        offset = int(at[1]) - (not message.startswith("Could not parse"))
         with files.reading(name, path) as (_, stream):
             ends = itertools.accumulate(map(len, stream))
             line = 1 + sum(1 for _ in itertools.takewhile(lambda end: end <= offset, ends))
-        said, name = said[: at.start()], f"{name}, line {line}"
-    if said.startswith("End of file"):
-        said = "the file ends too early"
-    why = _shown(said.partition(".  ")[0].encode())
-    return InputError(f"{name}: damaged, or not usable", why=why, hint=_MAKE)
+        message, name = message[: at.start()], f"{name}, line {line}"
+    if message.startswith("End of file"):
+        message = "the file ends too early"
+    why = _shown(message.partition(".  ")[0].encode())
+    return InputError(f"{name}: damaged or invalid", why=why, hint=_REBUILD)

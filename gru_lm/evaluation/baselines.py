@@ -1,9 +1,9 @@
-"""Rows of humility: what needs no neural model, measured on the same text.
+"""Baselines without a neural model, on the same text.
 
-A uniform guess and a unigram over the model's own vocabulary, and two compressors of the standard
-library. Each starts knowing nothing, so each figure is the length of a code that could be read back.
-Knows counts of tokens and a text in pieces; no model, no tokenizer, no files. Invariant: one pass
-over the text, in memory that does not grow with it beyond a compressor's window.
+A uniform and an adaptive unigram model over the model's own vocabulary, and two compressors of the
+standard library. None has prior knowledge of the text, so every figure is the length of a decodable
+code. Knows token counts and a text in pieces, but no model, no tokenizer and no files. Invariant: one
+pass over the text, in constant memory apart from the compressor's window.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gru_lm.signals import Stop, never
 Row = dict[str, str | int | float | None]
 Counts = npt.NDArray[np.int64]
 
-# No container, which on a short text would cost more than a line of it. The window is 64 MiB.
+# Raw, because the header of a container would dominate on a short text. The window is 64 MiB.
 _LZMA = [{"id": lzma.FILTER_LZMA1, "preset": 9 | lzma.PRESET_EXTREME}]
 
 
@@ -32,13 +32,12 @@ def baselines(
     spelling_nats: float = 0.0,
     stop: Stop = never,
 ) -> list[Row]:
-    """A row each for uniform, unigram, bz2 and lzma: its name, its bits_per_byte and its own size.
+    """One row each for uniform, unigram, bz2 and lzma: name, bits_per_byte, and nats or bytes.
 
-    counts_V: how often each token of the vocabulary was scored in the text. pieces: the text; several
-    documents follow each other as one stream. Bytes are those of the text in UTF-8; bits_per_byte is
-    None where there are none. spelling_nats: charged for what tokens do not tell of the text
-    (spelling.py), in the model's bits_per_byte and so in those of the first two rows. `stop` is called
-    before every piece.
+    counts_V: how often each token of the vocabulary occurs in the text. pieces: the text, with documents
+    concatenated. spelling_nats: charge for what the tokens do not determine (spelling.py); it is part of
+    the model's bits_per_byte and is therefore added to the first two rows. bits_per_byte refers to bytes
+    of UTF-8, and is None for an empty text. `stop` is called before every piece.
     """
     tokens, V = int(counts_V.sum()), len(counts_V)
     uniform, unigram = tokens * math.log(V), unigram_nats(counts_V)
@@ -61,9 +60,9 @@ def baselines(
 
 
 def unigram_nats(counts_V: Counts) -> float:
-    """−ln p of a text with these counts [V], each token predicted from those before it, by add-one.
+    """−ln p of a text with counts [V] under an adaptive unigram model with add-one smoothing.
 
-    p(token) = (times seen + 1) / (tokens seen + V). The order of the tokens does not matter:
+    p(token) = (earlier occurrences + 1) / (earlier tokens + V). The order of the tokens does not matter:
     −ln p = ln Γ(N + V) − ln Γ(V) − Σ ln Γ(n + 1)  (Laplace's rule of succession).
     """
     V, N = len(counts_V), int(counts_V.sum())
@@ -76,7 +75,7 @@ def unigram_nats(counts_V: Counts) -> float:
 
 
 def compressed_sizes(pieces: Iterable[str], *, stop: Stop = never) -> tuple[int, dict[str, int]]:
-    """The bytes of a text, and of what each compressor makes of it: bz2 -9, and raw lzma -9e."""
+    """Size of a text in bytes, and its size after compression by bz2 -9 and by raw lzma -9e."""
     compressors: dict[str, bz2.BZ2Compressor | lzma.LZMACompressor] = {
         "bz2": bz2.BZ2Compressor(9),
         "lzma": lzma.LZMACompressor(lzma.FORMAT_RAW, filters=_LZMA),

@@ -1,15 +1,15 @@
-"""The neural cache: words that a document used lately, where the model felt alike, become likelier.
+"""Neural cache: raises the probability of a document's recent words that followed similar hidden states.
 
     p(w) = (1 − λ) p_model(w) + λ p_cache(w)
     p_cache(w) = Σ_i [x_i = w] exp(θ h·h_i) / Σ_i exp(θ h·h_i)    over the last `window` tokens x_i
 
-h_i is what the softmax read to predict x_i, and h what it reads now (Grave, Joulin and Usunier 2017,
-"Improving Neural Language Models with a Continuous Cache"). Nothing is learned. Invariants: the mixture
-sums to one; while the cache is empty, at a document's first token, it is the model alone; the chunk's
-size changes nothing but rounding.
+h_i is the input of the softmax that predicted x_i, and h its current input (Grave, Joulin and Usunier
+2017, "Improving Neural Language Models with a Continuous Cache"). Nothing is trained. Invariants: the
+mixture sums to one; the cache is empty at the first token of a document, where the model is used alone;
+the chunk size affects rounding only.
 
-Shapes: T tokens of a chunk, K those remembered and then its own, H what the softmax reads, G thetas,
-W weights.
+Shapes: T tokens of a chunk, K cached tokens followed by those of the chunk, H input of the softmax,
+G thetas, W weights.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from gru_lm.model.language_model import LanguageModel
 from gru_lm.signals import Stop, never
 
 CHUNK = 512
-SLICE = 1 << 22  # products of hidden states at once: 16 MiB in float32, a few times over
+SLICE = 1 << 22  # entries of one T x K score matrix: 16 MiB in float32, and there are a few copies
 MOST_WINDOW = 1 << 17
-# What `tune_cache` tries, every combination. Thetas are wide apart, for hidden states are of any length;
-# 0 counts words alike wherever they were.
+# Grid searched by `tune_cache`. Thetas span a wide range because the norm of hidden states differs
+# between models; θ = 0 is a unigram cache.
 WINDOWS = (500, 2000, 8000)
 THETAS = (0.0, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0)
 WEIGHTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
-TUNE_TOKENS = 30_000  # of validation text; thrice, once a window
+TUNE_TOKENS = 30_000  # of validation text, read once per window
 
 
 @dataclass(frozen=True, kw_only=True)
 class CacheSettings:
-    """Tokens remembered, θ, and λ. Raises UsageError for a value out of its range."""
+    """Cache size in tokens, θ and λ. Raises UsageError if a value is out of range."""
 
     window: int = 2000
     theta: float = 0.1
@@ -64,9 +64,9 @@ def score_with_cache(
     stop: Stop = never,
     progress: Callable[[np.ndarray], None] = lambda _: None,
 ) -> Iterator[Portion]:
-    """Score sequences as `score` does, one after the other, under the mixture with the cache.
+    """Score sequences as `score` does, but one at a time and with the neural cache.
 
-    Beside the model's own cost a token takes window · H multiplications and 2 · window exponentials.
+    Costs window · H multiplications and 2 · window exponentials per token, in addition to the model.
     Memory does not grow with the text. `stop` is called before every chunk, `progress` with its tokens.
     """
     for document, tokens_T, log_probs_TGW in _mixtures(
@@ -92,11 +92,11 @@ def tune_cache(
     stop: Stop = never,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Tuned[CacheSettings]:
-    """The best of WINDOWS x THETAS x WEIGHTS on the first TUNE_TOKENS of (validation) sequences.
+    """Grid search over WINDOWS x THETAS x WEIGHTS on the first TUNE_TOKENS of validation sequences.
 
-    What is `given` stays as it is. A pass over them for each window, which serves every theta and
-    weight. `progress` hears of the share of the work done since it last did. Raises InputError where
-    there are no tokens.
+    Settings in `given` are fixed. One pass per window evaluates every theta and weight. `progress` is
+    called with the fraction of the work done since its last call. Raises InputError if there are no
+    tokens.
     """
     text, tokens = beginning(sequences, TUNE_TOKENS)
     windows = (int(given["window"]),) if "window" in given else WINDOWS
@@ -125,7 +125,7 @@ def tune_cache(
 
 
 class _Cache(NamedTuple):
-    """The last tokens of a document, each with what the softmax read to predict it."""
+    """The last tokens of a document, each with the softmax input that predicted it."""
 
     hidden_KH: Tensor
     tokens_K: Tensor
@@ -142,7 +142,7 @@ def _mixtures(
     chunk: int,
     stop: Stop,
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-    """Chunk by chunk: the document, its tokens [T], and log p of each [T, G, W] in float64."""
+    """For each chunk: document number, tokens [T], and their log p [T, G, W] in float64."""
     H = model.config.embed if model.config.tied else model.config.width
     size = max(1, min(chunk, SLICE // window))
     for document, chunks in sequences:
@@ -160,14 +160,14 @@ def _mixtures(
                 hidden_1TH, state_LSBH = model.hidden(inputs[None], state_LSBH)
                 of_model_T = model.head.target_log_probs(hidden_1TH[0], targets).double()
                 of_cache_TG, cache = _look_up(cache, hidden_1TH[0], targets, window, thetas)
-                found_TGW = _mix(of_model_T, of_cache_TG, weights).cpu().numpy()
-            yield document, tokens_T, found_TGW
+                mixed_TGW = _mix(of_model_T, of_cache_TG, weights).cpu().numpy()
+            yield document, tokens_T, mixed_TGW
 
 
 def _look_up(
     cache: _Cache, hidden_TH: Tensor, targets_T: Tensor, window: int, thetas: Sequence[float]
 ) -> tuple[Tensor, _Cache]:
-    """log p_cache of each target [T, G] in float64, NaN where the cache is empty; the cache after."""
+    """log p_cache of the targets [T, G] in float64, NaN where the cache is empty; the updated cache."""
     T = len(targets_T)
     hidden_KH = torch.cat((cache.hidden_KH, hidden_TH))
     tokens_K = torch.cat((cache.tokens_K, targets_T))
@@ -176,20 +176,20 @@ def _look_up(
     unseen_TK = (age_TK < 1) | (age_TK > window)
     other_TK = unseen_TK | (tokens_K != targets_T[:, None])
     products_TK = hidden_TH @ hidden_KH.t()
-    found = []
+    log_probs = []
     for theta in thetas:
         scores_TK = (theta * products_TK).masked_fill_(unseen_TK, -math.inf)
-        all_T = scores_TK.logsumexp(1)
-        found.append(scores_TK.masked_fill_(other_TK, -math.inf).logsumexp(1) - all_T)
-    return torch.stack(found, 1).double(), _Cache(hidden_KH[-window:], tokens_K[-window:])
+        total_T = scores_TK.logsumexp(1)
+        log_probs.append(scores_TK.masked_fill_(other_TK, -math.inf).logsumexp(1) - total_T)
+    return torch.stack(log_probs, 1).double(), _Cache(hidden_KH[-window:], tokens_K[-window:])
 
 
 def _mix(of_model_T: Tensor, of_cache_TG: Tensor, weights: Sequence[float]) -> Tensor:
-    """log of the mixtures [T, G, W]."""
+    """Log-probabilities of the mixtures [T, G, W]."""
     of_model_TG = of_model_T[:, None].expand_as(of_cache_TG)
-    found = []
+    mixtures = []
     for weight in weights:
         log_weight = math.log(weight) if weight else -math.inf
         mixed_TG = torch.logaddexp(of_model_TG + math.log1p(-weight), of_cache_TG + log_weight)
-        found.append(torch.where(of_cache_TG.isnan(), of_model_TG, mixed_TG))
-    return torch.stack(found, 2)
+        mixtures.append(torch.where(of_cache_TG.isnan(), of_model_TG, mixed_TG))
+    return torch.stack(mixtures, 2)

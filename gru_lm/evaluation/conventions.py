@@ -1,8 +1,8 @@
-"""How other tools count: SRILM, KenLM's `query` and lm-evaluation-harness, from the same sums.
+"""Reporting conventions of SRILM, KenLM's `query` and lm-evaluation-harness.
 
-Pure functions of sums over a text, and the tools' own layouts of what they give. Knows no model, no
-files and no tokens; whoever makes the sums decides what a word and a line is. Invariant: figures are
-ratios of sums, so the sums of several texts add up and figures never do.
+Pure functions from sums over a text to the figures of each tool, in the tool's own output format. Knows
+no model, files or tokens; the caller defines words and lines. Invariant: figures are ratios of sums, so
+texts are combined by adding their sums, never their figures.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _SPACES = re.compile(r"\s+")
 
 @dataclass(frozen=True)
 class WordSums:
-    """Sums over a text that was scored word by word; `a + b` is both texts together.
+    """Sums over a text scored word by word; `a + b` combines two texts.
 
-    logprob: log10 p of all words and of the end of each sentence. oov_logprob: the part of it that
-    stands for words out of vocabulary. words: without the ends, with those out of vocabulary.
-    sentences: ends that were scored. zeroprobs: known words of probability 0; they are in no logprob.
+    logprob: log10 p of all words and sentence ends. oov_logprob: the share of out-of-vocabulary words in
+    it. words: all words, including out-of-vocabulary words, excluding sentence ends. sentences: scored
+    sentence ends. zeroprobs: known words of probability 0, which logprob excludes.
     """
 
     logprob: float = 0.0
@@ -42,9 +42,9 @@ class WordSums:
 def sums_of_tokens(
     *, nats: float, unknown_nats: float, tokens: int, unknown_tokens: int, sentences: int
 ) -> WordSums:
-    """The sums of a word model's text, of whose tokens `sentences` are ends of lines.
+    """The sums of a text under a word model, where `sentences` of the `tokens` are ends of lines.
 
-    The unknown token is what is out of vocabulary; a softmax gives no word probability 0.
+    Unknown tokens are the out-of-vocabulary words. A softmax gives no word probability 0.
     """
     return WordSums(
         logprob=-nats / LN10,
@@ -56,7 +56,7 @@ def sums_of_tokens(
 
 
 class SrilmFigures(NamedTuple):
-    """logprob is base 10 and leaves out-of-vocabulary words out; None is "undefined"."""
+    """logprob is base 10 and excludes out-of-vocabulary words; None stands for "undefined"."""
 
     logprob: float
     ppl: float | None
@@ -64,10 +64,10 @@ class SrilmFigures(NamedTuple):
 
 
 def srilm(sums: WordSums) -> SrilmFigures:
-    """What `ngram -ppl` finds with a closed vocabulary: words without probability are left out.
+    """Figures of `ngram -ppl` with a closed vocabulary, which excludes words without a probability.
 
-    SRILM does not see blank lines (its File::getline passes over them); for its own figures the sums
-    must be without them.
+    SRILM ignores blank lines (File::getline skips them); to reproduce its figures, exclude them from the
+    sums.
     """
     logprob = sums.logprob - sums.oov_logprob
     known = sums.words - sums.oovs - sums.zeroprobs
@@ -79,13 +79,13 @@ def srilm(sums: WordSums) -> SrilmFigures:
 
 
 def format_srilm(name: str, sums: WordSums) -> str:
-    """Two lines, as `ngram -ppl NAME` ends with.
+    """The last two lines of the output of `ngram -ppl NAME`.
 
     SRILM: lm/src/ngram.cc prints the name, lm/src/TextStats.cc (1.10, 2016) the rest, with 7 digits
-    (LogP_Precision, lm/src/Prob.cc); in TextStats.cc 1.4 of 2009 there were 6.
+    (LogP_Precision, lm/src/Prob.cc); TextStats.cc 1.4 (2009) printed 6.
     """
-    counted = f"{sums.sentences} sentences, {sums.words} words, {sums.oovs} OOVs"
-    lines = [f"file {name}: {counted}"]
+    counts = f"{sums.sentences} sentences, {sums.words} words, {sums.oovs} OOVs"
+    lines = [f"file {name}: {counts}"]
     if sums.words + sums.sentences > 0:
         logprob, ppl, ppl1 = srilm(sums)
         lines.append(
@@ -97,7 +97,7 @@ def format_srilm(name: str, sums: WordSums) -> str:
 
 
 class KenlmFigures(NamedTuple):
-    """NaN where there is nothing to divide by; tokens include the ends of sentences."""
+    """NaN where the denominator is 0; tokens include sentence ends."""
 
     including_oovs: float
     excluding_oovs: float
@@ -106,7 +106,7 @@ class KenlmFigures(NamedTuple):
 
 
 def kenlm_query(sums: WordSums) -> KenlmFigures:
-    """What KenLM's `query` sums up."""
+    """Figures of the summary of KenLM's `query`."""
     tokens = sums.words + sums.sentences
     return KenlmFigures(
         _power(sums.logprob, tokens),
@@ -117,15 +117,15 @@ def kenlm_query(sums: WordSums) -> KenlmFigures:
 
 
 def plain(figures: SrilmFigures | KenlmFigures | LmEvalFigures) -> dict[str, Any]:
-    """The figures by name, for JSON: None for what is no number."""
+    """The figures by name, for JSON; None where not finite."""
     values = figures._asdict().items()
     return {name: value if math.isfinite(value or 0) else None for name, value in values}
 
 
 def format_kenlm(sums: WordSums) -> str:
-    """Four lines, as `query -v summary` prints them.
+    """The four lines of `query -v summary`.
 
-    KenLM 0.3.0: lm/ngram_query.hh; numbers as short as they can be read back (util/float_to_string.cc).
+    KenLM 0.3.0: lm/ngram_query.hh; numbers in their shortest exact form (util/float_to_string.cc).
     """
     figures = kenlm_query(sums)
     return (
@@ -137,7 +137,7 @@ def format_kenlm(sums: WordSums) -> str:
 
 
 class LmEvalFigures(NamedTuple):
-    """In the order of lm-evaluation-harness's table."""
+    """Figures in the order of the lm-evaluation-harness table."""
 
     bits_per_byte: float
     byte_perplexity: float
@@ -145,9 +145,9 @@ class LmEvalFigures(NamedTuple):
 
 
 def lm_eval(*, nats: float, words: int, bytes: int) -> LmEvalFigures:
-    """What a task of lm-evaluation-harness's type loglikelihood_rolling reports.
+    """Metrics of an lm-evaluation-harness task of type loglikelihood_rolling.
 
-    Version 0.4.13: lm_eval/api/metrics.py. `words` are counted by SplitWords, document by document.
+    Version 0.4.13: lm_eval/api/metrics.py. `words` is the sum of SplitWords counts over documents.
     """
     return LmEvalFigures(
         nats / bytes / math.log(2) if bytes else math.nan,
@@ -157,10 +157,10 @@ def lm_eval(*, nats: float, words: int, bytes: int) -> LmEvalFigures:
 
 
 class SplitWords:
-    r"""Counts len(re.split(r"\s+", text)) of one document that comes in pieces.
+    r"""Computes len(re.split(r"\s+", text)) for one document read in pieces.
 
-    That is one more than there are runs of white space: an empty text is a word, and so is what
-    lies before a leading space and after the last newline.
+    This is the number of whitespace runs plus one: leading whitespace, a final newline and an empty text
+    each add an empty word.
 
     >>> words = SplitWords()
     >>> for piece in (" to b", "e\n", "\n"):
@@ -174,17 +174,17 @@ class SplitWords:
         self._in_space = False
 
     def add(self, piece: str) -> None:
-        """Count the next piece of the text."""
+        """Add the next piece of the text."""
         if piece:
             self.count += len(_SPACES.findall(piece)) - (self._in_space and piece[0].isspace())
             self._in_space = piece[-1].isspace()
 
 
 def format_lm_eval(task: str, figures: LmEvalFigures, *, version: float = 1) -> str:
-    """The table that lm-evaluation-harness prints for one task without examples.
+    """The table printed by lm-evaluation-harness for one zero-shot task.
 
-    Version 0.4.13: make_table in lm_eval/utils.py rounds to four places, and its table writer then
-    drops the zeros that end all numbers of the column.
+    Version 0.4.13: make_table in lm_eval/utils.py rounds to four places; the table writer then drops
+    trailing zeros common to the whole column.
     """
     rounded = [f"{value:.4f}" for value in figures]
     digits = max(len(text.partition(".")[2].rstrip("0")) for text in rounded)
@@ -214,7 +214,7 @@ def format_lm_eval(task: str, figures: LmEvalFigures, *, version: float = 1) -> 
 
 
 def _power(logprob: float, count: int) -> float:
-    """10 to the mean of -log10 p; NaN of nothing, as C has it."""
+    """Perplexity from a log10 probability; NaN for a count of 0, as in C."""
     if not count:
         return math.nan
     try:
@@ -233,7 +233,7 @@ def _exp(nats: float, count: int) -> float:
 
 
 def _shortest(value: float) -> str:
-    """The fewest digits that are read back as `value`; an exponent only from 1e21 on."""
+    """The shortest decimal that parses to `value`; with an exponent only from 1e21 on."""
     if not math.isfinite(value):
         return "inf" if value > 0 else "NaN"
     if value >= 1e21:

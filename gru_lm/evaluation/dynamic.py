@@ -1,15 +1,15 @@
-"""Dynamic evaluation: the weights follow the text (Krause, Kahembwe, Murray and Renals 2018).
+"""Dynamic evaluation: the weights adapt to the text (Krause, Kahembwe, Murray and Renals 2018).
 
-A document is read in segments. Each is scored with the weights as they are; then they take one gradient
-step on it, and go a part of the way back to the trained weights w₀:
+A document is read in segments. Each segment is scored with the current weights, which then take one
+gradient step on it and decay towards the trained weights w₀:
 
     sgd    w ← w − η g + λ (w₀ − w)
     rms    w ← w − η g / (√MS + ε) + min(λ √MS / avg √MS, 1) (w₀ − w)
 
-g is the gradient of the segment's mean nats, through its own steps alone; MS the mean of the squares of
-such gradients over batches of training text; avg, as in the authors' program, of the tensors' means.
-Knows no files. Invariants: no token's probability depends on itself or on what follows; nothing is
-dropped; the model is left with the weights it came with, bit for bit, whatever happens in between.
+g is the gradient of the segment's mean nats, truncated to the segment; MS is the mean square of such
+gradients over batches of training text; avg, as in the authors' code, averages the means of the tensors.
+Knows no files. Invariants: the probability of a token depends only on the tokens before it; dropout is
+off; the trained weights are restored bit for bit, after errors too.
 
 Shapes: B batch, T time, N tokens, H hidden, L layers, S states of a cell.
 """
@@ -33,32 +33,32 @@ from gru_lm.model.language_model import LanguageModel
 from gru_lm.signals import Stop, never
 
 METHODS = ("sgd", "rms")
-# Gradients are dense, an embedding's too: a step reads or writes each parameter some twenty times,
-# however long the segment. The paper's segments of 5 words would be four times the steps; its authors
-# found 20 as good (their program's README: 50.5 on Penn Treebank by either).
+# Gradients are dense, those of embeddings too: a step reads or writes each parameter about twenty times,
+# whatever the segment length. The paper uses segments of 5 words, which take four times as many steps;
+# the README of the authors' code reports the same perplexity with 20 (50.5 on Penn Treebank).
 SEGMENT = 20
-# The batches of training text for MS: so many streams, each as long as a segment; and how many batches
-# are enough. The best η and ε of `rms` depend on their size: the mean of more gradients is shorter.
+# Batches of training text for MS: number of streams, each one segment long, and number of batches. The
+# best η and ε of `rms` depend on the number of streams: a mean over more gradients has a smaller norm.
 STREAMS, BATCHES = 100, 200
-# What `tune_dynamic` tries: η as long as a larger one is better, then at the best η every λ.
+# Searched by `tune_dynamic`: increasing η until the loss rises, then every λ at the best η.
 RATES = {
     "sgd": (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
     "rms": (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3),
 }
 DECAYS = {"sgd": (0.0, 0.0003, 0.001, 0.003), "rms": (0.0, 0.0005, 0.002, 0.005)}
-TUNE_TOKENS = 20_000  # of validation text, read once for each trial
+TUNE_TOKENS = 20_000  # of validation text, read once per trial
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicSettings:
-    """Method, η, λ, tokens of a segment, and ε. Raises UsageError for a value out of its range."""
+    """Method, η, λ, tokens per segment, and ε. Raises UsageError if a value is out of range."""
 
     method: str
     lr: float
     decay: float
     segment: int = SEGMENT
-    # Of rms alone. By the authors' 2e-5 the rows of rare words run away where, as in a tied model here,
-    # embeddings are scaled (2 x 384 on WikiText-2, at η 3e-5: it diverged, 2e-4 gained, 1e-3 more).
+    # For rms only. With the authors' 2e-5 the embeddings of rare words diverge in tied models, whose
+    # embeddings are scaled here (2 x 384, WikiText-2, η 3e-5: 2e-5 diverged, 2e-4 helped, 1e-3 more).
     epsilon: float = 1e-3
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class DynamicSettings:
         check_range("the epsilon of dynamic evaluation", self.epsilon, 1e-12, 1)
 
 
-# Where nothing is tuned: the best few tried on 4,000 tokens of WikiText-2 by that model.
+# Used without tuning: the best of a few settings tried with that model on 4,000 tokens of WikiText-2.
 DEFAULTS = {
     "sgd": DynamicSettings(method="sgd", lr=0.03, decay=0.001),
     "rms": DynamicSettings(method="rms", lr=5e-5, decay=0.002),
@@ -84,10 +84,11 @@ def gradient_rms(
     stop: Stop = never,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Tensor]:
-    """√MS of every parameter, from batches of training text: inputs and targets [B, T], of one B.
+    """√MS of every parameter, from batches of training text: inputs and targets [B, T], constant B.
 
-    They follow each other in B streams, as in training, for the state is carried; best are BATCHES of
-    STREAMS streams of a segment's length. `progress` hears of tokens. Raises InputError without any.
+    Batches continue B streams, as in training, because the state is carried over. Recommended: BATCHES
+    batches of STREAMS streams, with T the segment length. `progress` is called with the tokens of each
+    batch. Raises InputError if there are no batches.
     """
     state_LSBH, count = model.initial_state(0), 0
     with _borrowed(model) as (weights, _):
@@ -101,7 +102,7 @@ def gradient_rms(
             count += 1
             progress(targets_BT.size)
     if not count:
-        raise InputError("the training text is too short to take gradients of")
+        raise InputError("the training text is too short to compute gradients")
     return [(square / count).sqrt_() for square in squares]
 
 
@@ -115,21 +116,21 @@ def score_dynamically(
     stop: Stop = never,
     progress: Callable[[np.ndarray], None] = lambda _: None,
 ) -> Generator[Portion, None, None]:
-    """Score sequences as `score` does, one after the other, each by a model that learns from it.
+    """Score sequences as `score` does, but one at a time and with dynamic evaluation.
 
-    The state is carried through a document, which starts with the zero state and the trained weights.
-    A segment is a portion. The method rms needs `rms`, from `gradient_rms`. The model is not the
-    caller's while portions are read, but again when the generator ends or is closed.
+    Each document starts from the zero state and the trained weights. Every portion is one segment. The
+    method rms needs `rms`, from `gradient_rms`. Do not use the model until the generator has ended or is
+    closed: its weights change in the meantime.
 
-    Time: a step takes about 40 ms of a core for 6 million parameters, and 200,000 tokens are 10,000
-    steps of SEGMENT: 7 minutes. Memory: a copy of the weights and their gradients, for rms two copies
-    more. `stop` is called before every segment, `progress` with its tokens. Raises DivergedError where
-    a probability is no number any more.
+    Time: a step takes about 40 ms on one core for 6 million parameters, so 200,000 tokens, which are
+    10,000 steps of SEGMENT, take 7 minutes. Memory: a copy of the weights and of their gradients, and
+    two more copies for rms. `stop` is called before every segment, `progress` with its tokens. Raises
+    DivergedError if a log-probability is not finite.
     """
     with _borrowed(model) as (weights, trained):
-        learn = _rule(settings, weights, trained, rms)
+        update = _update_rule(settings, weights, trained, rms)
         for document, chunks in sequences:
-            _put(weights, trained)
+            _assign(weights, trained)
             state_LSBH = model.initial_state(1)
             for inputs_T, tokens_T in segments(
                 chunks, size=settings.segment, newline_id=newline_id
@@ -142,10 +143,10 @@ def score_dynamically(
                 log_probs_T = found_T.double().cpu().numpy()
                 if not np.isfinite(log_probs_T).all():
                     raise DivergedError(
-                        f"dynamic evaluation by {settings.method} left the finite numbers",
-                        hint=f"a learning rate below {settings.lr:g}",
+                        f"dynamic evaluation ({settings.method}) diverged: non-finite loss",
+                        hint=f"use a learning rate below {settings.lr:g}",
                     )
-                learn(gradients)
+                update(gradients)
                 progress(tokens_T)
                 yield Portion(document, tokens_T, log_probs_T, np.empty((len(tokens_T), 0)))
 
@@ -161,21 +162,21 @@ def tune_dynamic(
     stop: Stop = never,
     progress: Callable[[float], None] = lambda _: None,
 ) -> Tuned[DynamicSettings]:
-    """`start` with the best learning rate and decay on the first TUNE_TOKENS of (validation) sequences.
+    """Tune learning rate and decay of `start` on the first TUNE_TOKENS of validation sequences.
 
-    First RATES with the decay of `start`, until one is worse than the one before it; then DECAYS with
-    the best of these. "lr" and "decay" stay as in `start` where they are `given`. A trial that leaves
-    the finite numbers counts as infinite nats. `progress` hears of the share of the work done since
-    it last did. Raises InputError where there are no tokens.
+    Tries RATES with the decay of `start` until one is worse than its predecessor, then DECAYS with the
+    best rate. "lr" and "decay" are fixed if listed in `given`. A trial that diverges counts as infinite
+    nats. `progress` is called with the fraction of the work done since its last call. Raises InputError
+    if there are no tokens.
     """
     text, tokens = beginning(sequences, TUNE_TOKENS)
     rates = (start.lr,) if "lr" in given else RATES[start.method]
-    usual = () if "decay" in given else DECAYS[start.method]
-    decays = [decay for decay in usual if decay != start.decay]
+    grid = () if "decay" in given else DECAYS[start.method]
+    decays = [decay for decay in grid if decay != start.decay]
     trials = len(rates) + len(decays)
     whole = tokens * trials
 
-    def tried(settings: DynamicSettings) -> tuple[DynamicSettings, float]:
+    def trial(settings: DynamicSettings) -> tuple[DynamicSettings, float]:
         nats, left = 0.0, tokens
         try:
             for portion in score_dynamically(
@@ -189,19 +190,19 @@ def tune_dynamic(
             return settings, float("inf")
         return settings, nats / tokens
 
-    found: list[tuple[DynamicSettings, float]] = []
+    tried: list[tuple[DynamicSettings, float]] = []
     for lr in rates:
-        found.append(tried(dataclasses.replace(start, lr=lr)))
-        if len(found) > 1 and found[-1][1] > found[-2][1]:
+        tried.append(trial(dataclasses.replace(start, lr=lr)))
+        if len(tried) > 1 and tried[-1][1] > tried[-2][1]:
             break
-    progress((len(rates) - len(found)) / trials)
-    best = Tuned.of(found, tokens).best
-    found += [tried(dataclasses.replace(best, decay=decay)) for decay in decays]
-    return Tuned.of(found, tokens)
+    progress((len(rates) - len(tried)) / trials)
+    best = Tuned.of(tried, tokens).best
+    tried += [trial(dataclasses.replace(best, decay=decay)) for decay in decays]
+    return Tuned.of(tried, tokens)
 
 
 class _Reading(NamedTuple):
-    """What reading a batch gave: the gradients of its mean nats, and what its targets are scored by."""
+    """Result of a forward and backward pass: gradients of the mean nats, and inputs to score targets."""
 
     gradients: tuple[Tensor, ...]
     hidden_NH: Tensor
@@ -228,49 +229,49 @@ def _read(
     return _Reading(gradients, hidden_NH.detach(), targets_N, state_LSBH.detach())
 
 
-def _rule(
+def _update_rule(
     settings: DynamicSettings,
     weights: list[Tensor],
     trained: list[Tensor],
     rms: Sequence[Tensor] | None,
 ) -> Callable[[tuple[Tensor, ...]], None]:
-    """What changes the weights by a segment's gradients."""
+    """A function that updates the weights from the gradients of a segment."""
     if settings.method == "sgd":
 
-        def learn(gradients: tuple[Tensor, ...]) -> None:
+        def update(gradients: tuple[Tensor, ...]) -> None:
             with torch.no_grad():
                 torch._foreach_lerp_(weights, trained, settings.decay)
                 torch._foreach_add_(weights, gradients, alpha=-settings.lr)
 
-        return learn
+        return update
 
-    assert rms is not None, "the method rms needs the gradients' size"
+    assert rms is not None, "the method rms needs the RMS of the gradients"
     average = torch.stack([size.mean() for size in rms]).mean()
     decays = [(settings.decay * size / average).clamp_(max=1) for size in rms]
     divisors = [size + settings.epsilon for size in rms]
 
-    def learn_by_size(gradients: tuple[Tensor, ...]) -> None:
+    def update_scaled(gradients: tuple[Tensor, ...]) -> None:
         with torch.no_grad():
             torch._foreach_lerp_(weights, trained, decays)
             torch._foreach_addcdiv_(weights, gradients, divisors, value=-settings.lr)
 
-    return learn_by_size
+    return update_scaled
 
 
 @contextmanager
 def _borrowed(model: LanguageModel) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """The model's weights, to be changed, and as they are now; which they will be again."""
+    """The weights of the model and a copy of them, restored on exit."""
     weights: list[Tensor] = list(model.parameters())
     trained = [weight.detach().clone() for weight in weights]
     was_training = model.training
-    model.train()  # cuDNN gives no gradient otherwise; what is dropped depends on noise alone
+    model.train()  # cuDNN needs it for gradients; dropout needs an explicit noise argument
     try:
         yield weights, trained
     finally:
-        _put(weights, trained)
+        _assign(weights, trained)
         model.train(was_training)
 
 
 @torch.no_grad()
-def _put(weights: list[Tensor], values: list[Tensor]) -> None:
+def _assign(weights: list[Tensor], values: list[Tensor]) -> None:
     torch._foreach_copy_(weights, values)

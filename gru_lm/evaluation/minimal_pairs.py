@@ -1,10 +1,10 @@
-"""Minimal pairs: does a model find the grammatical sentence of two more probable than the other?
+"""Minimal pairs: how often a model gives the grammatical sentence of a pair the higher probability.
 
-Pairs in the form of BLiMP are read from JSON Lines, a folder or a zip of them, each sentence is scored
-as a line of its own, and pairs are judged by paradigm and by phenomenon. Knows no run and no terminal,
-and unpacks nothing to disk. Invariants: whatever is wrong with a file is an InputError with its line,
-found before anything is scored; batches and their order change no result beyond rounding, and
-sentences of the same tokens tie exactly; beyond the pairs themselves memory does not grow with them.
+Pairs in BLiMP format are read from a JSON Lines file, or a folder or zip of them; each sentence is
+scored as a separate line, and accuracies are computed by paradigm and by phenomenon. Knows no run and no
+terminal, and unpacks nothing to disk. Invariants: an invalid file raises InputError with its line before
+anything is scored; batching affects results by rounding only, and sentences with the same tokens tie
+exactly; apart from the pairs themselves, memory is constant.
 
 Shapes: N pairs, B sequences side by side, T tokens of a sentence.
 """
@@ -34,13 +34,13 @@ from gru_lm.text import files
 from gru_lm.text.tokenizer import Tokenizer
 
 SUFFIX = ".jsonl"
-MOST_BYTES = 1 << 27  # of all files together, unpacked; BLiMP has 30 MB
+MOST_BYTES = 1 << 27  # total uncompressed size of all files; BLiMP has 30 MB
 BATCH, CHUNK = 256, 32
-_BLOCK = 1 << 13  # pairs that are encoded and put in order at once
-_ENCRYPTED = 1  # a member's flag
-# Their size can be held down while they are unpacked; zipfile unpacks bzip2 and LZMA at one go.
+_BLOCK = 1 << 13  # pairs encoded and sorted at once
+_ENCRYPTED = 1  # flag of a zip member
+# Methods whose output can be limited during decompression; zipfile expands bzip2 and LZMA all at once.
 _BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-# What zipfile raises of headers and data that make no sense.
+# Raised by zipfile for invalid headers and data.
 _DAMAGED = (
     zipfile.BadZipFile,
     zlib.error,
@@ -50,13 +50,13 @@ _DAMAGED = (
     ValueError,
     OverflowError,
 )
-_FORM = 'a line is {"sentence_good": "Cats sleep.", "sentence_bad": "Cats sleeps."}'
+_FORMAT = 'a line looks like {"sentence_good": "Cats sleep.", "sentence_bad": "Cats sleeps."}'
 
 Bools = npt.NDArray[np.bool_]
 
 
 class Pair(NamedTuple):
-    """Two sentences, without line ends, of which the first is the acceptable one."""
+    """Two sentences without line ends: the acceptable one and the unacceptable one."""
 
     good: str
     bad: str
@@ -65,64 +65,68 @@ class Pair(NamedTuple):
 
 
 class PairScores(NamedTuple):
-    """What a model makes of pairs, in their order."""
+    """Scores of pairs, in their order."""
 
-    log_probs_N2: np.ndarray  # float64, nats: of the good sentence and of the bad one
-    tokens: int  # of all sentences, the ends of lines too
+    log_probs_N2: np.ndarray  # float64, nats: of the good and of the bad sentence
+    tokens: int  # of all sentences, including the ends of lines
     unknown_tokens: int
 
 
 def read_pairs(path: Path, *, stop: Stop = never) -> list[Pair]:
-    """The pairs in a file of JSON Lines, or in all .jsonl files of a folder or a zip, by their names.
+    """Read a JSON Lines file, or all .jsonl files of a folder or a zip in order of name.
 
-    A line is an object as in BLiMP (Warstadt et al. 2020): `sentence_good`, `sentence_bad`, and where
-    they are known `UID`, the paradigm (without it, the file's name), and `linguistics_term`, the
-    phenomenon; other keys and blank lines are passed over. `stop` is called before every file.
+    A line is an object as in BLiMP (Warstadt et al. 2020): `sentence_good`, `sentence_bad`, optionally
+    `UID`, the paradigm (default: the file's name), and `linguistics_term`, the phenomenon. Other keys
+    and blank lines are ignored. `stop` is called before every file.
 
-    Raises InputError, which names file and line, for all that cannot be read or is of another form,
-    and for more than MOST_BYTES.
+    Raises InputError, with file and line, if a file is unreadable or invalid or the total size exceeds
+    MOST_BYTES.
     """
     name = files.shown(path)
     pairs: list[Pair] = []
-    left, found = MOST_BYTES, False
+    left, any_file = MOST_BYTES, False
     for label, stem, data in _contents(name, path):
         stop()
-        found = True
+        any_file = True
         left -= len(data)
         if left < 0:
             raise InputError(
                 f"{name} holds more than {MOST_BYTES >> 20} MiB of pairs",
-                hint="name a part of it at a time",
+                hint="evaluate a part of it at a time",
             )
         for number, line in enumerate(data.removeprefix(codecs.BOM_UTF8).split(b"\n"), 1):
             if line.strip():
                 pairs.append(_pair(f"{label}, line {number}", line, stem))
     if not pairs:
-        why = f"what it holds is empty; {_FORM}" if found else f"it has no file named *{SUFFIX}"
+        why = (
+            f"there are only blank lines; {_FORMAT}"
+            if any_file
+            else f"it has no file named *{SUFFIX}"
+        )
         raise InputError(
             f"{name} holds no minimal pairs",
             why=why,
-            hint="name a file of JSON Lines, or a folder or a zip of them",
+            hint="use a JSON Lines file, or a folder or zip of such files",
         )
     return pairs
 
 
 def _contents(name: str, path: Path) -> Iterator[tuple[str, str, bytes]]:
-    """Of each file its name as shown, its name as that of a paradigm, and its content.
+    """For each file: its name as shown to the user, its stem, and its content.
 
-    No content is much longer than MOST_BYTES, whatever it was packed from.
+    Content is at most MOST_BYTES + 1 bytes long, however small the compressed file.
     """
     try:
         is_folder = path.is_dir()
-    except OSError as error:  # the folder that it is in is closed to us
+    except OSError as error:  # no permission on the parent folder
         raise files.unreadable(name, path, error) from error
     if path.suffix.lower() == ".zip" and not is_folder:
         yield from _members(name, path)
         return
     paths = [path]
     if is_folder:
-        found = (file for file in path.rglob(f"*{SUFFIX}") if not file.is_dir())
-        paths = sorted(file for file in found if _is_wanted(file.relative_to(path)))
+        candidates = (file for file in path.rglob(f"*{SUFFIX}") if not file.is_dir())
+        paths = sorted(file for file in candidates if _may_hold_pairs(file.relative_to(path)))
     for file in paths:
         with files.reading(files.shown(file), file) as (_, stream):
             data = stream.read(MOST_BYTES + 1)
@@ -130,14 +134,14 @@ def _contents(name: str, path: Path) -> Iterator[tuple[str, str, bytes]]:
 
 
 def _members(name: str, path: Path) -> Iterator[tuple[str, str, bytes]]:
-    """The same of the members of a zip."""
+    """The same for the members of a zip."""
     within = name
     with files.reading(name, path) as (raw, _):
         try:
             with zipfile.ZipFile(raw) as archive:
                 for info in sorted(archive.infolist(), key=lambda info: info.filename):
                     member = PurePosixPath(info.filename)
-                    if info.is_dir() or not _is_wanted(member):
+                    if info.is_dir() or not _may_hold_pairs(member):
                         continue
                     within = f"{name}/{member}"
                     _check_packing(within, info)
@@ -146,22 +150,24 @@ def _members(name: str, path: Path) -> Iterator[tuple[str, str, bytes]]:
                     yield within, _printable(member.stem), data
         except _DAMAGED as error:
             raise InputError(
-                f"{within}: damaged, or no zip", why=str(error), hint="fetch or make it again"
+                f"{within}: damaged, or not a zip",
+                why=str(error),
+                hint="download or create it again",
             ) from error
 
 
 def _check_packing(name: str, info: zipfile.ZipInfo) -> None:
     if info.flag_bits & _ENCRYPTED:
-        raise InputError(f"{name} is encrypted", hint="unpack the zip and name the folder")
+        raise InputError(f"{name} is encrypted", hint="unzip the archive and use the folder")
     if info.compress_type not in _BOUNDED:
         raise InputError(
-            f"{name} is packed by another method than deflate",
-            hint="unpack the zip and name the folder",
+            f"{name} is not compressed with deflate, the only supported method",
+            hint="unzip the archive and use the folder",
         )
 
 
-def _is_wanted(path: Path | PurePosixPath) -> bool:
-    """Whether it holds pairs, by its name: not what a system leaves beside files, as macOS does."""
+def _may_hold_pairs(path: Path | PurePosixPath) -> bool:
+    """Whether a file name may hold pairs; hidden files and metadata of macOS are skipped."""
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
     return path.suffix == SUFFIX and not hidden
 
@@ -174,27 +180,27 @@ def _pair(where: str, line: bytes, stem: str) -> Pair:
     try:
         entry = json.loads(line.decode())
     except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not UTF-8", why=error.reason, hint=_FORM) from error
+        raise InputError(f"{where} is not UTF-8", why=error.reason, hint=_FORMAT) from error
     except (ValueError, RecursionError) as error:
         why = str(error).partition(":")[0]
-        raise InputError(f"{where} is not JSON", why=why, hint=_FORM) from error
+        raise InputError(f"{where} is not JSON", why=why, hint=_FORMAT) from error
     if not isinstance(entry, dict):
-        raise InputError(f"{where} is not a JSON object", hint=_FORM)
+        raise InputError(f"{where} is not a JSON object", hint=_FORMAT)
     for key in ("sentence_good", "sentence_bad"):
         if key not in entry:
-            raise InputError(f"{where} has no {key}", hint=_FORM)
+            raise InputError(f"{where} has no {key}", hint=_FORMAT)
         if not _is_text(entry[key]) or "\n" in entry[key]:
             raise InputError(
-                f"{where}: {key} is no sentence",
-                why="it must be a string with text in it, of one line",
-                hint=_FORM,
+                f"{where}: {key} is not a sentence",
+                why="it must be a non-empty string of one line",
+                hint=_FORMAT,
             )
     for key in ("UID", "linguistics_term"):
         if key in entry and not (_is_text(entry[key]) and entry[key].isprintable()):
             raise InputError(
-                f"{where}: {key} is no name",
-                why="it must be a string with text in it, all of it printable",
-                hint="mend it or leave it out",
+                f"{where}: {key} is not a valid name",
+                why="it must be a non-empty string of printable characters",
+                hint="correct it or omit it",
             )
     return Pair(
         entry["sentence_good"],
@@ -218,18 +224,18 @@ def score_pairs(
     stop: Stop = never,
     progress: Callable[[int], None] = lambda _: None,
 ) -> PairScores:
-    """The log-probability of every sentence and the end of its line, from the model's start, in nats.
+    """Log-probability of every sentence including the end of its line, in nats, from the zero state.
 
-    As `score` gives it for a sequence that is the sentence and a newline. `batch` sequences of about
-    the same length run at once, `chunk` steps a pass. `stop` is called before every pass, `progress`
-    with the number of sentences done.
+    Equals that of `score` for the sequence sentence + newline. Runs `batch` sequences of similar length
+    at once, `chunk` steps per pass. `stop` is called before every pass, `progress` with the number of
+    sentences done.
     """
     log_probs_N2 = np.empty((len(pairs), 2))
     tokens = unknown_tokens = 0
     for start in range(0, len(pairs), _BLOCK):
-        # The same tokens are scored once: else rounding would decide between them, as it may differ
-        # with the place in a batch. To a model of words, many a pair is twice the same.
-        places: dict[bytes, list[int]] = {}  # tokens to the sentences that are made of them
+        # Equal token sequences are scored once: rounding may depend on the place in a batch and would
+        # break ties. With a word model, both sentences of many pairs have the same tokens.
+        places: dict[bytes, list[int]] = {}  # tokens to the indices of their sentences
         block = pairs[start : start + _BLOCK]
         for place, sentence in enumerate(chain.from_iterable(pair[:2] for pair in block)):
             encoded = chain.from_iterable(tokenizer.encode([sentence + "\n"]))
@@ -237,10 +243,10 @@ def score_pairs(
             places.setdefault(tokens_T.tobytes(), []).append(place)
             tokens += len(tokens_T)
             unknown_tokens += int(np.count_nonzero(tokens_T == tokenizer.unknown_id))
-        found_N = np.empty(2 * len(block))
-        waiting = sorted(places, key=len)  # of like length side by side: next to no padding
-        for begin in range(0, len(waiting), batch):
-            running = waiting[begin : begin + batch]
+        sums_N = np.empty(2 * len(block))
+        pending = sorted(places, key=len)  # by length, so that batches have little padding
+        for begin in range(0, len(pending), batch):
+            running = pending[begin : begin + batch]
             sequences = [
                 (number, [np.frombuffer(data, np.int32)]) for number, data in enumerate(running)
             ]
@@ -255,20 +261,20 @@ def score_pairs(
             ):
                 total_B[portion.document] += portion.log_probs_N.sum()
             for data, total in zip(running, total_B, strict=True):
-                found_N[places[data]] = total
+                sums_N[places[data]] = total
             progress(sum(len(places[data]) for data in running))
-        log_probs_N2[start : start + len(block)] = found_N.reshape(-1, 2)
+        log_probs_N2[start : start + len(block)] = sums_N.reshape(-1, 2)
     return PairScores(log_probs_N2, tokens, unknown_tokens)
 
 
 def judged(pairs: Sequence[Pair], scores: PairScores) -> dict[str, Any]:
-    """Accuracies over all pairs, by phenomenon and by paradigm, as it goes into JSON; N is not 0.
+    """Accuracy over all pairs, by phenomenon and by paradigm, in the form of the JSON output; N > 0.
 
-    A pair is right where the good sentence is the more probable one; a tie is wrong, and counted in
-    `ties`. Every accuracy is a mean over pairs; where paradigms are equally large, as in BLiMP, it is
-    that of their accuracies too. `ci95` is Wilson's interval over pairs: over other pairs of these
-    same paradigms, not over other paradigms. Phenomena and paradigms come in order of their first
-    pairs; paradigms of one name and different phenomena are apart.
+    A pair is correct if the good sentence is more probable; a tie is incorrect, and counted in `ties`.
+    Every accuracy is a mean over pairs, which equals the mean over paradigms if these are equally large,
+    as in BLiMP. `ci95` is Wilson's interval for sampling further pairs from the same paradigms, not
+    further paradigms. Phenomena and paradigms are in order of first occurrence; paradigms with the same
+    name but different phenomena are kept apart.
     """
     good_N, bad_N = scores.log_probs_N2.T
     right_N, tie_N = good_N > bad_N, good_N == bad_N
@@ -304,9 +310,9 @@ def _figures(right_N: Bools, tie_N: Bools) -> dict[str, Any]:
 
 
 def wilson(right: int, trials: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
+    """The 95 % score interval of `right` of `trials` > 0 (Wilson 1927, J. Am. Stat. Assoc. 22, 209-212).
 
-    The p of which `right` of `trials`, at least one, is within z standard errors, √(p(1-p)/n):
+    The set of p whose distance from p̂ = right/n is at most z standard errors √(p(1-p)/n):
 
         (p̂ + z²/2n ± z·√(p̂(1-p̂)/n + z²/4n²)) / (1 + z²/n)
     """
@@ -315,5 +321,5 @@ def wilson(right: int, trials: int) -> tuple[float, float]:
     middle = share + square / 2
     half = z * math.sqrt(share * (1 - share) / trials + square / (4 * trials))
     low, high = (middle - half) / (1 + square), (middle + half) / (1 + square)
-    # Around the share, and within 0 and 1, but for rounding.
+    # Rounding must not exclude the share or leave [0, 1].
     return max(0.0, min(share, low)), min(1.0, max(share, high))

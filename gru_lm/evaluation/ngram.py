@@ -1,7 +1,7 @@
-"""An n-gram model beside a model of words: a baseline row, and a partner. Estimates nothing.
+"""N-gram models as a baseline for a word model, and interpolated with it. Estimates no n-grams.
 
-Knows words and a word model's tokens; no text files and no neural model. Invariant: a line starts at <s>
-and ends, where it has its newline, with </s>, so its total is what KenLM's `query` gives.
+Knows words and the tokens of a word model, but no text files and no neural model. Invariant: a line
+starts at <s> and, if it ends in a newline, ends with </s>, so its total equals that of KenLM's `query`.
 
 Shapes: N tokens, V vocabulary of the word model.
 """
@@ -29,50 +29,50 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.float64]
 
 UNKNOWN, END = "<unk>", "</s>"
-LEAST_OVERLAP = 0.5  # of the model's words that occur in a text
+LEAST_OVERLAP = 0.5  # share of the model's words in a text that the n-grams must know
 
 
 def lines_of(pieces: Iterable[str]) -> Iterator[str]:
-    r"""The lines of a document that comes in pieces, with their ends, which the last may lack.
+    r"""The lines of a document read in pieces, with their newlines, which the last line may lack.
 
     >>> list(lines_of(["a b", " c\n\nd"]))
     ['a b c\n', '\n', 'd']
     """
-    waiting: list[str] = []
+    pending: list[str] = []
     for piece in pieces:
         first, *others = piece.split("\n")
-        waiting.append(first)
+        pending.append(first)
         for part in others:
-            yield "".join([*waiting, "\n"])
-            waiting = [part]
-    if any(waiting):
-        yield "".join(waiting)
+            yield "".join([*pending, "\n"])
+            pending = [part]
+    if any(pending):
+        yield "".join(pending)
 
 
 class LineScores(NamedTuple):
-    """ln p of every word of a line and then, if it ends, of </s>; which are out of vocabulary."""
+    """ln p of the words of a line and of </s> if it has a newline; and which are out of vocabulary."""
 
     log_probs_N: Floats
     unknown_N: npt.NDArray[np.bool_]
 
 
 def scores(ngram: Ngram, lines: Iterable[str]) -> Iterator[LineScores]:
-    """Score each line from <s> on, to </s> where it has its newline.
+    """Score each line from <s>, with </s> if it ends in a newline.
 
-    Words are what stands between white space of ASCII.
+    Words are separated by ASCII whitespace.
     """
     for line in lines:
-        # A C string ends at a NUL; with it in place the word would be another one.
+        # A C string ends at a NUL, which would cut the word short.
         words, ends = line.removesuffix("\n").replace("\0", "\ufffd"), line.endswith("\n")
-        found = list(ngram.model.full_scores(words, eos=ends))
+        scored = list(ngram.model.full_scores(words, eos=ends))
         yield LineScores(
-            np.array([log10 for log10, _, _ in found], np.float64) * LN10,
-            np.array([unknown for _, _, unknown in found], np.bool_),
+            np.array([log10 for log10, _, _ in scored], np.float64) * LN10,
+            np.array([unknown for _, _, unknown in scored], np.bool_),
         )
 
 
 def word_sums(ngram: Ngram, lines: Iterable[str]) -> WordSums:
-    """The sums of a text's lines, with their ends, for conventions.kenlm_query and the like."""
+    """Sums over the lines of a text, including sentence ends, as input to `conventions`."""
     sums = WordSums()
     kept, lines = itertools.tee(lines)
     for line, (log_probs_N, unknown_N) in zip(kept, scores(ngram, lines), strict=True):
@@ -90,10 +90,10 @@ def word_sums(ngram: Ngram, lines: Iterable[str]) -> WordSums:
 def baseline(
     ngram: Ngram, lines: Iterable[str], *, text: Counts, same_unknown: bool
 ) -> dict[str, Any]:
-    """The n-gram model's own row on a text, by KenLM's conventions.
+    """The row of the n-gram model alone, by KenLM's conventions.
 
-    `text` are the counts of the word model it stands beside. Bits per byte have unknown words spelled
-    as that model's have: None unless the `same_unknown` words are unknown to both.
+    `text`: the counts of the word model on the same text. Bits per byte include the same cost of
+    spelling unknown words, and are None unless the `same_unknown` words are unknown to both models.
     """
     sums = word_sums(ngram, lines)
     figures = plain(kenlm_query(sums))
@@ -110,10 +110,10 @@ def baseline(
 
 
 def words_of(tokenizer: Tokenizer) -> list[str | None]:
-    """For each token of a word model the word that kenlm gets; None for the end of a document.
+    """Map each token of a word model to a word for kenlm; None for the end-of-document token.
 
-    The end of a line is </s>. A word that the model does not know is <unk>, whatever it was: both
-    models then speak of the same event. A word that only the n-grams lack is unknown to them alone.
+    The end-of-line token maps to </s>, the unknown token to <unk>, so that both models predict the same
+    events. A word that only the n-grams lack is unknown to them only.
     """
     words: list[str | None] = []
     for token in range(tokenizer.vocab_size):
@@ -126,16 +126,17 @@ def words_of(tokenizer: Tokenizer) -> list[str | None]:
 
 
 class TokenScores:
-    """ln p of a word model's tokens under the n-grams, as they are scored, in text order.
+    """Scores the tokens of a word model by the n-grams, portion by portion in text order.
 
-    Lines start at <s>, blank ones too; a document starts a line. The end-of-document token is no
-    event of an n-gram model: it is the neural model's alone. Raises UsageError for other tokenizers.
+    Every line starts at <s>, including blank lines and the first of a document. The n-grams have no
+    end-of-document event; this token keeps the probability of the neural model. Raises UsageError if the
+    tokenizer is not of kind word.
     """
 
     def __init__(self, ngram: Ngram, tokenizer: Tokenizer) -> None:
         if tokenizer.kind != "word":
             raise UsageError(
-                f"n-grams of words do not go with a model of {tokenizer.kind} tokens",
+                f"n-grams of words cannot be combined with {tokenizer.kind} tokens",
                 hint="train the model with --tokenizer word",
             )
         self.ngram = ngram
@@ -150,7 +151,7 @@ class TokenScores:
         ngram.model.BeginSentenceWrite(self._state)
 
     def __call__(self, portion: Portion) -> tuple[npt.NDArray[np.int32], Floats, Floats]:
-        """The tokens of a portion [N], their ln p by the neural model, and by the n-grams."""
+        """The tokens of a portion [N], and their ln p under the neural model and under the n-grams."""
         model, words = self.ngram.model, self._words
         if portion.document != self._document:
             self._document = portion.document
@@ -171,27 +172,27 @@ class TokenScores:
         return portion.tokens_N, portion.log_probs_N, ngram_N
 
     def shared(self, tokens_N: npt.NDArray[np.int32], ngram_N: Floats) -> Floats:
-        """ln p by the n-grams with that of <unk> shared by all words that they lack.
+        """ln p under the n-grams, with the probability of <unk> divided among all words they lack.
 
-        KenLM gives each of them the whole of it, so that more than 1 is given out: in a mixture that
-        would be gain for nothing.
+        KenLM assigns all of it to each of these words, so probabilities would sum to more than 1 and the
+        mixture would look better than it is.
         """
         sharing = self.lacking() + (self.unknown_id is not None)
         shared_V = self._is_event_V & ~self._known_V
-        less_N: Floats = ngram_N - shared_V[tokens_N] * math.log(max(1, sharing))
-        return less_N
+        reduced_N: Floats = ngram_N - shared_V[tokens_N] * math.log(max(1, sharing))
+        return reduced_N
 
     def lacking(self) -> int:
-        """How many words of the model the n-grams lack."""
+        """Number of words of the model that the n-grams lack."""
         lacking_V = self._is_event_V & ~self._known_V
         return int(lacking_V.sum()) - (self.unknown_id is not None and lacking_V[self.unknown_id])
 
     def unknown_tokens(self) -> int:
-        """How many tokens so far were out of the n-grams' vocabulary, <unk> among them."""
+        """Number of tokens so far outside the n-grams' vocabulary, including <unk>."""
         return int(self.counts_V[~self._known_V].sum())  # of events
 
     def check_overlap(self) -> None:
-        """Raise InputError if the n-grams lack most of the known words that occurred so far."""
+        """Raise InputError if the n-grams lack most of the known words seen so far."""
         occurred_V = self.counts_V > 0
         for token in (self.unknown_id, self._newline_id):
             if token is not None:
@@ -199,32 +200,32 @@ class TokenScores:
         occurred, shared = int(occurred_V.sum()), int((occurred_V & self._known_V).sum())
         if shared < LEAST_OVERLAP * occurred:
             raise InputError(
-                f"{self.ngram.name}: another vocabulary than the model's",
-                why=f"of {occurred:,} words of this text that the model knows, it has {shared:,}",
-                hint="estimate it on the model's training text, split into words in the same way",
+                f"{self.ngram.name}: its vocabulary does not match the model's",
+                why=f"it has {shared:,} of the {occurred:,} words of this text known to the model",
+                hint="estimate it on the model's training text, with the same word splitting",
             )
 
 
 class Pairs:
-    """A table for `measure` that keeps both sides' ln p of every token, to tune the weight on."""
+    """A table for `measure` that keeps ln p of every token under both models, to tune the weight."""
 
     def __init__(self, scores: TokenScores) -> None:
         self._scores = scores
-        self._found: list[tuple[Floats, Floats]] = []
+        self._kept: list[tuple[Floats, Floats]] = []
 
     def __call__(self, portion: Portion, _: Covered) -> None:
         tokens_N, model_N, ngram_N = self._scores(portion)
-        self._found.append((model_N, self._scores.shared(tokens_N, ngram_N)))
+        self._kept.append((model_N, self._scores.shared(tokens_N, ngram_N)))
 
     def arrays(self) -> tuple[Floats, Floats]:
-        """ln p of all tokens so far [N], by the neural model and by the n-grams."""
+        """ln p of all tokens so far [N], under the neural model and under the n-grams."""
         empty = (np.empty(0), np.empty(0))
-        model, ngram = zip(empty, *self._found, strict=True)
+        model, ngram = zip(empty, *self._kept, strict=True)
         return np.concatenate(model), np.concatenate(ngram)
 
 
 class Mixture:
-    """A table for `measure` that sums what the two models give together, in constant memory."""
+    """A table for `measure` that sums log-probabilities of the mixture, in constant memory."""
 
     def __init__(self, scores: TokenScores, *, weight: float) -> None:
         self._scores = scores
@@ -233,7 +234,7 @@ class Mixture:
 
     def __call__(self, portion: Portion, _: Covered) -> None:
         tokens_N, model_N, ngram_N = self._scores(portion)
-        if self._weight < 1:  # at 1 it is KenLM's own figure
+        if self._weight < 1:  # at 1 the result is KenLM's own figure
             ngram_N = self._scores.shared(tokens_N, ngram_N)
         nats_N = -interpolate(model_N, ngram_N, weight=self._weight)
         unknown_N = nats_N[tokens_N == self._scores.unknown_id]
@@ -246,7 +247,7 @@ class Mixture:
 
 
 def interpolate(ln_a_N: Floats, ln_b_N: Floats, *, weight: float) -> Floats:
-    """ln((1 − w) a + w b), token by token; exactly a at weight 0, b at weight 1."""
+    """ln((1 − w) a + w b) for each token; exactly a at weight 0, b at weight 1."""
     if weight in (0, 1):
         return ln_b_N if weight else ln_a_N
     mixed_N: Floats = np.logaddexp(ln_a_N + math.log1p(-weight), ln_b_N + math.log(weight))
@@ -254,19 +255,19 @@ def interpolate(ln_a_N: Floats, ln_b_N: Floats, *, weight: float) -> Floats:
 
 
 def em_step(ln_a_N: Floats, ln_b_N: Floats, weight: float) -> float:
-    """The mean probability that b had drawn the token: it never lowers the likelihood."""
+    """The updated weight: mean posterior probability of b. Never lowers the likelihood."""
     odds = math.log(weight) - math.log1p(-weight)
     return float((0.5 + 0.5 * np.tanh((odds + ln_b_N - ln_a_N) / 2)).mean())
 
 
 def tune_weight(ln_a_N: Floats, ln_b_N: Floats) -> float:
-    """The weight of b that makes held-out tokens likeliest, to about 1e-6, by EM.
+    """The weight of b that maximises the likelihood of held-out tokens, to about 1e-6, by EM.
 
-    Jelinek and Mercer 1980. The likelihood is concave in the weight, so the start does not matter.
-    ln_a_N must be finite. Raises InputError without tokens.
+    Jelinek and Mercer 1980. The likelihood is concave in the weight, so any start converges to the
+    maximum. ln_a_N must be finite. Raises InputError if there are no tokens.
     """
     if not len(ln_a_N):
-        raise InputError("no token to tune the n-grams' weight on", hint="name a longer --valid")
+        raise InputError("no tokens to tune the n-gram weight on", hint="use a longer --valid")
     weight = 0.5
     for _ in range(1000):
         before, weight = weight, em_step(ln_a_N, ln_b_N, weight)

@@ -1,12 +1,11 @@
-"""The log-probability of every token of any text, as a stream.
+"""Log-probabilities of every token of a text, as a stream.
 
-Independent sequences (documents, or lines) run side by side as the rows of one batch, each with its
-own carried state; `columns` cuts one long token array instead. Knows tokens and a model; no text,
-no tokenizer, no files. Invariant: every token is scored once, given all tokens before it in its
-sequence, the first given the end-of-line token fed to the zero state; `batch` and `chunk` change
-the speed, and no result beyond rounding.
+Independent sequences (documents or lines) are the rows of a batch, each with its own carried state;
+`columns` splits one long token array instead. Knows tokens and a model, but no text, tokenizer or files.
+Invariant: every token is scored once, given all tokens before it in its sequence; the first is given the
+end-of-line token, fed to the zero state. `batch` and `chunk` affect speed, and results by rounding only.
 
-Shapes: B batch, T time, N tokens, n of a slice, V vocabulary, X extra figures a token, L layers,
+Shapes: B batch, T time, N tokens, n tokens of a slice, V vocabulary, X extra values per token, L layers,
 S states of the cell, H hidden.
 """
 
@@ -23,14 +22,14 @@ from gru_lm.model.language_model import LanguageModel
 from gru_lm.signals import Stop, never
 
 Tokens = Sequence[int] | np.ndarray
-# Whole distributions [n, V], in nats, to X figures each [n, X], which go with the tokens' own.
+# Maps log-distributions [n, V], in nats, to X extra values each [n, X].
 OfDistribution = Callable[[Tensor], Tensor]
 
-WARM = 512  # tokens before a column that are read and not scored
-LEAST = 4  # a column is at least this many times longer than what warms it
+WARM = 512  # tokens before a column that are read but not scored
+LEAST = 4  # minimal length of a column, as a multiple of its warm-up
 COLUMN_BATCH, COLUMN_CHUNK = 64, 128
-HELD = 1 << 21  # tokens that may wait for those before them: about 32 MiB
-SLICE = 1 << 22  # log-probabilities of whole distributions at once: 16 MiB
+HELD = 1 << 21  # scored tokens buffered to keep the output in order: about 32 MiB
+SLICE = 1 << 22  # entries of the log-distributions computed at once: 16 MiB
 
 
 class Portion(NamedTuple):
@@ -52,7 +51,7 @@ class Totals(NamedTuple):
 
 
 class _Row:
-    """One running sequence: tokens read and not yet scored, and the token before them."""
+    """One active sequence: tokens that were read but not yet scored, and the token before them."""
 
     def __init__(self, document: int, order: int, chunks: Iterable[Tokens], last: int) -> None:
         self.document = document
@@ -62,7 +61,7 @@ class _Row:
         self.tokens_N = np.empty(0, np.int32)
 
     def fill(self, wanted: int) -> bool:
-        """Read on until `wanted` tokens wait or the sequence ends; whether any wait."""
+        """Read until `wanted` tokens are buffered or the sequence ends; False if none are left."""
         parts, have = [self.tokens_N], len(self.tokens_N)
         while have < wanted and (chunk := next(self.chunks, None)) is not None:
             parts.append(np.asarray(chunk, np.int32))
@@ -72,7 +71,7 @@ class _Row:
         return have > 0
 
     def take(self, inputs_T: np.ndarray, targets_T: np.ndarray) -> np.ndarray:
-        """Write the next tokens into one row of a batch, as inputs and targets; return them."""
+        """Move the next tokens into one row of a batch, as inputs and targets; return them."""
         taken_N = self.tokens_N[: len(targets_T)]
         inputs_T[0] = self.last
         inputs_T[1 : len(taken_N)] = taken_N[:-1]
@@ -93,12 +92,12 @@ def score(
     stop: Stop = never,
     progress: Callable[[np.ndarray], None] = lambda _: None,
 ) -> Iterator[Portion]:
-    """Score sequences, each (number of its document, its tokens in chunks of any size), in order.
+    """Score sequences, given as (document number, tokens in chunks of any size), in order.
 
-    At most `batch` sequences run at once, at most `chunk` steps a pass. Sequences are opened in
-    order and read only as far as needed, and portions that wait for an earlier sequence are at most
-    about HELD tokens, so memory does not grow with the text. `stop` is called before every pass,
-    `progress` with the tokens of every pass.
+    Runs at most `batch` sequences at once and at most `chunk` steps per pass. Sequences are opened in
+    order and read on demand, and at most about HELD tokens are buffered behind an earlier sequence, so
+    memory does not grow with the text. `stop` is called before every pass, `progress` with the tokens of
+    every pass.
     """
     source = enumerate(sequences)
     rows: list[_Row] = []
@@ -112,7 +111,7 @@ def score(
             rows = [rows[index] for index in kept]
             state_LSBH = state_LSBH[:, :, kept]
 
-        # Rows stand in order: all before the first of them is finished and can be handed over.
+        # Rows are in order: all sequences before the first row are finished and can be yielded.
         first = rows[0].order if rows else opened
         for order in range(following, first + 1):
             for portion in held.pop(order, ()):
@@ -130,10 +129,10 @@ def score(
         if not rows:
             return
 
-        # Where too much waits for the first row, it runs alone until it has caught up.
+        # If too much is buffered behind the first row, it runs alone until it has caught up.
         running = rows if held_tokens < HELD else rows[:1]
         B, T = len(running), min(chunk, max(len(row.tokens_N) for row in running))
-        inputs_BT = np.full((B, T), newline_id, np.int64)  # the padding's values do not matter
+        inputs_BT = np.full((B, T), newline_id, np.int64)  # the value of the padding is arbitrary
         targets_BT = np.full((B, T), newline_id, np.int64)
         taken = [
             row.take(inputs_T, targets_T)
@@ -145,8 +144,8 @@ def score(
         state_LSBH = torch.cat((after, state_LSBH[:, :, B:]), dim=2) if len(rows) > B else after
         figures_BTX = figures.cpu().numpy()
         for row, tokens_N, figures_TX in zip(running, taken, figures_BTX, strict=True):
-            found_NX = figures_TX[: len(tokens_N)]
-            portion = Portion(row.document, tokens_N, found_NX[:, 0], found_NX[:, 1:])
+            figures_NX = figures_TX[: len(tokens_N)]
+            portion = Portion(row.document, tokens_N, figures_NX[:, 0], figures_NX[:, 1:])
             held.setdefault(row.order, []).append(portion)
             held_tokens += len(tokens_N)
         progress(np.concatenate(taken))
@@ -155,9 +154,9 @@ def score(
 def lines(
     chunks: Iterable[Tokens], *, newline_id: int, tail: Sequence[int] = ()
 ) -> Iterator[list[np.ndarray]]:
-    """The lines of a token stream, each with its own newline; each is a sequence for `score`.
+    """Split a token stream into lines, each including its newline, as sequences for `score`.
 
-    `tail`, an end-of-document token, goes with the last line. A line is in memory as a whole.
+    `tail`, an end-of-document token, is appended to the last line. One line is in memory at a time.
 
     >>> stream = [[5, 2, 6], [7, 2]]
     >>> [[part.tolist() for part in line] for line in lines(stream, newline_id=2, tail=[1])]
@@ -182,11 +181,11 @@ def lines(
 
 
 class Columns(NamedTuple):
-    """One pass over B columns: positions in the token array [B, T], and what was found there."""
+    """One pass over B columns: positions in the token array, and the scores there."""
 
     positions_BT: np.ndarray
-    valid_BT: np.ndarray  # False where a column has ended a step before the longest one
-    figures_BTX: Tensor  # float64, on the model's device: the log-probability, and what is extra
+    valid_BT: np.ndarray  # False beyond the end of a column that is one token shorter than others
+    figures_BTX: Tensor  # float64, on the model's device: log-probability, then the extra values
 
 
 def columns(
@@ -201,11 +200,11 @@ def columns(
     of_distribution: OfDistribution | None = None,
     stop: Stop = never,
 ) -> Iterator[Columns]:
-    """Score an array of tokens [N] in parallel columns that together cover each token once.
+    """Score a token array [N] in parallel columns, which together cover each token once.
 
-    Each of `count` columns is warmed on the `warm` tokens before it, unscored; `batch` of them run at
-    once. Fewer are used where they would be shorter than LEAST times that; a single one is the exact
-    stream.
+    Each of `count` columns is warmed up on the `warm` unscored tokens before it; `batch` columns run at
+    once. Columns shorter than LEAST times the warm-up are avoided by using fewer; a single column is the
+    exact stream.
     """
     N = len(tokens)
     if N == 0:
@@ -243,7 +242,7 @@ def columns(
 
 
 def columns_read(tokens: int) -> int:
-    """How many tokens `columns` reads to score so many: those that warm a column too."""
+    """Number of tokens that `columns` reads to score `tokens`, including the warm-up."""
     return tokens + WARM * min(COLUMN_BATCH, tokens // (LEAST * WARM))
 
 
@@ -259,14 +258,14 @@ def validate(
     stop: Stop = never,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Totals:
-    """The sums over all of an array of tokens, by `columns`; `progress` hears of tokens scored."""
+    """Sums over an array of tokens, by `columns`; `progress` is called with the tokens scored."""
     nats = unknown_nats = torch.zeros((), dtype=torch.float64, device=model.initial_state(1).device)
     unknown_tokens = 0
     for positions_BT, valid_BT, figures_BTX in columns(
         model, tokens, newline_id=newline_id, count=count, chunk=chunk, warm=warm, stop=stop
     ):
         log_probs_BT = figures_BTX[..., 0]
-        # Sums stay on the device: asking for their value would make the processor wait each pass.
+        # Sums stay on the device; reading them here would synchronise with the GPU on every pass.
         nats = nats - _where(log_probs_BT, valid_BT).sum()
         if unknown_id is not None:
             unknown_BT = valid_BT & (
@@ -278,11 +277,11 @@ def validate(
     return Totals(len(tokens), float(nats), unknown_tokens, float(unknown_nats))
 
 
-def _where(log_probs_BT: Tensor, wanted_BT: np.ndarray) -> Tensor:
-    if wanted_BT.all():
+def _where(log_probs_BT: Tensor, mask_BT: np.ndarray) -> Tensor:
+    if mask_BT.all():
         return log_probs_BT
-    # Not a product: an impossible token's -inf times 0 would be NaN.
-    return log_probs_BT.where(torch.from_numpy(wanted_BT).to(log_probs_BT.device), 0)
+    # Not a product: -inf, of a token of probability 0, times 0 would be NaN.
+    return log_probs_BT.where(torch.from_numpy(mask_BT).to(log_probs_BT.device), 0)
 
 
 def _forward(
@@ -292,7 +291,7 @@ def _forward(
     state_LSBH: Tensor,
     of_distribution: OfDistribution | None,
 ) -> tuple[Tensor, Tensor]:
-    """log p of the targets and what is extra [B, T, 1 + X] in float64, and the state after."""
+    """log p of the targets and the extra values [B, T, 1 + X] in float64, and the new state."""
     with torch.inference_mode():
         inputs = torch.from_numpy(inputs_BT).to(state_LSBH.device)
         targets = torch.from_numpy(targets_BT).to(state_LSBH.device)
@@ -301,7 +300,7 @@ def _forward(
             return log_probs.double()[..., None], state_LSBH
         hidden_BTH, state_LSBH = model.hidden(inputs, state_LSBH)
         size = max(1, SLICE // model.config.vocab_size)
-        found = []
+        parts = []
         for hidden_nH, target_n in zip(
             torch.split(hidden_BTH.flatten(0, 1), size),
             torch.split(targets.flatten(), size),
@@ -309,8 +308,8 @@ def _forward(
         ):
             log_probs_nV = model.head.log_probs(hidden_nH)
             of_target_n1 = log_probs_nV.gather(1, target_n[:, None])
-            found.append(torch.cat((of_target_n1, of_distribution(log_probs_nV)), 1).double())
-        return torch.cat(found).view(*targets.shape, -1), state_LSBH
+            parts.append(torch.cat((of_target_n1, of_distribution(log_probs_nV)), 1).double())
+        return torch.cat(parts).view(*targets.shape, -1), state_LSBH
 
 
 def _warm(model: LanguageModel, inputs_BT: np.ndarray, state_LSBH: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
-"""Documents: texts that are read, surveyed and cut, as often as asked, in constant memory.
+"""Documents: texts read in pieces, surveyed and sliced in constant memory, any number of times.
 
-A document yields its decoded characters in pieces. Nothing is translated: line ends, NULs and spaces
-stay; only a UTF-8 byte order mark at the start is dropped, being a mark of the encoding. Knows nothing
-of how users name texts, nor of tokens. Invariant: every byte that is asked for is decoded or an error
-names the first that was not; a file that changed since it was opened is an error too.
+A document yields its decoded characters unchanged, including line ends, NULs and spaces; only a UTF-8
+byte order mark at the start is dropped. Knows nothing of command-line arguments or tokens. Invariant:
+every byte is decoded, or an error names the first invalid one; a file that changed since it was opened
+is an error.
 """
 
 from __future__ import annotations
@@ -23,32 +23,32 @@ from gru_lm.errors import InputError
 from gru_lm.signals import Stop, never
 from gru_lm.text import files
 
-# Bytes a read. Larger pieces are no quicker and fragment the C heap: 365 MB of text left 60 MB more
-# resident memory with 256 KiB, and 1 MB with 16 KiB.
+# Bytes per read. Larger reads are no faster and fragment the C heap: after 365 MB of text, resident
+# memory had grown by 60 MB with 256 KiB, and by 1 MB with 16 KiB.
 CHUNK = 1 << 14
 PACKED_TO = 3  # bytes of text in a compressed one, often
 MARK_BYTES = 1 << 20  # between two places of a file where reading may begin
 
 
 def _silent(amount: int) -> None:
-    """Nobody watches."""
+    """Report no progress."""
     del amount
 
 
 class Document(Protocol):
-    """A text with a name, to be read any number of times."""
+    """A named text that can be read any number of times."""
 
     @property
     def name(self) -> str:
-        """As shown to a user: the path, "-", or "@corpus/file"."""
+        """Name shown to the user: the path, "-", or "@corpus/file"."""
 
     def pieces(self) -> Iterator[str]:
-        """The text in order, in pieces of at most CHUNK characters. Raises InputError."""
+        """The text in pieces of at most CHUNK characters. Raises InputError if it is unreadable."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A place in a file where a character begins: characters and bytes of the file before it."""
+    """A character border in a file, to which reading can seek: characters and bytes before it."""
 
     characters: int
     bytes: int
@@ -56,9 +56,9 @@ class Mark:
 
 @dataclass(frozen=True)
 class FileDocument:
-    """A regular file. `identity` is its device, inode, size and time as it was opened first.
+    """A regular file. `identity`: device, inode, size and modification time when first opened.
 
-    `marks`, which a survey finds in plain UTF-8, are where reading may begin besides the start.
+    `marks`: further positions from which reading can start, recorded by `survey` for plain UTF-8.
     """
 
     name: str
@@ -68,21 +68,21 @@ class FileDocument:
     marks: tuple[Mark, ...] = ()
 
     def pieces(self, offset: int = 0) -> Iterator[str]:
-        """As a Document's; from byte `offset`, which must be a mark's."""
-        # utf-8-sig drops a byte order mark at the start and is UTF-8 in all else.
-        signed = "utf-8-sig" if self.encoding == "utf-8" and not offset else self.encoding
-        decoder = codecs.getincrementaldecoder(signed)()
+        """As for any Document, from byte `offset`, which must be that of a mark."""
+        # utf-8-sig is UTF-8 without a byte order mark at the start.
+        codec = "utf-8-sig" if self.encoding == "utf-8" and not offset else self.encoding
+        decoder = codecs.getincrementaldecoder(codec)()
         with files.reading(self.name, self.path) as (raw, stream):
             self._check(raw)
             if offset:
                 stream.seek(offset)
             chunks = iter(lambda: stream.read(CHUNK), b"")
-            for chunk in itertools.chain(chunks, [b""]):  # the empty one ends the text
+            for chunk in itertools.chain(chunks, [b""]):  # the empty chunk flushes the decoder
                 offset += len(chunk)
                 try:
                     piece = decoder.decode(chunk, final=not chunk)
                 except UnicodeDecodeError as error:
-                    # error.object is the end of what was read: bytes held back and this chunk.
+                    # error.object: bytes buffered by the decoder, followed by this chunk.
                     at = offset - len(error.object) + error.start
                     raise self._undecodable(at, error) from error
                 except UnicodeError as error:  # UTF-16 and UTF-32 without a byte order mark
@@ -101,7 +101,7 @@ class FileDocument:
         return self.identity[2] * (PACKED_TO if packed else 1)
 
     def can_seek(self) -> bool:
-        """Whether reading may begin elsewhere than at the start."""
+        """Whether reading can start at a mark."""
         return self.encoding == "utf-8" and self.path.suffix.lower() not in files.PACKED
 
     def check(self) -> None:
@@ -113,7 +113,7 @@ class FileDocument:
         if identity_of(os.fstat(raw.fileno())) != self.identity:
             raise InputError(
                 f"{self.name} changed while it was read",
-                hint="copy it to a file that nobody writes to, and name the copy",
+                hint="use a copy that no other program writes to",
             )
 
     def _undecodable(self, at: int, error: UnicodeDecodeError) -> InputError:
@@ -127,13 +127,13 @@ class FileDocument:
         return InputError(
             f"{place}: not {self.encoding} at byte {at:,}",
             why=f"0x{error.object[error.start]:02x}: {error.reason}",
-            hint=f"name its encoding, for example --encoding {other}",
+            hint=f"specify its encoding, for example --encoding {other}",
         )
 
 
-def identity_of(found: os.stat_result) -> tuple[int, int, int, int]:
-    """What tells whether a file is still the same, unchanged."""
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+def identity_of(status: os.stat_result) -> tuple[int, int, int, int]:
+    """Device, inode, size and modification time, which identify an unchanged file."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ class Slice:
 
     @property
     def name(self) -> str:
-        """The whole document's name."""
+        """The name of the whole document."""
         return self.document.name
 
     def pieces(self) -> Iterator[str]:
@@ -154,7 +154,7 @@ class Slice:
 
 
 def beginning(document: Document) -> tuple[int, int, int]:
-    """Where in its file a document begins: the line from 1, characters and UTF-8 bytes from 0."""
+    """Start of a document in its file: line (from 1), characters and UTF-8 bytes (from 0)."""
     line, characters, size = 1, 0, 0
     if isinstance(document, Slice):
         for piece in Slice(document.document, 0, document.start).pieces():
@@ -165,16 +165,16 @@ def beginning(document: Document) -> tuple[int, int, int]:
 
 
 class _Pass:
-    """One pass over a document, from which slices are read in rising order."""
+    """One pass over a document, from which slices are read in increasing order."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
-        self.start, self.end = 0, 0  # of the piece at hand
+        self.start, self.end = 0, 0  # of the current piece
         self._piece = ""
         self._pieces = document.pieces()
 
     def read(self, start: int, end: int) -> Iterator[str]:
-        """The characters [start, end); what comes before is skipped, by seeking where that goes."""
+        """The characters [start, end); skips those before by seeking where possible."""
         self._skip(start)
         while True:
             wanted = self._piece[max(0, start - self.start) : max(0, end - self.start)]
@@ -199,9 +199,9 @@ class _Pass:
 
 
 def readings(documents: Iterable[Document]) -> Iterator[Iterator[str]]:
-    """The pieces of each document, to be read in this order.
+    """The pieces of each document, to be consumed in this order.
 
-    Slices of one document that follow each other share one pass over it.
+    Consecutive slices of one document share a single pass over it.
     """
     shared: _Pass | None = None
     for document in documents:
@@ -215,11 +215,11 @@ def readings(documents: Iterable[Document]) -> Iterator[Iterator[str]]:
 
 @dataclass(frozen=True)
 class Survey:
-    """What one pass over documents finds; `bytes` are those of the text in UTF-8."""
+    """Result of one pass over documents; `bytes` is the size of the text in UTF-8."""
 
     characters: int
     bytes: int
-    fingerprint: str  # sha256 over each document's UTF-8 bytes, then their number in 8 bytes
+    fingerprint: str  # SHA-256 of each document's UTF-8 bytes followed by their number (8 bytes)
     document_characters: tuple[int, ...]
     documents: tuple[Document, ...]  # those surveyed, with marks
     carriage_returns: int
@@ -231,7 +231,10 @@ def survey(
     stop: Stop = never,
     progress: Callable[[int], None] = _silent,
 ) -> Survey:
-    """Read everything once. `progress` is told UTF-8 bytes. Borders of documents count, names not."""
+    """Read all documents once; `progress` is called with UTF-8 bytes.
+
+    The fingerprint depends on the text and the document borders, but not on names.
+    """
     digest = hashlib.sha256()
     total = returns = 0
     lengths = []
@@ -257,20 +260,20 @@ def survey(
 
 
 def _marked(document: Document, marks: Sequence[Mark], size: int) -> Document:
-    """The document with `marks`, whose bytes are so far those of `size` bytes of text in UTF-8."""
+    """The document with `marks`, shifted by the byte order mark; the text has `size` UTF-8 bytes."""
     if not marks or not isinstance(document, FileDocument) or not document.can_seek():
         return document
-    before = document.identity[2] - size  # a byte order mark, or nothing
-    found = tuple(Mark(mark.characters, before + mark.bytes) for mark in marks)
-    return dataclasses.replace(document, marks=found)
+    offset = document.identity[2] - size  # length of the byte order mark, or 0
+    shifted = tuple(Mark(mark.characters, offset + mark.bytes) for mark in marks)
+    return dataclasses.replace(document, marks=shifted)
 
 
 def cut(
     documents: Sequence[Document], lengths: Sequence[int], start: int, end: int
 ) -> tuple[list[Document], list[int]]:
-    """The characters [start, end) of all documents in a row; those left empty are dropped.
+    """The characters [start, end) of the concatenated documents, without empty documents.
 
-    `lengths` are the documents' characters, as a Survey has them; those of the cut are returned too.
+    `lengths`: characters of each document, as in a Survey. Returns the documents and their lengths.
     """
     kept: list[Document] = []
     kept_lengths: list[int] = []

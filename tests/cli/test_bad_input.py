@@ -1,4 +1,4 @@
-"""Bad input: the exit code, a message of three lines at most, and nothing left behind."""
+"""Invalid input: exit code, a message of at most three lines, and no files left behind."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OUT = ["--out", "run", "--steps", 2]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of texts, good and bad."""
+    """A folder of valid and invalid texts."""
     (tmp_path / "text.txt").write_text(words(100), encoding="utf-8")
     (tmp_path / "empty.txt").touch()
     (tmp_path / "blank.txt").write_text("\n\n")
@@ -36,7 +36,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-# The command, its exit code, and what the message must say.
+# Command, exit code, and text that the message must contain.
 CASES: dict[str, tuple[list[object], int, list[str]]] = {
     "empty": (["empty.txt"], 3, ["empty.txt is empty"]),
     "short": (["short.txt"], 3, ["too short: 9 characters", "at least 100", "hint: "]),
@@ -116,7 +116,7 @@ def test_a_default_directory_is_not_left_either(folder: Path) -> None:
 
 
 def test_a_failed_run_removes_nothing_that_was_there(folder: Path) -> None:
-    """Not even files that are called as a run's own are."""
+    """Not even files with the names of a run's own files."""
     (folder / "mine").mkdir()
     (folder / "mine" / "notes.md").write_text("my own")
     before = listing(folder / "mine")
@@ -184,7 +184,7 @@ def test_a_resume_takes_no_other_settings(extra: list[object], trained: Path, fo
 
 
 def test_a_run_in_use(folder: Path, program: Program) -> None:
-    """The real thing: see also tests/faults/test_lock.py."""
+    """With a real lock; see also tests/faults/test_lock.py."""
     process = program.start("train", "text.txt", "--out", "run", *TINY, "--steps", 100_000)
     wait_for((folder / "run" / "metrics.jsonl").exists)
     try:

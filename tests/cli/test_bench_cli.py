@@ -1,4 +1,4 @@
-"""`gru-lm bench`: what it prints, for people and for programs, and how it refuses and stops."""
+"""`gru-lm bench`: table and JSON output, invalid options, and interruption. No speeds are checked."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_all_cells_as_json(tmp_path: Path) -> None:
 
 def test_the_model_is_that_of_a_run_on_characters(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
-    text.write_text((bytes(range(32, 96)).decode() + "\n") * 40)  # 65 of them, as in English
+    text.write_text((bytes(range(32, 96)).decode() + "\n") * 40)  # 65 characters, as in English
     shape = {"tokenizer": "char", "cell": "gru", "layers": 1, "width": 8}
     chosen = settings({"text": [str(text)], "steps": 1}, shape)
     run = prepare(chosen, stdin=text, source=None, started=0.0, stop=lambda: None)
@@ -63,7 +63,7 @@ def test_a_table_on_stdout_and_what_it_means_beside_it(tmp_path: Path) -> None:
 
 
 def test_without_lstm_there_is_no_ratio_to_it(tmp_path: Path) -> None:
-    done = inside(tmp_path, *TINY, "--cells", "gru,gru")  # the second is the first
+    done = inside(tmp_path, *TINY, "--cells", "gru,gru")  # duplicates are ignored
     header, *rows = [line.split("\t") for line in done.out.splitlines()]
     assert header == ["cell", "width", "train tokens/s", "eval tokens/s", "±"]
     assert len(rows) == 1
@@ -94,7 +94,7 @@ def test_ctrl_c_ends_it(program: Program) -> None:
     process = program.start(*TINY, "--seconds", 1000, "--cells", "gru")
     assert process.stderr is not None
     first = process.stderr.readline()
-    time.sleep(0.1)  # in the middle of it
+    time.sleep(0.1)  # in the middle of the measurement
     out, err = interrupt(process, signal.SIGINT)
     assert first.startswith(b"machine: ")
     assert (process.returncode, out) == (130, "")

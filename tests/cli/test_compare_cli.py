@@ -1,4 +1,4 @@
-"""`gru-lm compare`: cells trained and judged, also when interrupted; two finished models; wrong use."""
+"""`gru-lm compare`: comparison of cells, also when interrupted; of finished models; invalid use."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ TEXT = words(
 
 
 def compare(folder: Path, stop: Callable[[], None] = lambda: None, **asked: Any) -> dict[str, Any]:
-    """A comparison in `folder`, in this process."""
+    """Run a comparison in `folder`, in this process."""
     return compare_cells(
         asked,
         out=folder,
@@ -67,7 +67,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measured(folder: Path) -> dict[str, Any]:
-    """What was measured of every run, less how long it took."""
+    """Results of every run, without times."""
     found = {}
     for path in sorted((folder / "results").iterdir()):
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -135,13 +135,13 @@ def test_the_figures_are_those_of_eval_and_the_difference_is_theirs(whole: Path)
 
 
 def test_interrupted_anywhere_it_goes_on_to_the_same(whole: Path, tmp_path: Path) -> None:
-    """Stopped while planning; in the last measurement of a run, and in the next run."""
+    """Stopped while planning, during the last evaluation of a run, and in the next run."""
     text, test = str(whole.parent / "text.txt"), str(whole.parent / "test.txt")
     asked = {**SETTINGS, "text": [text], "test": test, "seeds": 1}
     folder = tmp_path / "stopped"
 
     def stopping(after: int, *, begun: bool) -> Callable[[], None]:
-        """Stops after so many polls, of those before it has begun or of those after."""
+        """Stops after so many polls, counted before or after the start."""
         polled = 0
 
         def stop() -> None:
@@ -154,7 +154,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same(whole: Path, tmp_path: Path
 
     with pytest.raises(Stopped):
         compare(folder, stopping(3, begun=False), **asked)
-    assert not folder.exists(), "nothing stays of what never began"
+    assert not folder.exists(), "a comparison stopped before its start leaves nothing"
     for after in (130, 60):
         given = asked if after == 130 else {}
         with pytest.raises(Stopped) as stopped:
@@ -187,12 +187,12 @@ def test_a_finished_one_is_told_again_and_another_is_refused(whole: Path) -> Non
 
 
 def test_the_same_command_makes_what_is_missing(whole: Path, tmp_path: Path) -> None:
-    """Without a name too, and from anywhere: from the plans, and only of the same text."""
+    """Also without --out and from any folder, identified by its plans, for the same text only."""
     folder = tmp_path / "compare-1"
     shutil.copytree(whole, folder)
     results = measured(folder)
     (folder / "result.json").unlink()
-    (folder / "results" / "gru-1.json").unlink()  # as if killed before it
+    (folder / "results" / "gru-1.json").unlink()  # as if killed before writing it
     (folder / "results" / "lstm-2.json").unlink()
     shutil.rmtree(folder / "lstm-2")
     (folder / "lstm-2").mkdir()
@@ -312,7 +312,7 @@ def test_a_directory_in_use_is_left_alone(whole: Path) -> None:
 
 
 def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> None:
-    """Against a direct computation from what eval writes of every token."""
+    """Against a direct computation from the per-token tables of eval."""
     folder = trained.parent
     other = tmp_path / "bytes"
     options = ["--tokenizer", "byte", "--width", 12, "--layers", 1, "--embed", 4]
@@ -332,7 +332,7 @@ def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> No
     assert (tmp_path / "page" / "report.html").read_text(encoding="utf-8").startswith("<!doctype")
     written = (tmp_path / "page" / "result.json").read_text(encoding="utf-8")
     assert json.loads(written) == result
-    # The better one is named, and the exit code says whether the first is the worse.
+    # The better model is named; the exit code tells whether the first is significantly worse.
     better, worse = (trained, other) if bits[0] < bits[1] else (other, trained)
     assert difference["better"] == str(better)
     assert f"{better} predicts this text better than {worse}" in result["verdict"]
@@ -353,7 +353,7 @@ def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> No
     inside(tmp_path, "compare", trained, trained, "--on", on, "--out", "page2")
     inside(tmp_path, "compare", trained, trained, "--on", on, "--out", "page2")  # its own
     assert not (tmp_path / "left").exists()
-    # One model and itself, two documents, one of them without an end of line.
+    # A model against itself, on two documents, one of which has no final newline.
     (tmp_path / "short.txt").write_text("the cat", encoding="utf-8")
     files = ["--on", on, "--on", tmp_path / "short.txt"]
     same = inside(tmp_path, "compare", trained, trained, *files, "--json").json()
@@ -396,7 +396,7 @@ def test_more_wrong_use(text: Path, trained: Path) -> None:
 
 
 def kill_once(process: subprocess.Popen[bytes], folder: Path, results: int) -> None:
-    """Kill a comparison once it is planned and has so many results."""
+    """Kill a comparison once it is planned and has the given number of results."""
 
     def begun() -> bool:
         done = len([*folder.glob("results/*.json")]) >= results
@@ -410,7 +410,7 @@ def kill_once(process: subprocess.Popen[bytes], folder: Path, results: int) -> N
 
 @pytest.mark.slow
 def test_killed_again_and_again(program: Program) -> None:
-    """SIGKILL at any moment; the same command goes on, and trains no run twice."""
+    """After SIGKILL at any moment, the same command resumes and trains no run twice."""
     (program.cwd / "text.txt").write_text(words(1400), encoding="utf-8")
     command = ["compare", "text.txt", *TINY, "--steps", 20, "--save-every", 5, "--seeds", 2]
     for wanted in (0, 1, 3):

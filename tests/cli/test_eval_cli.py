@@ -1,4 +1,4 @@
-"""`gru-lm eval`: the contract's fields, the tables, every way to name a text, every wrong use."""
+"""`gru-lm eval`: JSON fields, tables, all sources of text, and invalid use."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ Inside = Callable[..., tuple[str, str]]
 
 @pytest.fixture
 def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    """The program in this process, with standard input closed: a twentieth of the time."""
+    """Run the command in this process with standard input closed, which is twenty times faster."""
     monkeypatch.setattr("sys.stdin", None)
 
     def run(*args: object, code: int = 0) -> tuple[str, str]:
@@ -113,7 +113,7 @@ def test_without_a_file_it_is_the_runs_held_out_text(
     named = evaluate(trained, [str(held_out)])
     assert lines["bits per byte"] == f"{named['bits_per_byte']:.4f}"
     assert lines["bytes"] == f"{named['bytes']:,}"
-    # The training's own figure of the same text: columns of a text this short are its stream.
+    # Equals the validation of training: on so short a text, columns are the exact stream.
     with (trained / "metrics.jsonl").open() as file:
         validations = [json.loads(line).get("valid_bits_per_byte") for line in file]
     best = min(value for value in validations if value)
@@ -156,7 +156,7 @@ def test_batch_chunk_and_threads_change_the_speed_alone(
 
 def test_columns_are_the_same_however_many_run_at_once(trained: Path, tmp_path: Path) -> None:
     long = tmp_path / "long.txt"
-    long.write_text(words(2500, seed=1))  # some five columns
+    long.write_text(words(2500, seed=1))  # about five columns
     whole, *others = (
         evaluate(trained, [str(long)], mode="columns", batch=batch) for batch in (None, 1, 3)
     )
@@ -202,14 +202,14 @@ def test_nothing_that_is_read_is_replaced_and_nothing_twice(
     before, out = text.read_bytes(), tmp_path / "x.tsv"
     model = (trained / "best.safetensors").read_bytes()
     for outputs, said in (
-        (Outputs(html=text), "is read here"),
-        (Outputs(per_token=trained / "best.safetensors"), "the name of a model"),
-        (Outputs(per_token=out, per_word=out), "two things at once"),
-        (Outputs(per_word=Path("-")), "written to files"),
+        (Outputs(html=text), "is an input"),
+        (Outputs(per_token=trained / "best.safetensors"), "the file name of a model"),
+        (Outputs(per_token=out, per_word=out), "given for two outputs"),
+        (Outputs(per_word=Path("-")), "cannot go to standard output"),
     ):
         with pytest.raises(UsageError, match=said):
             evaluate(trained, [str(text)], outputs=outputs)
-    with pytest.raises(UsageError, match="is read here"):
+    with pytest.raises(UsageError, match="is an input"):
         evaluate(trained, outputs=Outputs(html=trained.parent / "text.txt"))
     out.touch()
     with pytest.raises(InputError, match="missing"):
@@ -242,7 +242,7 @@ def test_unknown_words_are_counted_and_warned_of(
     shown = inside("eval", tmp_path / "run", new)[0]
     assert shown.startswith(f"figure\tvalue\n{label}\t{result['bits_per_byte']:.4f}\n")
     assert inside("eval", tmp_path / "run", new, text)[0].startswith(f"file\t{label}\t")
-    # The text itself has no unknown words.
+    # The text has no unknown words.
     shown, err = inside("eval", tmp_path / "run", text)
     assert "\nbits per byte\t" in shown
     assert "unknown words" not in err
@@ -269,7 +269,7 @@ def test_what_is_no_checkpoint_is_refused_before_torch_is_imported(
         "import sys; from gru_lm import cli; code = cli.run(sys.argv[1:], started=0.0)\n"
         "print(code, 'torch' in sys.modules, 'safetensors' in sys.modules)"
     )
-    # A pipe that stays open and silent: nor is standard input waited for.
+    # Standard input, here a silent open pipe, is not read either.
     with subprocess.Popen(
         [sys.executable, "-c", code, command, "foreign.pt"],
         cwd=tmp_path,

@@ -1,4 +1,4 @@
-"""What `eval` measures beside the plain figures: each recomputed from its per-token table or by hand."""
+"""Optional outputs of `eval`: each recomputed from the per-token table or by hand."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TEXT = "the cat sat\n\non the zebra mat\nwho knows? the\n"
 
 @pytest.fixture(scope="module")
 def of_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of words."""
+    """A tiny word model."""
     folder = tmp_path_factory.mktemp("words")
     (folder / "text.txt").write_text(words(3_000))
     inside(folder, "train", folder / "text.txt", "--out", folder / "run", "--steps", 5, *WORD)
@@ -120,7 +120,7 @@ def test_adapted_rows_stand_beside_the_plain_figures(trained: Path, tmp_path: Pa
     for row in (cache, dynamic):
         assert row["tokens"] == plain["tokens"]
         assert row["bits_per_byte"] < plain["bits_per_byte"]
-    with pytest.raises(InputError, match="training text is too short to take gradients of"):
+    with pytest.raises(InputError, match="training text is too short to compute gradients"):
         evaluate(trained, [str(tmp_path / "text.txt")], outputs=Outputs(dynamic="rms"))
 
 
@@ -152,7 +152,7 @@ def test_lines_are_answered_as_they_come(trained: Path, program: Program, tmp_pa
         assert process.stdout.readline() == b"line\ttokens\tnats\n"
         process.stdin.write(f"{lines[0]}\n".encode())
         process.stdin.flush()
-        answers = [process.stdout.readline()]  # before the next line has come
+        answers = [process.stdout.readline()]  # before the next line is sent
         ill = "".join(f"{line}\n" for line in lines[1:]).encode() + b"na\xefve\n"
         rest, errors = process.communicate(ill, timeout=60)
         answers += rest.splitlines(keepends=True)
@@ -181,7 +181,7 @@ def test_wrong_use(trained: Path, of_words: Path, tmp_path: Path) -> None:
         assert "and nothing else" in error(tmp_path, *alone, code=2)
     alone = ["eval", trained, "--pairs", "x", "--html", "x.html"]
     assert "--pairs alone judges pairs" in error(tmp_path, *alone, code=2)
-    for encoding, said in (("utf-16", "cannot be told apart"), ("utf-88", "unknown encoding")):
+    for encoding, said in (("utf-16", "cannot be read one by one"), ("utf-88", "unknown encoding")):
         alone = ["eval", trained, "-", "--per-line", "-", "--encoding", encoding]
         assert said in error(tmp_path, *alone, code=2)
     with pytest.raises(UsageError, match="method"):
@@ -208,7 +208,7 @@ def test_tuning_on_what_is_measured_is_said(trained: Path, tmp_path: Path) -> No
 
 
 def test_all_that_is_written_of_a_text(trained: Path, tmp_path: Path) -> None:
-    """The page, the picture and the tables of one command, and figures that they agree with."""
+    """Page, plot and tables of one command, and consistency of their figures."""
     text = words(1_500, seed=2)
     (tmp_path / "text.txt").write_text(text)
     command = ["eval", trained, "text.txt", "--html", "page.html", "--context-curve", "curve.png"]
@@ -221,9 +221,9 @@ def test_all_that_is_written_of_a_text(trained: Path, tmp_path: Path) -> None:
     assert [row["word"] for row in rows if row["word"] != "\\n"] == text.split()
 
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
-    shown = f"{result['bits_per_byte']:.9f}"[:4]  # as many digits as any interval bears
+    shown = f"{result['bits_per_byte']:.9f}"[:4]  # digits supported by any interval
     assert f">{shown}" in page
-    # The dashed line, of all of the text, lies among the steps, of its parts.
+    # The dashed line (whole text) lies within the range of the steps (parts of the text).
     found = re.search(r'<path d="M([^"]+)"/><path class="dash" d="M\S+ ([\d.]+)H', page)
     assert found
     heights = [float(height) for height in re.findall(r" ([\d.]+)H", found[1])]
@@ -271,7 +271,7 @@ def test_ngrams_beside_a_model_of_words(of_words: Path, trained: Path, tmp_path:
     none, _ = measured(of_words, tmp_path, text, interpolate=arpa, weight=0.0)
     assert none["interpolated"]["nats"] == pytest.approx(none["nats"])
     assert none["interpolated"]["bits_per_byte"] == pytest.approx(none["bits_per_byte"])
-    # Tuned on the run's own held-out text: no other weight is better there.
+    # Tuned on the run's own validation text: no other weight is better there.
     known = sorted({"<unk>", "<s>", "</s>", *words(3_000).split()})
     rows = "".join(f"-2.0\t{word}\t0\n" for word in known)
     other = tmp_path / "other.arpa"
@@ -284,12 +284,12 @@ def test_ngrams_beside_a_model_of_words(of_words: Path, trained: Path, tmp_path:
     assert own[1]["tuned_on_tokens"] == own[1]["tokens"]
     assert 0 < own[1]["weight"] < 1
     assert own[1]["nats"] <= min(own[0]["nats"], own[2]["nats"])
-    # No word that both know, and no end of a line: nothing to divide by, and no failure.
+    # No shared words and no line ends: denominators are 0, which is not an error.
     blank, _ = measured(of_words, tmp_path, "zebra", interpolate=arpa, weight=1.0)
     assert blank["ngram"]["perplexity_excluding_oovs"] is None
     with pytest.raises(UsageError, match="word"):
         evaluate(trained, outputs=Outputs(interpolate=arpa))
-    # The end of a file is the model's alone, and so no gain.
+    # The end of a document is scored by the neural model only and adds no gain.
     files = [str(tmp_path / "text.txt")] * 2
     both = evaluate(of_words, files, outputs=Outputs(interpolate=arpa, weight=0.0))
     assert both["interpolated"]["nats"] == pytest.approx(both["nats"])

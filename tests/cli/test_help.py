@@ -1,4 +1,4 @@
-"""`--help` of every command: its panels, and its examples, which run."""
+"""`--help` of every command: its panels, and its examples, which are run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.conftest import Program, words
 from tests.inside import inside
 
 TINY = "--steps 2 --threads 1 --width 8 --layers 1 --batch 4 --bptt 16"
-# What makes an example quick.
+# Options that make an example fast.
 QUICK = {"train": TINY, "compare": TINY + " --seeds 1 --match width", "bench": "--seconds 0.1"}
 LEAVES = [[name] for name in COMMANDS] + [["corpus", name] for name in ("list", "get", "show")]
 LEAVES.append(["cache", "clear"])
@@ -65,7 +65,7 @@ def test_examples_run(tmp_path: Path, trained: Path, name: str, number: int) -> 
         (tmp_path / text).write_text(words(300), encoding="utf-8")
     words_of_it = shlex.split(COMMANDS[name].examples[number])
     quick = [] if "--on" in words_of_it else shlex.split(QUICK.get(name, ""))
-    # A sample is written in bytes, to a real standard output.
+    # Samples are written as bytes and need a real standard output.
     run_it = Program(tmp_path) if name == "sample" else partial(inside, tmp_path)
     run_it(*words_of_it[1:], *quick)
 

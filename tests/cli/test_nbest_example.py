@@ -1,4 +1,4 @@
-"""The worked example of rescoring: the formula of its docstring, and rows that cannot be read."""
+"""The n-best rescoring example: the formula in its docstring, and invalid tables."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Only a part of a large text is used: what the budget can use, or what was asked for."""
+"""Training on a part of a large text, as limited by the budget or by an option."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ PART = ["--characters", 40_000, "--valid-characters", 5_000, "--steps", STEPS, *
 
 @pytest.fixture
 def long(tmp_path: Path) -> Path:
-    """A text of some 90,000 characters: its parts are several slices."""
+    """A text of about 90,000 characters, whose parts consist of several slices."""
     path = tmp_path / "long.txt"
     path.write_text(words(20_000), encoding="utf-8")
     return path
 
 
 def numbers(said: str) -> list[int]:
-    """The numbers of the line on the text: used, of, held out, of."""
+    """The numbers in the line about the text: used, total, held out, total."""
     (line,) = (line for line in said.splitlines() if line.startswith("text: "))
     return [
         int(each.replace(",", "")) for each in re.findall(r"[\d,]*\d", line.rpartition(".txt: ")[2])
@@ -56,13 +56,13 @@ def test_it_says_so_and_a_resumed_run_reads_the_same(long: Path, tmp_path: Path)
     for name in (f"step-{STEPS:08d}.safetensors", "best.safetensors"):
         assert (again / name).read_bytes() == (tmp_path / "run" / name).read_bytes()
 
-    # The checkpoint knows its part: another one is not what it was trained on.
+    # The part is stored in the checkpoint; resuming with another one is an error.
     config = again / "config.toml"
     config.write_text(config.read_text(encoding="utf-8").replace("40000", "40001"))
     assert "was changed: characters" in error(tmp_path, "train", "--resume", again, code=2)
 
     whole = inside(tmp_path, "eval", "run", "--json").json()
-    assert whole["characters"] == of_held_out, "eval measures all that is held out"
+    assert whole["characters"] == of_held_out, "eval uses the whole held-out split"
 
 
 def test_a_budget_uses_what_it_can(
@@ -79,7 +79,7 @@ def test_a_budget_uses_what_it_can(
     done = inside(tmp_path, "train", long, "--tokens", 16_000, "--dry-run", *TINY)
     assert tomllib.loads(done.out)["valid_characters"] == 2_000
     done = inside(tmp_path, "train", long, "--epochs", 1, "--dry-run", *TINY)
-    assert len(numbers(done.err)) == 2, "all of both parts"
+    assert len(numbers(done.err)) == 2, "both splits are used whole"
     assert "characters" not in tomllib.loads(done.out)
 
 
@@ -100,7 +100,7 @@ def test_all_parts_come_from_the_text_of_their_own(long: Path, tmp_path: Path) -
     result, n = done.json(), len(valid.read_text(encoding="utf-8"))
     assert numbers(done.err)[1::2] == [len(long.read_text(encoding="utf-8")), n]
     assert result["valid"]["characters"] <= 5_000
-    assert result["test"]["characters"] == n, "what is measured once is measured whole"
+    assert result["test"]["characters"] == n, "the test split is used whole"
 
 
 def test_a_test_text_that_would_take_much_of_the_minutes_is_left_out(

@@ -1,4 +1,4 @@
-"""The recipes of published settings run, small in size and time."""
+"""The recipes for published settings run, at a reduced size and length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`gru-lm sample`: text as it is made, prompts from everywhere, JSON, seeds, stop strings."""
+"""`gru-lm sample`: streamed output, sources of prompts, JSON, seeds, and stop strings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Inside = Callable[..., tuple[str, str]]
 
 @pytest.fixture
 def inside(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Inside:
-    """The program in this process, with standard input closed: a twentieth of the time."""
+    """Run the command in this process with standard input closed, which is twenty times faster."""
     monkeypatch.setattr("sys.stdin", None)
 
     def run(*args: object, code: int = 0) -> tuple[str, str]:
@@ -153,7 +153,7 @@ def test_stop_strings(trained: Path, inside: Inside) -> None:
     (made,) = objects(inside(*options, "--stop", "\n", "--stop", "zzzz")[0])
     assert made["stop"] == "stop"
     assert "\n" not in made["text"]
-    assert made["tokens"] > len(made["text"])  # the stop string was sampled too
+    assert made["tokens"] > len(made["text"])  # includes the sampled stop string
 
 
 def test_a_new_seed_is_named(trained: Path, inside: Inside) -> None:

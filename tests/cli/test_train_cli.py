@@ -1,4 +1,4 @@
-"""The contract of `gru-lm train`, and what holds for every command."""
+"""`gru-lm train` and `info`: output, files and options; and rules that hold for every command."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ FIGURES = {
 
 
 def tiny(**changed: object) -> list[object]:
-    """The options of a tiny run, with some changed."""
+    """The options of a tiny run, with the given changes."""
     options = dict(zip(TINY[::2], TINY[1::2], strict=True))
     options |= {f"--{name.replace('_', '-')}": str(value) for name, value in changed.items()}
     return [part for pair in options.items() for part in pair]
@@ -187,7 +187,7 @@ def test_budgets(text: Path, tmp_path: Path) -> None:
     assert steps("--tokens", 300) == 3
     assert steps("--epochs", 0.5) == -(-size // 2 // 128)
     assert steps("--epochs", 10, "--steps", 4) == 4
-    # Without --out, each run has its own directory.
+    # Without --out, each run gets a new directory.
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
         "gru-1", "gru-2", "gru-3", "gru-4",
     ]  # fmt: skip
@@ -240,7 +240,7 @@ def test_from_another_run(trained: Path, text: Path, tmp_path: Path) -> None:
     before = read(trained / "best.safetensors").tensors()
     after = read(tmp_path / "run/step-00000002.safetensors").tensors()
     same = [name for name in before if name.startswith("model.") or name == "tokenizer"]
-    # AdamW at rate 0 moves nothing: these are the other run's weights.
+    # With a learning rate of 0, AdamW keeps the weights of the source run.
     assert all(before[name].equal(after[name]) for name in same)
     assert done.json()["steps"] == 2
     for refused in (["--width", 16], ["--tokenizer", "byte"], ["--layers", 2]):
@@ -286,11 +286,13 @@ def test_several_files_are_documents(tmp_path: Path) -> None:
     done = inside(tmp_path, "train", "one.txt", "more", "more/*.txt", "--out", "r", *options)
     size = sum(
         len(words(60, seed=seed).encode()) for seed in (9, 0, 1, 2)
-    )  # named twice, read once
+    )  # named twice but read once
     text, tokens = done.err.splitlines()[:2]
     assert "characters for training" in text
     count = int(tokens.split()[-3].replace(",", ""))
-    assert count + done.json()["valid"]["bytes"] == size + 3  # and an end between each two
+    assert (
+        count + done.json()["valid"]["bytes"] == size + 3
+    )  # and an end-of-document token between each two
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -343,7 +345,7 @@ def test_info(trained: Path, tmp_path: Path) -> None:
     assert one["step"] == 30
 
 
-# --- what holds for every command
+# --- every command
 
 
 def run_python(code: str) -> subprocess.CompletedProcess[bytes]:
@@ -410,7 +412,7 @@ def test_a_full_or_a_closed_standard_output(trained: Path) -> None:
 
 
 def in_terminal(args: list[object], cwd: Path, *, signum: int | None) -> tuple[int, bytes]:
-    """Run in a pseudo-terminal; returns the exit code and what the terminal got."""
+    """Run in a pseudo-terminal; returns the exit code and the output."""
     leader, follower = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-m", "gru_lm", *map(str, args)],
@@ -446,7 +448,7 @@ def test_in_a_terminal_the_cursor_comes_back_after_an_interrupt(text: Path, tmp_
     code, seen = in_terminal(options, tmp_path, signum=signal.SIGINT)
     assert code == 130, seen[-2000:]
     hidden, shown = b"\x1b[?25l", b"\x1b[?25h"
-    assert hidden in seen, "there was a live bar"
+    assert hidden in seen, "a progress bar was shown"
     assert seen.rindex(shown) > seen.rindex(hidden)
     assert b"--resume run" in seen
     assert b"Traceback" not in seen

@@ -1,4 +1,4 @@
-"""What two options say together, and texts at the edge of what can be trained on."""
+"""Combinations of options, and texts at the limits of what can be trained on."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_a_glob_is_recorded_so_that_any_folder_resumes_it(tmp_path: Path, text: 
 
 
 def test_sgd_starts_its_momentum_from_a_skipped_step() -> None:
-    """Under fp16 the first gradient often overflows; the scaler then skips the step."""
+    """In fp16 the first gradients often overflow; the gradient scaler then skips the step."""
     layer = torch.nn.Linear(4, 4)
     optimizer = make_optimizer(layer, "sgd", weight_decay=0.0)
     for group in optimizer.param_groups:

@@ -1,7 +1,7 @@
-"""A gru-lm process that holds still at a given point until a signal: python hold_at.py POINT ARGS...
+"""A gru-lm process that waits at a given point for a signal: python hold_at.py POINT ARGS...
 
-When it gets to the point it writes the file `here`, and goes on as soon as a signal handler has run
-(SIGNALS of them, if that is set), so that a test's signal meets exactly that point.
+At the point it creates the file `here`, and continues once a signal handler has run (SIGNALS times, if
+set). A test can thus deliver a signal at exactly that point.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def handle(self: StopFlag, signum: int, frame: Any) -> None:
 
 
 def hold() -> None:
-    """Say that we are here, and wait for the signal."""
+    """Announce the point, and wait for the signal."""
     if not Path("here").exists():
         Path("here").touch()
         deadline = time.monotonic() + 60
@@ -41,7 +41,7 @@ def hold() -> None:
 
 
 def before(owner: Any, name: str, when: Callable[..., bool] = lambda *_, **__: True) -> None:
-    """Hold before a call of `owner.name`."""
+    """Wait before a call of `owner.name`."""
     original = getattr(owner, name)
 
     def held(*args: Any, **options: Any) -> Any:

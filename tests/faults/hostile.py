@@ -1,4 +1,4 @@
-"""Hostile checkpoints with a right checksum: what somebody who knows the format could send."""
+"""Malicious checkpoints with a valid checksum, as an attacker who knows the format could make them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Header = dict[str, Any]
 
 
 def taken_apart(data: bytes) -> tuple[Header, dict[str, Any], bytes]:
-    """The header without its metadata, our metadata, and the tensors' bytes."""
+    """Split a checkpoint into its header without metadata, our metadata, and the tensor data."""
     length = int.from_bytes(data[:8], "little")
     header = json.loads(data[8 : 8 + length])
     meta = json.loads(header.pop("__metadata__")["gru_lm"])
@@ -22,7 +22,7 @@ def taken_apart(data: bytes) -> tuple[Header, dict[str, Any], bytes]:
 
 
 def signed(header: Header, meta: Any, body: bytes, *, text: str | None = None) -> bytes:
-    """A file of these parts under a right checksum; `text` stands in for the metadata's JSON."""
+    """Assemble a checkpoint with a valid checksum; `text` replaces the JSON of the metadata."""
     if isinstance(meta, dict) and "sha256" in meta:
         meta = {**meta, "sha256": ZEROS}
     if text is None:
@@ -35,14 +35,14 @@ def signed(header: Header, meta: Any, body: bytes, *, text: str | None = None) -
 
 
 def changed(data: bytes, change: Callable[[Header, dict[str, Any]], Any]) -> bytes:
-    """`data` after `change(header, meta)`, under a right checksum."""
+    """`data` after `change(header, meta)`, with a valid checksum."""
     header, meta, body = taken_apart(data)
     change(header, meta)
     return signed(header, meta, body)
 
 
 def poked(data: bytes, tensor: str, values: bytes) -> bytes:
-    """`data` with the first bytes of a tensor replaced, under a right checksum."""
+    """`data` with the first bytes of a tensor replaced, and a valid checksum."""
     header, meta, body = taken_apart(data)
     start, end = header[tensor]["data_offsets"]
     assert len(values) <= end - start
@@ -56,7 +56,7 @@ ODD: list[Any] = [
 
 
 def mutated(data: bytes, chosen: random.Random) -> bytes:
-    """A random mutation: of the metadata, of the tensors' descriptions, or of both."""
+    """A random mutation of metadata, tensor descriptions or tensor bytes."""
     header, meta, body = taken_apart(data)
     for _ in range(chosen.choice((1, 1, 1, 2, 5))):
         if chosen.random() < 0.6:

@@ -1,4 +1,4 @@
-"""A training process that is asked to stop right after a given step: python stop_at.py STEP ARGS..."""
+"""A gru-lm process that stops, as after SIGTERM, right after a step: python stop_at.py STEP ARGS..."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def main() -> int:
 
     def with_stop(self: fit.Trainer) -> None:
         original(self)
-        asked = self.stop
+        original_stop = self.stop
 
         def stop() -> None:
-            asked()
+            original_stop()
             if self.state.step >= step:
                 raise Stopped(signal.SIGTERM)
 

@@ -1,4 +1,4 @@
-"""Runs with an adaptive softmax: resumed to the byte, kept by --from, and refused when tampered with."""
+"""Adaptive softmax: resumed bit for bit, kept by --from, rejected if tampered with."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ HOSTILE = {
 
 
 def use(path: Path) -> None:
-    """Open a checkpoint for all that it is opened for."""
+    """Load a checkpoint both for evaluation and for training."""
     checkpoint = read(path)
     load_model(checkpoint, device="cpu")
     restore(checkpoint, device=torch.device("cpu"), backend="fused")

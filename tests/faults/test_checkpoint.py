@@ -1,4 +1,4 @@
-"""A damaged checkpoint is never used silently, and a hostile one does nothing but be refused."""
+"""Damaged checkpoints are always detected, and malicious ones are rejected without side effects."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def data(trained: Path) -> bytes:
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run, to be damaged. `best` is a file of its own."""
+    """A copy of the trained run, for a test to damage. `best` is a separate file."""
     shutil.copytree(trained, tmp_path / "run")
     return tmp_path / "run"
 
 
-# --- damage: any change of any byte
+# --- damage: changed bytes and truncation
 
 
 def refused(path: Path, content: bytes) -> InputError:
@@ -104,7 +104,7 @@ def test_resume_falls_back_to_an_older_checkpoint_and_says_so(run: Path, tmp_pat
 def test_a_damaged_best_falls_back_to_the_newest_and_says_so(run: Path, tmp_path: Path) -> None:
     best = run / "best.safetensors"
     content = best.read_bytes()
-    best.unlink()  # it may be another name of the newest
+    best.unlink()  # it may be a hard link to the newest checkpoint
     best.write_bytes(content[:-1])
     done = inside(tmp_path, "info", run, "--json")
     assert f"skipped: {best} is damaged" in done.err
@@ -121,7 +121,7 @@ def test_a_run_without_a_whole_checkpoint(run: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_checkpoint_is_not_counted_among_those_kept(run: Path, tmp_path: Path) -> None:
-    """Retention never leaves fewer than --keep whole files."""
+    """Retention never leaves fewer than --keep valid checkpoints."""
     first, last = sorted(run.glob("step-*"))
     older = read(first).meta["step"]
     content = last.read_bytes()
@@ -134,11 +134,11 @@ def test_a_damaged_checkpoint_is_not_counted_among_those_kept(run: Path, tmp_pat
     assert steps[-1] == 30
 
 
-# --- files that are no checkpoints
+# --- files that are not checkpoints
 
 
 class Bomb:
-    """Runs a command when it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -232,11 +232,11 @@ def test_the_commands_leave_with_3(name: str, tmp_path: Path) -> None:
     assert [each.name for each in tmp_path.iterdir()] == ["file"]
 
 
-# --- hostile files under a right checksum
+# --- malicious checkpoints with a valid checksum
 
 
 def setting(path: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
-    """A change that sets the metadata at a dotted path; ... removes it."""
+    """A change that sets metadata at a dotted path, or removes it if `value` is an ellipsis."""
 
     def change(header: dict[str, Any], meta: dict[str, Any]) -> None:
         *inner, last = path.split(".")
@@ -251,7 +251,7 @@ def setting(path: str, value: Any) -> Callable[[dict[str, Any], dict[str, Any]],
 
 
 def tensor(name: str, **values: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:
-    """A change of a tensor's description."""
+    """A change of the description of a tensor."""
 
     def change(header: dict[str, Any], meta: dict[str, Any]) -> None:
         header[name].update(values)
@@ -320,7 +320,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
 
 
 def use(path: Path) -> None:
-    """Open a checkpoint for all that it is opened for."""
+    """Load a checkpoint both for evaluation and for training."""
     checkpoint = read(path)
     load_model(checkpoint, device="cpu")
     restore(checkpoint, device=torch.device("cpu"), backend="fused")
@@ -358,7 +358,7 @@ def test_numbers_that_are_not_finite_are_refused(value: bytes, data: bytes, tmp_
 
 
 def test_a_hidden_state_or_an_optimizer_that_does_not_fit(data: bytes, tmp_path: Path) -> None:
-    # Of Muon the first, of AdamW the second.
+    # optimizer.0 is Muon, optimizer.1 AdamW.
     names = [
         name for name in taken_apart(data)[0] if name.startswith(("optimizer.0.", "optimizer.1."))
     ]
@@ -392,7 +392,7 @@ def resigned_to(path: Path, content: bytes) -> Path:
 def test_json_of_all_kinds(text: str, data: bytes, tmp_path: Path) -> None:
     header, _, body = taken_apart(data)
     path = tmp_path / "x.safetensors"
-    # The digits have to be somewhere for the checksum to be right.
+    # The metadata must contain the zeros that the checksum replaces.
     for whole in (
         text,
         f'[{{"sha256":"{"0" * 64}"}},{text}]',
@@ -404,7 +404,7 @@ def test_json_of_all_kinds(text: str, data: bytes, tmp_path: Path) -> None:
 
 
 def test_the_command_line_survives_hostile_runs(run: Path, tmp_path: Path) -> None:
-    """Through the whole program: exit 3, at most three lines, in every command."""
+    """Every command exits with code 3 and at most three lines."""
     original = (run / LAST).read_bytes()
     for path in run.glob("*.safetensors"):
         path.unlink()
@@ -448,7 +448,7 @@ import torch
 from tests.faults.test_checkpoint import attacked
 data = Path(sys.argv[1]).read_bytes()
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-limit = used + (1 << 30)  # torch's own mappings are several times that
+limit = used + (1 << 30)  # in addition to the mappings of torch, which are several times larger
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 for seed in range(1000, 11_000):
     attacked(data, Path(sys.argv[2]), seed)
@@ -469,7 +469,7 @@ def test_10_000_random_mutations_in_a_gibibyte(trained: Path, tmp_path: Path) ->
 def test_a_finished_run_survives_its_checkpoints_being_read(
     trained: Path, program: Program
 ) -> None:
-    """A real process, for the messages' sake."""
+    """In a real process, for its messages."""
     link = program.cwd / "link.safetensors"
     link.symlink_to(trained / LAST)
     message = program.error("info", link, code=3)

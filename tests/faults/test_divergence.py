@@ -1,4 +1,4 @@
-"""Numbers that are not finite: exit 4, nothing of them written, and the last checkpoint good."""
+"""Divergence: exit code 4, no NaN or infinity in any file, and a valid last checkpoint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.inside import error, inside
 
 
 def assert_finite(run: Path) -> None:
-    """No checkpoint, and no line of metrics, holds NaN or infinity."""
+    """Assert that no checkpoint and no line of metrics contains NaN or infinity."""
     paths = list(run.glob("*.safetensors"))
     assert paths
     for path in paths:
@@ -51,7 +51,7 @@ def test_a_rate_that_blows_up(text: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        ["--steps", 1, "--lr", 1e39],  # the last step itself leaves the numbers
+        ["--steps", 1, "--lr", 1e39],  # diverges in the last step
         ["--steps", 2, "--lr", 1e38, "--optimizer", "sgd", "--clip", 0],
         ["--steps", 40, "--lr", 1e6, "--optimizer", "sgd", "--clip", 0, "--save-every", 1],
         ["--steps", 40, "--lr", 1e20, "--cell", "lstm", "--save-every", 1, "--eval-every", 1],

@@ -1,4 +1,4 @@
-"""Texts that cannot be used, or hardly: each has one documented answer, and none hangs."""
+"""Unusable and unusual texts: each has one documented outcome, and none hangs."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_zip(tmp_path: Path) -> None:
 
 def test_compressed_twice_and_compressed_standard_input(tmp_path: Path) -> None:
     twice = made(tmp_path / "text.gz", gzip.compress(gzip.compress(b"text")))
-    assert "unpack it" in str(refusal(twice).hint)
+    assert "decompress it" in str(refusal(twice).hint)
     piped = made(tmp_path / "spool", gzip.compress(b"text"))
     with pytest.raises(InputError, match="standard input is gzip"):
         sources.open_documents(["-"], stdin=piped)
@@ -198,7 +198,7 @@ def test_links_that_lead_nowhere(tmp_path: Path) -> None:
     (tmp_path / "circle").symlink_to("circle")
     (tmp_path / "dangling").symlink_to("nowhere")
     for name in ("circle", "dangling"):
-        assert "leads nowhere" in refusal(tmp_path / name).message
+        assert "broken symbolic link" in refusal(tmp_path / name).message
 
 
 def test_what_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_what_is_no_regular_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.fixture
 def as_nobody() -> Iterator[Path]:
-    """A folder of our own; root, who may read everything, becomes somebody else meanwhile."""
+    """A temporary folder and an unprivileged user: root, which can read everything, becomes nobody."""
     with tempfile.TemporaryDirectory() as folder:
         user = os.geteuid()
         if user == 0:

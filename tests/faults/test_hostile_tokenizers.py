@@ -1,7 +1,7 @@
-"""Hostile tokenizer models: each is refused with an InputError or works; none crashes or hangs.
+"""Malicious SentencePiece models: each works or raises InputError; none crashes or hangs.
 
-The mutants run in a child process, so that a crash in native code is a failed test and not the end
-of the test run. Run as a file: `python test_hostile_tokenizers.py SEED COUNT`.
+Mutants are loaded in a child process, so that a crash in native code fails the test instead of ending
+the test run. To run it alone: `python test_hostile_tokenizers.py SEED COUNT`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def parsed(data: bytes) -> Any:
     return model
 
 
-# Each changes a parsed model in one hostile way.
+# Functions that change a parsed model in one malicious way.
 Change = Callable[[Any, random.Random], None]
 
 
@@ -156,7 +156,7 @@ def mutant(data: bytes, rng: random.Random) -> bytes:
 
 
 def attack(seed: int, count: int) -> None:
-    """Load and use `count` mutants; anything but an InputError or success ends the process."""
+    """Load and use `count` mutants; raises or crashes unless each works or raises InputError."""
     tokenizers = [
         train_tokenizer(kind, lambda: [TEXT]) for kind in ("char", "bpe", "unigram", "word")
     ]
@@ -167,7 +167,7 @@ def attack(seed: int, count: int) -> None:
     for number in range(count):
         original = rng.choice(tokenizers)
         data = mutant(original.data, rng)
-        sys.stderr.write(f"\r{seed} {number} ")  # names the mutant that crashed
+        sys.stderr.write(f"\r{seed} {number} ")  # identifies the mutant after a crash
         began = time.monotonic()
         try:
             tokenizer = load_tokenizer(original.kind, data)

@@ -1,4 +1,4 @@
-"""Another budget for a run that has one: another leg, which survives what the first one does."""
+"""Resuming a run with a new budget: a second leg, as robust against interruption as the first."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def checkpoint(run: Path, step: int) -> Path:
 
 
 def final(run: Path) -> dict[str, object]:
-    """What must not depend on interruptions. Every step is reported: the legs are short."""
+    """Everything that must not depend on interruptions; in these short legs every step is reported."""
     timed = ("seconds", "tokens_per_second")
     return {
         "last": checkpoint(run, FIRST + SECOND).read_bytes(),
@@ -86,7 +86,7 @@ def test_a_kill_in_the_second_leg_changes_nothing(
         checkpoint(run, later).unlink()
     best = read(checkpoint(run, step)).meta["best_step"]
     shutil.copy(checkpoint(run, best), run / "best.safetensors")
-    if best == FIRST:  # whose name the leg's first checkpoint has taken
+    if best == FIRST:  # its name was reused by the first checkpoint of the second leg
         shutil.copy(checkpoint(legs[0], best), run / "best.safetensors")
     inside(tmp_path, "train", "--resume", run)
     assert final(run) == final(legs[1])
@@ -95,7 +95,7 @@ def test_a_kill_in_the_second_leg_changes_nothing(
 def test_a_crash_between_the_settings_and_the_first_checkpoint(
     legs: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    """The leg has not begun; it can."""
+    """The leg was not started, and can be started again."""
     run = tmp_path / "run"
     shutil.copytree(legs[0], run)
     config = run / "config.toml"
@@ -136,7 +136,7 @@ def test_damage_to_the_second_leg_leaves_the_first(legs: tuple[Path, Path], tmp_
 
 def test_the_best_of_all_legs_is_kept_and_patience_starts_again(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("ab" * 300)
-    (tmp_path / "valid.txt").write_text("aab" * 100)  # ever worse, the more is learnt
+    (tmp_path / "valid.txt").write_text("aab" * 100)  # validation loss rises with training
     args = ["train", "text.txt", "--valid", "valid.txt", "--out", "run", "--json", *TINY]
     first = inside(
         tmp_path, *args, "--lr", 0.1, "--eval-every", 2, "--patience", 3, "--steps", 100
@@ -161,7 +161,7 @@ def test_an_end_before_the_minutes_is_said(tmp_path: Path) -> None:
 
 
 def test_patience_looks_at_the_new_leg_alone() -> None:
-    """The rate rises again, and what it spoils at first is no reason to stop."""
+    """The learning rate rises again; a validation loss that is worse at first is no reason to stop."""
     nothing: Any = None
     state = TrainState(nothing, nothing, nothing, nothing, step=9, best_step=9, best_nats=1.0)
     state.start_leg()

@@ -1,4 +1,4 @@
-"""Two trainers never write to one run: one wins, the other changes no byte and leaves with 5."""
+"""Locking: of two trainers on one run, one wins; the other changes nothing and exits with code 5."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gru_lm.training.checkpoint import read
 from tests.conftest import TINY, Program, interrupt, wait_for, words
 from tests.inside import error, inside, listing
 
-# Makes one run, so that all is imported; then forks every pair of racers at the same moment. Who gets
-# through to the training waits there for the other's end, so that no race is over before it began.
+# Trains one run to have everything imported, then forks both racers of each pair at the same moment. The
+# winner waits before training until the other has exited, so that the race is never over too early.
 RACES = """
 import json, os, sys, time
 from pathlib import Path
@@ -60,7 +60,7 @@ for number, args in enumerate(commands):
 
 
 def races(folder: Path, commands: list[list[object]]) -> None:
-    """Two processes at once for every command; one must win."""
+    """Run every command in two processes at once; exactly one must win."""
     plain = [[str(arg) for arg in command] for command in commands]
     warm = ["train", "text.txt", "--steps", "2", *TINY]
     done = subprocess.run(
@@ -83,7 +83,7 @@ def races(folder: Path, commands: list[list[object]]) -> None:
 
 
 def pairs(folder: Path, count: int) -> None:
-    """Races for `count` new runs, then for resuming them; each ends as a lone run would."""
+    """Races to create `count` runs, then to resume them; results equal those of a run without a race."""
     (folder / "text.txt").write_text(words(200), encoding="utf-8")
     runs = [folder / f"run-{number}" for number in range(count)]
     options = [*TINY, "--steps", 20]
@@ -93,7 +93,7 @@ def pairs(folder: Path, count: int) -> None:
     whole = (folder / "lone" / last).read_bytes()
     for run in runs:
         assert (run / last).read_bytes() == whole
-        (run / last).unlink()  # so that the resumes have work to do
+        (run / last).unlink()  # leave some steps to be resumed
     for path in folder.glob("[0-9]*"):
         path.unlink()
     races(folder, [["train", "--resume", run] for run in runs])

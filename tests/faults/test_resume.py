@@ -1,4 +1,4 @@
-"""Stop anywhere and resume: the final bytes are those of a run that was never stopped."""
+"""Exact resume: a run stopped at any step and resumed ends with the bytes of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from tests.inside import inside
 
 STEPS = 60
 KEEP_ALL = ["--save-every", 1, "--keep", 1000]
-# Dropout on, two layers, state carried; the text ends (an epoch) between steps 10 and 20.
+# With dropout, two layers and a carried state; an epoch ends between steps 10 and 20.
 OPTIONS = [*TINY, "--steps", STEPS, "--dropout", 0.3, "--layers", 2, "--bptt", 16]
 OPTIONS += ["--eval-every", 25]
 
 
 def final(run: Path) -> dict[str, bytes]:
-    """The bytes that must not depend on interruptions: checkpoints, samples, reports less time."""
+    """Bytes that must not depend on interruptions: checkpoints, samples, and metrics except times."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     reports = [json.loads(line) for line in lines]
     timed = ("seconds", "tokens_per_second")
     plain = [
         {name: value for name, value in report.items() if name not in timed}
         for report in reports
-        if report["step"] <= 10 or "valid_perplexity" in report  # later losses are means over time
+        if report["step"] <= 10 or "valid_perplexity" in report  # later losses average over time
     ]
     return {
         "last": (run / f"step-{STEPS:08d}.safetensors").read_bytes(),
@@ -60,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_step_in_one_process(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gru_lm.reporting.plots.loss_png", lambda *_: b"")  # 61 take their time
+    monkeypatch.setattr("gru_lm.reporting.plots.loss_png", lambda *_: b"")  # 61 plots are slow
     expected = final(whole)
     for step in range(STEPS + 1):
         run = tmp_path / f"run-{step}"
@@ -72,7 +72,7 @@ def test_every_step_in_one_process(
         best = json.loads(_meta(run / f"step-{step:08d}.safetensors"))["best_step"]
         if best >= 0:
             shutil.copy(whole / f"step-{best:08d}.safetensors", run / "best.safetensors")
-        # What a process may have drawn before: nothing of it may matter.
+        # The state of the global random generators must not matter.
         torch.manual_seed(random.randrange(2**31))
         np.random.seed(step)
         random.seed(step + 1)
@@ -88,7 +88,7 @@ def _meta(path: Path) -> str:
 
 
 def stopped_at(step: int, *command: object) -> subprocess.CompletedProcess[bytes]:
-    """A command that is stopped by itself right after `step`, in a fresh process."""
+    """Run a command in a new process that stops right after `step`."""
     done = subprocess.run(
         [
             *(sys.executable, Path(__file__).with_name("stop_at.py"), str(step)),
@@ -104,7 +104,7 @@ def stopped_at(step: int, *command: object) -> subprocess.CompletedProcess[bytes
 
 
 def stop_and_resume(folder: Path, step: int) -> Path:
-    """A run stopped by itself right after `step`, then resumed, each in a fresh process."""
+    """A run stopped right after `step` and resumed, each in a new process."""
     run = folder / f"stopped-{step}"
     stopped_at(step, "train", folder / "text.txt", "--out", run, *OPTIONS, *KEEP_ALL)
     Program(folder)("train", "--resume", run)
@@ -112,7 +112,7 @@ def stop_and_resume(folder: Path, step: int) -> Path:
 
 
 def test_a_stop_before_anything_was_measured_anew(whole: Path, tmp_path: Path) -> None:
-    """The text is still being counted; the best is the run's, and usable."""
+    """A stop while the text is still being surveyed; the best checkpoint remains usable."""
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     done = stopped_at(0, "train", "--resume", run, "--steps", 9, "--json")

@@ -1,4 +1,4 @@
-"""Whatever moment a signal meets: a whole checkpoint or nothing at all, the right code, how to go on."""
+"""Signals at any moment leave a valid checkpoint or no run, the right exit code, and how to resume."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def held(folder: Path, point: str) -> subprocess.Popen[bytes]:
-    """A training process that has got to `point`."""
+    """A training process that has reached `point`."""
     process = subprocess.Popen(
         [sys.executable, HOLD_AT, point, "train", "text.txt", "--out", "run", *map(str, OPTIONS)],
         cwd=folder,
@@ -45,7 +45,7 @@ def held(folder: Path, point: str) -> subprocess.Popen[bytes]:
 
 
 def assert_resumable(folder: Path) -> None:
-    """The run is whole, and goes on to the very bytes of one that was never stopped."""
+    """Assert that the run is valid, and resumes to the bytes of an uninterrupted run."""
     run = folder / "run"
     assert not list(run.glob(".*.tmp"))
     for path in run.glob("*.safetensors"):
@@ -56,7 +56,7 @@ def assert_resumable(folder: Path) -> None:
         assert (run / name).read_bytes() == (folder / "whole" / name).read_bytes(), name
 
 
-# Every point meets one of the signals, and every signal one of the points; the slow test has all.
+# Several points, and every signal at least once; the slow test has all combinations.
 QUICK = [
     ("tokenising", signal.SIGINT),
     ("first step", signal.SIGTERM),
@@ -70,7 +70,7 @@ def met(folder: Path, point: str, signum: int) -> None:
     process = held(folder, point)
     started = time.monotonic()
     out, err = interrupt(process, signum)
-    assert time.monotonic() - started < 8  # with the plot, and on a busy machine
+    assert time.monotonic() - started < 8  # includes the plot, on a busy machine
     assert process.returncode == SIGNALS[signal.Signals(signum)]
     assert "Traceback" not in err
     assert out == ""
@@ -137,7 +137,7 @@ def test_a_signal_while_the_text_is_piped_in(folder: Path, program: Program) -> 
 
 
 def test_a_parent_that_ignores_hangups_means_it(folder: Path, program: Program) -> None:
-    """As under nohup."""
+    """As with nohup."""
     options = ["train", "text.txt", "--out", "run", *TINY, "--steps", 200]
     process = program.start(
         *options, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -159,7 +159,7 @@ def test_50_signals_in_a_second(folder: Path) -> None:
             break
         time.sleep(0.02)
     _, err = process.communicate(timeout=60)
-    # A signal that comes when all is done and Python is on its way out may still end the process.
+    # A signal during interpreter shutdown may still kill the process.
     assert process.returncode in (143, 129, -signal.SIGTERM, -signal.SIGHUP), err
     assert b"Traceback" not in err
     assert b"reentrant" not in err

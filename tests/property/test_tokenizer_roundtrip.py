@@ -1,4 +1,4 @@
-"""Laws of the tokenizers: any Unicode text comes back; how it was cut into pieces does not matter."""
+"""Tokenizers: any Unicode text survives a round trip, and tokens do not depend on how it is split."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_tokens_do_not_depend_on_the_blocks(
 
 
 def plainly(tokenizer: Tokenizer) -> encoders.PieceEncoder:
-    """SentencePiece itself, for each segment."""
+    """An encoder that calls SentencePiece for each segment."""
     model = models.checked(tokenizer.data)
     return encoders.PieceEncoder(
         model, tokenizer.data, newline_id=tokenizer.newline_id, lossless=True

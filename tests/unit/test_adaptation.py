@@ -1,5 +1,7 @@
-"""The neural cache and dynamic evaluation against literal transcriptions of their papers' equations; and
-the laws they keep: nothing is known in advance, nothing of one document in another, nothing changed."""
+"""Neural cache and dynamic evaluation, against literal transcriptions of the equations in the papers.
+
+Also checks that they never use later tokens or other documents, and leave the model unchanged.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +38,14 @@ def make(*, seed: int = 0, **changes: Any) -> LanguageModel:
     torch.manual_seed(seed)
     values = {"cell": "gru", "vocab_size": V, "layers": 2, "width": 6, "embed": 4, **changes}
     model = LanguageModel(ModelConfig(**values)).double().eval()
-    with torch.no_grad():  # sharp enough that a wrong state or input shows
+    with torch.no_grad():  # peaked distributions, so that a wrong state or input shows
         for parameter in model.parameters():
             parameter.uniform_(-0.8, 0.8)
     return model
 
 
 def text(count: int, seed: int = 0) -> list[int]:
-    """Tokens like words: a few of them most of the time."""
+    """Tokens with frequencies like those of words."""
     return (np.random.default_rng(seed).zipf(1.5, count) % V).tolist()
 
 
@@ -54,7 +56,7 @@ def in_chunks(tokens: list[int], size: int = 7) -> Iterator[list[int]]:
 
 
 def collect(portions: Iterator[Portion], *documents: list[int]) -> list[np.ndarray]:
-    """The log-probabilities of each document; the portions must be of its tokens, in order."""
+    """Log-probabilities by document; asserts that the portions hold its tokens in order."""
     seen, found = list(portions), []
     assert [portion.document for portion in seen] == sorted(p.document for p in seen)
     for number, tokens in enumerate(documents):
@@ -102,13 +104,13 @@ def adapted(
 
 
 def batches(count: int, B: int = 3, T: int = 4) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Batches of training text that follow each other in B streams."""
+    """Batches of training text that continue B streams."""
     streams = np.array([text(count * T + 1, seed=100 + row) for row in range(B)])
     starts = range(0, count * T, T)
     return [(streams[:, at : at + T], streams[:, at + 1 : at + 1 + T]) for at in starts]
 
 
-# What both share.
+# Shared parts.
 
 
 def test_segments_are_the_document_with_what_comes_before_each_token() -> None:
@@ -141,7 +143,7 @@ def test_the_beginning_is_so_many_tokens_of_the_documents_in_order() -> None:
 def by_the_paper(
     model: LanguageModel, tokens: list[int], window: int, theta: float, weight: float
 ) -> np.ndarray:
-    """Grave et al., equations 3 to 5, each word's whole distribution at every step."""
+    """Grave et al., equations 3 to 5, with the full distribution at every step."""
     inputs = torch.tensor([[NEWLINE, *tokens[:-1]]])
     with torch.no_grad():
         hidden = model.hidden(inputs, model.initial_state(1))[0][0]
@@ -174,7 +176,7 @@ def test_the_cache_is_the_papers(head: dict[str, Any], window: int, theta: float
 
 def test_a_large_window_is_read_in_small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokens = make(), text(40)
-    monkeypatch.setattr(cache, "SLICE", 90)  # 3 rows at a window of 30
+    monkeypatch.setattr(cache, "SLICE", 90)  # 3 rows of a window of 30
     (found,) = cached(model, tokens, chunk=100, window=30, theta=0.4, weight=0.3)
     np.testing.assert_allclose(found, by_the_paper(model, tokens, 30, 0.4, 0.3), rtol=1e-10)
 
@@ -240,7 +242,7 @@ def by_definition(
     tokens: list[int],
     sizes: list[Tensor] | None = None,
 ) -> np.ndarray:
-    """Krause et al., the updates spelled out, on a copy of the model."""
+    """Krause et al., with explicit updates, on a copy of the model."""
     model = copy.deepcopy(model)
     trained = [parameter.detach().clone() for parameter in model.parameters()]
     state, last, found = model.initial_state(1), NEWLINE, list[float]()
@@ -294,7 +296,7 @@ def test_rms_is_as_defined(head: dict[str, Any]) -> None:
         np.testing.assert_allclose(mine, size, rtol=1e-10)
     assert counts == [12] * 6
 
-    # The decay is clipped for some of the weights and not for others.
+    # The decay is clipped for some weights only.
     settings = DynamicSettings(method="rms", lr=0.01, decay=0.4, segment=5, epsilon=1e-3)
     average = torch.stack([size.mean() for size in rms]).mean()
     clipped = torch.cat([(0.4 * size / average > 1).flatten() for size in rms])
@@ -348,8 +350,8 @@ def test_no_probability_depends_on_what_is_not_yet_read(place: int) -> None:
     for one, other in zip(before, after, strict=True):
         assert np.array_equal(one[:place], other[:place])
         assert (one[place:] != other[place:]).all()
-    # The changed token's own probability is that of a model that has not learned from it: over all
-    # tokens that could stand there, they sum to one.
+    # The model must not have learned from the changed token when scoring it: probabilities of all its
+    # possible values sum to one.
     ends = [[*tokens[:place], token] for token in range(V)]
     for settings in (SGD, RMS):
         found = adapted(model, settings, *ends, rms=rms)
@@ -373,7 +375,7 @@ def test_the_model_is_left_as_it_was_whatever_happens() -> None:
         nonlocal calls
         calls += 1
         if calls == 4:
-            assert not unchanged(), "it has learned something"
+            assert not unchanged(), "the weights have been updated"
             raise Stopped(15)
 
     adapted(model, SGD, text(40), text(20))
@@ -437,7 +439,7 @@ def test_rate_and_decay_are_tuned(method: str, monkeypatch: pytest.MonkeyPatch) 
     assert sum(shares) == pytest.approx(1)
     assert tuned.tokens == 45
     pairs = [(settings.lr, settings.decay) for settings, _ in tuned.tried]
-    assert pairs[:3] == [(0.001, 0.1), (0.01, 0.1), (900.0, 0.1)]  # and no further
+    assert pairs[:3] == [(0.001, 0.1), (0.01, 0.1), (900.0, 0.1)]  # stops here
     assert pairs[3:] == [(0.01, 0.0), (0.01, 0.5)]
     for settings, nats in tuned.tried:
         assert settings.segment == 4

@@ -1,4 +1,4 @@
-"""Durable files: the old content or the new, never between, and nothing left lying about."""
+"""Durable writes: a file holds its old or its new content, and no temporary file remains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.inside import inside, listing
 LIMITED = """
 import resource, signal, sys, time
 limit = int(sys.argv.pop(1))
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that write() fails with EFBIG, as a full disk would
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # write() then fails with EFBIG, as on a full disk
 from gru_lm import cli
 import gru_lm.training.directory as runs
 saved, original = 0, runs.Run.save
@@ -213,7 +213,7 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_in_mid_run(tmp_path: Path, text: Path) -> None:
-    """A real write that fails: previous checkpoint whole, exit 5 with path and bytes, resumable."""
+    """A failing write: valid previous checkpoint, exit code 5 with path and bytes, resumable."""
     options = ["train", text, "--steps", 6, "--save-every", 1, "--eval-every", 6, *TINY]
     done = subprocess.run(
         [sys.executable, "-c", LIMITED, "15000", *map(str, options), "--out", "run"],

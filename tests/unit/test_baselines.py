@@ -1,4 +1,4 @@
-"""Humility rows: each is the length of a code, checked by writing it out token by token."""
+"""Baselines: each figure is the length of a code, checked by encoding the text token by token."""
 
 from __future__ import annotations
 

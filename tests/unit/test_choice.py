@@ -1,4 +1,4 @@
-"""Choosing: filters against their definitions, and the draw against the cumulative distribution."""
+"""Choice of the next token: filters against their definitions, and the draw against the CDF."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gru_lm.errors import UsageError
 from gru_lm.generation import choice as choosing
 from gru_lm.generation.choice import Choice, draw, normalise
 
-# One row of log-probabilities, with ties and with tokens of no probability at all.
+# One row of log-probabilities, with ties and with tokens of probability 0.
 ROW = st.lists(
     st.sampled_from([-math.inf, -3.0, -2.0, -1.0, 0.0]) | st.floats(-20, 0), min_size=1, max_size=12
 ).filter(lambda row: max(row) > -math.inf)
@@ -30,7 +30,7 @@ def kept(log_probs_NV: np.ndarray) -> list[set[int]]:
 
 
 def check_kept(before: np.ndarray, after: np.ndarray) -> list[set[int]]:
-    """Those kept have their old ratios and sum to one."""
+    """Assert that the kept tokens keep their ratios and sum to one."""
     np.testing.assert_allclose(np.exp(after).sum(axis=1), 1)
     for old, new, tokens in zip(before, after, kept(after), strict=True):
         some = sorted(tokens)
@@ -97,7 +97,7 @@ def test_typical(row: list[float], mass: float) -> None:
         left_out = [distance for t, distance in far.items() if t not in found]
         farthest = max(far[t] for t in found)
         assert all(distance >= farthest - 1e-9 for distance in left_out)
-        # Fewest: without the farthest of them the mass is not reached.
+        # The set is minimal: without the token furthest from the entropy, the mass is not reached.
         last = min((t for t in found if far[t] >= farthest - 1e-9), key=lambda t: probs[t])
         rest = math.fsum(probs[t] for t in found) - max(
             probs[t] for t in found if far[t] >= farthest - 1e-9
@@ -158,7 +158,7 @@ def test_draws_follow_the_distribution() -> None:
 def test_filters_work_in_the_documented_order() -> None:
     log_probs = np.log(np.array([[0.4, 0.3, 0.2, 0.1]]))
     seen = np.zeros((1, 4), bool)
-    # top-k 2 leaves 4/7 and 3/7, so that a nucleus of 0.55 keeps one token; alone it keeps two.
+    # top-k 2 leaves 4/7 and 3/7, of which top-p 0.55 keeps one token; without top-k it keeps two.
     assert kept(Choice(top_k=2, top_p=0.55).distribution(log_probs, seen)) == [{0}]
     assert kept(Choice(top_p=0.55).distribution(log_probs, seen)) == [{0, 1}]
     assert Choice().distribution(log_probs, seen) is log_probs

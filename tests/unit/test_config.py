@@ -1,4 +1,4 @@
-"""Settings: where values come from, which are refused, and with what hint."""
+"""Settings: precedence of their sources, invalid values, and hints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loss against context: what batches and chunks find is what single steps find, target by target."""
+"""Loss against context: batched and chunked results equal those of single steps, for every target."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def test_every_target_and_window_equals_single_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """All places of the text are drawn, so that the definition needs no draw."""
+    """All positions of the text are sampled, so the reference needs no random choice."""
     monkeypatch.setattr(context, "CHUNK", 3)
     monkeypatch.setattr(context, "BATCH", 7)
     monkeypatch.setattr(context, "LEAST_TOKENS", 60)
@@ -84,7 +84,7 @@ def test_one_token_is_all_the_context_that_a_model_of_pairs_uses() -> None:
     [
         ([5.0, 3.0, 2.1, 2.01, 2.0], 4),
         ([5.0, 3.0, 2.1, 2.03, 2.0], 8),
-        ([5.0, 1.8, 2.1, 1.9, 2.0], 1),  # what comes after does not help
+        ([5.0, 1.8, 2.1, 1.9, 2.0], 1),  # later points do not matter
         ([0.0] * 5, 0),
         ([math.nan, 3.0, 2.0, 2.0, 2.0], 2),
         ([5.0, 3.0, 2.0, 2.0, math.nan], None),
@@ -116,10 +116,10 @@ def test_targets_have_all_their_context_in_their_document() -> None:
 @pytest.mark.parametrize(
     ("lengths", "longest", "expected"),
     [
-        ([128], 1024, 64),  # half of the text is drawn from
+        ([128], 1024, 64),  # half of the positions remain
         ([191], 1024, 64),
-        ([256], 31, 16),  # never more than was asked for
-        ([20] * 30, 1024, 8),  # 16 would leave four places a document
+        ([256], 31, 16),  # never longer than requested
+        ([20] * 30, 1024, 8),  # 16 would leave four positions per document
         ([300, 1, 1], 1, 1),
     ],
 )

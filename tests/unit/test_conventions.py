@@ -1,4 +1,4 @@
-"""Other tools' figures from sums: against what the tools themselves printed, and their arithmetic."""
+"""Conventions of other tools: figures against their actual output and arithmetic."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gru_lm.evaluation.conventions import (
     sums_of_tokens,
 )
 
-# Printed by SRILM, with 6 digits: Penn Treebank's test text under a trigram (Good-Turing), and others.
+# Output of SRILM, with 6 digits: test text of Penn Treebank under a trigram (Good-Turing), and others.
 SRILM = [
     (WordSums(-182850, words=78669, sentences=3761), 165.292, 211.009),
     (WordSums(-183187, words=78669, sentences=3761), 166.851, 213.095),
@@ -33,13 +33,13 @@ SRILM = [
 
 @pytest.mark.parametrize(("sums", "ppl", "ppl1"), SRILM)
 def test_srilms_own_output_is_met(sums: WordSums, ppl: float, ppl1: float) -> None:
-    # logprob is rounded to 6 digits, which the exponent makes 1e-5 or so.
+    # logprob is rounded to 6 digits, a relative error of about 1e-5 after exponentiation.
     found = srilm(sums)
     assert found == (sums.logprob, pytest.approx(ppl, rel=3e-5), pytest.approx(ppl1, rel=3e-5))
 
 
 def test_denominators_on_penn_treebank() -> None:
-    """78,669 words and 3,761 ends: the 82,430 tokens of the papers; 1 bit each makes it visible."""
+    """78,669 words and 3,761 line ends are the 82,430 tokens of the papers; each costs 1 bit here."""
     treebank = WordSums(-82430 * math.log10(2), words=78669, sentences=3761)
     assert srilm(treebank).ppl == pytest.approx(2)
     assert srilm(treebank).ppl1 == pytest.approx(2 ** (82430 / 78669))
@@ -126,7 +126,7 @@ def test_words_are_counted_as_re_split_does(text: str, cut: int) -> None:
 
 
 def test_lm_evals_table() -> None:
-    """As lm-evaluation-harness 0.4.13 and its table writer printed them, to the space."""
+    """Actual output of lm-evaluation-harness 0.4.13 and its table writer, including spaces."""
     assert format_lm_eval("wikitext", LmEvalFigures(0.7155, 1.6421, 14.18961), version=2.0) == (
         "| Tasks  |Version|Filter|n-shot|    Metric     |   | Value |   |Stderr|\n"
         "|--------|------:|------|-----:|---------------|---|------:|---|------|\n"

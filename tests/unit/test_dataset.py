@@ -1,4 +1,4 @@
-"""The part of a text that is used: a function of the text and a number, spread over all of it."""
+"""Using a part of a text: a deterministic selection of slices, spread over the whole text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from gru_lm.text.tokenizer_encoders import VERSION
 
 @dataclass(frozen=True)
 class Text:
-    """A document in memory, in pieces of 1,000 characters."""
+    """An in-memory document, in pieces of 1,000 characters."""
 
     text: str
     name: str = "text"
@@ -40,7 +40,7 @@ def part(*texts: str) -> Part:
 
 
 def used(texts: list[str], characters: int | None) -> list[str]:
-    """The documents of an excerpt, and what always holds of it."""
+    """The documents of an excerpt; asserts its invariants."""
     found = excerpt(part(*texts), characters, stop=lambda: None)
     documents = ["".join(pieces) for pieces in readings(found.documents)]
     assert tuple(map(len, documents)) == found.lengths
@@ -48,7 +48,7 @@ def used(texts: list[str], characters: int | None) -> list[str]:
 
 
 def lines(numbers: range) -> str:
-    """Lines that are all different, so that each has one place."""
+    """Distinct lines, so that each has one position."""
     return "".join(f"{number:07}\n" for number in numbers)
 
 
@@ -79,7 +79,7 @@ def test_slices_are_disjoint_in_order_and_no_more_than_asked_for(
     at = 0
     for document in found:
         assert document
-        # Longer pieces have one place in the text; the short ones are found in order all the same.
+        # Longer pieces have a unique position in the text; short ones must be found in order as well.
         at = whole[:n].index(document, at) + len(document)
 
 

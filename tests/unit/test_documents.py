@@ -1,4 +1,4 @@
-"""Documents: surveyed, cut, and read in slices, each time the same characters."""
+"""Documents: surveyed, cut and read in slices, always with the same characters."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gru_lm.text.documents import (
 
 @dataclass(frozen=True)
 class Words:
-    """A document in memory, in the pieces given."""
+    """An in-memory document in given pieces."""
 
     name: str
     parts: tuple[str, ...]
@@ -36,11 +36,11 @@ class Words:
         yield from self.parts
 
 
-OFFSETS: list[int] = []  # where Watched was opened
+OFFSETS: list[int] = []  # at which Watched was opened
 
 
 class Watched(FileDocument):
-    """A file that tells from where it is read."""
+    """A file that records the offsets at which it is opened."""
 
     def pieces(self, offset: int = 0) -> Iterator[str]:
         OFFSETS.append(offset)
@@ -115,7 +115,7 @@ borders = st.tuples(st.integers(0, 40), st.integers(0, 40)).map(sorted)
 def test_slices_read_together_are_those_read_alone(
     parts: list[str], spans: list[list[int]], data: st.DataObject
 ) -> None:
-    """Whatever their order, and whether or not each was read to its end."""
+    """In any order, and whether or not each is read to its end."""
     document = Words("a", tuple(parts))
     slices = [Slice(document, start, end) for start, end in spans]
     for each, pieces in zip(slices, readings(slices), strict=True):
@@ -129,7 +129,7 @@ def test_slices_read_together_are_those_read_alone(
 @pytest.mark.parametrize("mark", ["", "\ufeff"], ids=["plain", "with a byte order mark"])
 def test_a_part_of_a_large_file_is_read_without_the_rest(tmp_path: Path, mark: str) -> None:
     path = tmp_path / "text.txt"
-    # U+FEFF inside the text is a character, also where reading begins with it.
+    # U+FEFF inside the text is a character, even if reading starts with it.
     text = "".join(f"{number} é😀\ufeff\n" for number in range(5 * MARK_BYTES // 18))
     path.write_text(mark + text, encoding="utf-8")
     found = surveyed(path)
@@ -148,7 +148,7 @@ def test_a_part_of_a_large_file_is_read_without_the_rest(tmp_path: Path, mark: s
     assert OFFSETS[0] == 0
     assert OFFSETS[1] > 2 * MARK_BYTES - 99_999
     assert OFFSETS[2] == document.marks[-1].bytes
-    assert OFFSETS[3:] == [0], "only what lies before the last slice is opened anew"
+    assert OFFSETS[3:] == [0], "reopened only for text before the last slice"
     assert read([each for each in slices for _ in range(2)])[1::2] == read(slices)
 
 

@@ -1,4 +1,4 @@
-"""The adapter for lm-evaluation-harness, each kind of request against one text at a time."""
+"""Adapter for lm-evaluation-harness: batched requests of each type equal those for single texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 pytest.importorskip("lm_eval")
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # what its libraries say of each other is not ours to mend
+    warnings.simplefilter("ignore")  # its dependencies warn about each other
     from gru_lm.integrations.lm_eval import GruLM, encode_pair, generation_options
 
 from gru_lm.commands.load import LoadedModel, load_model
@@ -48,7 +48,7 @@ def asked(*args: Any) -> SimpleNamespace:
 
 
 def distributions(opened: LoadedModel, tokens: list[int]) -> torch.Tensor:
-    """Before each token of one text, in one go."""
+    """Log-probabilities before each token of one text, in a single pass."""
     read = torch.tensor([[opened.tokenizer.newline_id, *tokens[:-1]]])
     with torch.inference_mode():
         return opened.model.log_probs(read, opened.model.initial_state(1))[0][0].double()
@@ -166,7 +166,7 @@ def test_the_harness_finds_what_we_find(
         model="gru-lm",
         model_args=f"run={trained},batch_size=2",
         batch_size=1,
-        device="cuda:0",  # what its command line says where nobody chose
+        device="cuda:0",  # the default of its command line
         tasks=["gru_lm_documents"],
         task_manager=TaskManager(include_path=".", include_defaults=False),
     )["results"]["gru_lm_documents"]

@@ -1,4 +1,4 @@
-"""The house: who may import whom, who owns which library, how long a module may be."""
+"""Code structure: allowed imports, the owner of each library, and the length of modules."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ORDER = [
     "harness",
     "cli",
 ]
-# The same within the rooms of the commands.
+# The same within the packages of the commands.
 COMMANDS = ["load", "train", "eval", "compare", "bench"]
 OWNERS = {
     "rich": {"reporting/console.py"},
@@ -55,9 +55,9 @@ def room(module: Path) -> str:
 
 
 def imports(module: Path, *, top: bool = False) -> Iterator[str]:
-    """The dotted names that a module imports, inside functions and for type checkers too.
+    """The dotted names a module imports, including imports in functions and for type checkers.
 
-    With `top` only those imported when the module is.
+    With `top`, only those that run when the module is imported.
     """
     nodes: list[ast.AST] = [ast.parse((ROOT / module).read_text(encoding="utf-8"))]
     while nodes:
@@ -94,7 +94,7 @@ def test_the_walk_sees_what_it_should() -> None:
     assert ours("gru_lm.errors.InputError") == Path("errors.py")
     assert ours("gru_lm.text.store") == Path("text/store.py")
     checkpoint = Path("training/checkpoint.py")
-    assert "torch.Tensor" in set(imports(checkpoint)), "for type checkers"
+    assert "torch.Tensor" in set(imports(checkpoint)), "imports for type checkers count"
     assert "torch.Tensor" not in set(imports(checkpoint, top=True))
     assert len(ORDER) <= 16
 
@@ -143,7 +143,7 @@ def test_modules_are_short_and_say_what_they_are(module: Path) -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_functions_are_short(module: Path) -> None:
-    """But for lists of options."""
+    """Except functions that are lists of options."""
     if module.parts[0] == "cli" and module.stem != "__init__":
         return
     for node in ast.walk(ast.parse((ROOT / module).read_text(encoding="utf-8"))):
@@ -154,7 +154,7 @@ def test_functions_are_short(module: Path) -> None:
 
 
 def test_the_command_line_loads_no_torch_and_no_numpy() -> None:
-    """All that `gru_lm.cli` imports, at module level, at any remove."""
+    """All modules that `gru_lm.cli` imports at module level, directly or indirectly."""
     seen: set[Path] = set()
     todo = [Path("cli/__init__.py")]
     while todo:

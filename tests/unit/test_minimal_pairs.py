@@ -1,4 +1,4 @@
-"""Minimal pairs: read from all that they come in, scored as one sentence at a time is, judged."""
+"""Minimal pairs: all input formats and errors, scores equal to those of single sentences, accuracies."""
 
 from __future__ import annotations
 
@@ -119,16 +119,16 @@ BAD_LINES = {
     b"null": "is not a JSON object",
     b'{"sentence_good": "Cats sleep."}': "has no sentence_bad",
     b'{"sentence_bad": "Cats sleep."}': "has no sentence_good",
-    jsonl(CATS | {"sentence_bad": 7}): "sentence_bad is no sentence",
-    jsonl(CATS | {"sentence_bad": None}): "sentence_bad is no sentence",
-    jsonl(CATS | {"sentence_good": ""}): "sentence_good is no sentence",
-    jsonl(CATS | {"sentence_good": " \t"}): "sentence_good is no sentence",
-    jsonl(CATS | {"sentence_good": "Cats\nsleep."}): "sentence_good is no sentence",
-    jsonl(CATS | {"UID": 7}): "UID is no name",
-    jsonl(CATS | {"UID": ""}): "UID is no name",
-    jsonl(CATS | {"UID": "\ud800"}): "UID is no name",
-    jsonl(CATS | {"linguistics_term": None}): "linguistics_term is no name",
-    jsonl(CATS | {"linguistics_term": "a\tb"}): "linguistics_term is no name",
+    jsonl(CATS | {"sentence_bad": 7}): "sentence_bad is not a sentence",
+    jsonl(CATS | {"sentence_bad": None}): "sentence_bad is not a sentence",
+    jsonl(CATS | {"sentence_good": ""}): "sentence_good is not a sentence",
+    jsonl(CATS | {"sentence_good": " \t"}): "sentence_good is not a sentence",
+    jsonl(CATS | {"sentence_good": "Cats\nsleep."}): "sentence_good is not a sentence",
+    jsonl(CATS | {"UID": 7}): "UID is not a valid name",
+    jsonl(CATS | {"UID": ""}): "UID is not a valid name",
+    jsonl(CATS | {"UID": "\ud800"}): "UID is not a valid name",
+    jsonl(CATS | {"linguistics_term": None}): "linguistics_term is not a valid name",
+    jsonl(CATS | {"linguistics_term": "a\tb"}): "linguistics_term is not a valid name",
 }
 
 
@@ -151,7 +151,7 @@ def test_no_pairs(tmp_path: Path) -> None:
     others = {name: data for name, data in FILES.items() if not name.startswith("data/")}
     assert "no file named *.jsonl" in refused(folder_of(others, tmp_path / "folder"))
     assert "no file named *.jsonl" in refused(zip_of(others, tmp_path / "others.zip"))
-    assert "is empty" in refused(one_file(b"\n \n", tmp_path))
+    assert "only blank lines" in refused(one_file(b"\n \n", tmp_path))
     os.mkfifo(tmp_path / "fifo.jsonl")
     assert "not a regular file" in refused(tmp_path / "fifo.jsonl")
     assert "cannot be read" in refused(tmp_path / ("x" * 1000))
@@ -164,9 +164,9 @@ def test_a_zip_that_cannot_be_read(tmp_path: Path) -> None:
     path.write_bytes(data)
     assert "x.zip/x.jsonl is encrypted" in refused(path)
     zip_of({"x.jsonl": jsonl(CATS)}, path, zipfile.ZIP_BZIP2)
-    assert "x.zip/x.jsonl is packed by another method" in refused(path)
+    assert "x.zip/x.jsonl is not compressed with deflate" in refused(path)
     path.write_bytes(jsonl(CATS))
-    assert "damaged, or no zip" in refused(path)
+    assert "damaged, or not a zip" in refused(path)
 
 
 def test_any_damage_to_a_zip_is_an_error_or_changes_nothing(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_any_damage_to_a_zip_is_an_error_or_changes_nothing(tmp_path: Path) -> N
         except InputError:
             errors += 1
         else:
-            # A name is not under any checksum.
+            # File names are not covered by a checksum.
             assert [pair[:2] for pair in found] == [pair[:2] for pair in pairs]
     assert errors > len(damaged) // 2
 
@@ -237,7 +237,7 @@ def tiny_model(tokenizer: Tokenizer, cell: str = "gru") -> LanguageModel:
     torch.manual_seed(3)
     config = ModelConfig(cell=cell, vocab_size=tokenizer.vocab_size, layers=2, width=6, embed=5)
     model = LanguageModel(config).eval()
-    with torch.no_grad():  # sharp enough that a wrong state or input shows
+    with torch.no_grad():  # peaked distributions, so that a wrong state or input shows
         for parameter in model.parameters():
             parameter.uniform_(-1.2, 1.2)
     return model
@@ -248,7 +248,7 @@ MODEL = tiny_model(CHARS)
 
 @torch.inference_mode()
 def alone(model: LanguageModel, tokenizer: Tokenizer, sentence: str) -> float:
-    """The definition: the whole distribution after each token of one sentence."""
+    """Reference: the full distribution after each token of one sentence."""
     tokens = torch.tensor([[tokenizer.newline_id, *tokenizer.encode_text(sentence + "\n")]])
     assert tokens[0, -1] == tokenizer.newline_id
     log_probs, _ = model.log_probs(tokens[:, :-1], model.initial_state(1))
@@ -314,7 +314,7 @@ def test_the_same_tokens_tie_and_what_is_unknown_is_counted() -> None:
     assert found["unknown_rate"] == 8 / words
 
 
-# Judging.
+# Accuracies.
 
 
 def test_accuracies_by_paradigm_by_phenomenon_and_over_all() -> None:

@@ -1,4 +1,4 @@
-"""An ARPA file: against backing off written out here, against kenlm, and mixed with a word model."""
+"""N-grams from ARPA files: against explicit backoff and kenlm, and interpolated with a word model."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ ARPA = "\n".join(
 
 
 def by_hand(words: Iterable[str]) -> list[float]:
-    """log10 p of each word and of </s>: the bigram's, or the backoff and the unigram's."""
+    """log10 p of each word and of </s>: of the bigram, or backoff plus unigram."""
     known = [word if word in UNIGRAMS else "<unk>" for word in words]
     return [
         BIGRAMS.get((first, word), UNIGRAMS[first][1] + UNIGRAMS[word][0])
@@ -83,7 +83,7 @@ def test_lines_score_as_backing_off_does(ngram: Ngram) -> None:
 
 
 def test_sums_are_kenlms(ngram: Ngram) -> None:
-    """Of every line, odd spaces too; a NUL ends a C string, so kenlm gets the line without."""
+    """For every line, including unusual spaces; without NUL, which would end the C string."""
     full = [ngram.model.full_scores(line[:-1].replace("\0", "x")) for line in LINES]
     tokens = [token for line in full for token in line]
     total, oov_total = sum(p for p, _, _ in tokens), sum(p for p, _, oov in tokens if oov)
@@ -131,9 +131,9 @@ BAD = {
     "noise": (bytes(range(256)) * 4, "is binary, not text"),
     "kenlm": (b"mmap lm http://kheafield.com/code format version 5\n\0", "is a KenLM binary"),
     "packed": (gzip.compress(ARPA.encode()), "is gzip, compressed under another name"),
-    "negative": (ARPA.replace("2=4", "2=-4").encode(), "line 3: no count of n-grams"),
-    "boundless": (ARPA.replace("2=4", "2=" + "9" * 40).encode(), "line 3: no count of n-grams"),
-    "huge": (ARPA.replace("2=4", "2=4000000000").encode(), "line 3: no count of n-grams"),
+    "negative": (ARPA.replace("2=4", "2=-4").encode(), "line 3: invalid n-gram count"),
+    "boundless": (ARPA.replace("2=4", "2=" + "9" * 40).encode(), "line 3: invalid n-gram count"),
+    "huge": (ARPA.replace("2=4", "2=4000000000").encode(), "line 3: invalid n-gram count"),
     "number": (ARPA.replace("-0.4\ta", "x\ta").encode(), "line 14: damaged"),
     "word": (ARPA.replace("a b", "a zz").encode(), "line 14: damaged"),
     "many": (ARPA.replace("2=4", "2=3").encode(), "line 16: damaged"),
@@ -174,7 +174,9 @@ def test_kenlms_reason_is_passed_on(tmp_path: Path) -> None:
 def test_without_kenlm_it_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "kenlm", None)  # as Python itself marks what cannot be had
+    monkeypatch.setitem(
+        sys.modules, "kenlm", None
+    )  # how Python marks a module that cannot be imported
     with pytest.raises(EnvironmentProblem) as caught:
         open_arpa(tmp_path / "any.arpa")
     assert caught.value.hint == "pip install 'gru-lm[ngram]'"
@@ -191,7 +193,7 @@ def portions(tokens: list[int], log_probs: Any, *, size: int, document: int = 0)
     return [Portion(document, tokens_N[at], log_probs[at], extra_N0[at]) for at in slices]
 
 
-SIZES = np.empty((0, 2))  # of each token in the text; n-grams do not ask
+SIZES = np.empty((0, 2))  # sizes of tokens, unused by n-grams
 
 
 TEXT = "a b\n\n b  a e c\na a\u00a0b zz <unk>\na"  # e, c: not in the ARPA; zz: in neither
@@ -205,7 +207,7 @@ def test_with_weight_1_it_is_kenlm_whatever_the_portions(size: int, ngram: Ngram
     mixture = Mixture(found, weight=1)
     for portion in portions(tokens, np.full(len(tokens), -1.0), size=size):
         mixture(portion, SIZES)
-    # Without a newline nothing ends the last line.
+    # The last line has no newline and therefore no </s>.
     sums = word_sums(ngram, ["a b\n", "\n", "b a e c\n", "a a b zz <unk>\n", "a"])
     assert mixture.counts.tokens == sums.words + sums.sentences
     assert mixture.counts.nats == pytest.approx(-math.log(10) * sums.logprob, rel=1e-6)
@@ -222,12 +224,12 @@ def test_words_that_the_ngrams_lack_share_what_is_unknown_to_them(ngram: Ngram) 
     found = TokenScores(ngram, tokenizer)
     assert found.lacking() == 2
     whole = 0.0
-    for token in every:  # each as a line's first
+    for token in every:  # each at the start of a line
         start = TokenScores(ngram, tokenizer)
         (portion,) = portions([token], np.zeros(1), size=1)
         tokens_N, _, ngram_N = start(portion)
         whole += float(np.exp(start.shared(tokens_N, ngram_N)).sum())
-    start = ["a", "b", "</s>", "<unk>"]  # of which the n-grams give p after <s>
+    start = ["a", "b", "</s>", "<unk>"]  # have a probability after <s> in the n-grams
     assert whole == pytest.approx(sum(10 ** by_hand([word])[0] for word in start), rel=1e-6)
     nats = {}
     for weight in (0.5, 1):
@@ -273,9 +275,9 @@ def test_another_vocabulary_is_refused(ngram: Ngram) -> None:
         if good:
             found.check_overlap()
         else:
-            with pytest.raises(InputError, match="another vocabulary") as caught:
+            with pytest.raises(InputError, match="does not match the model") as caught:
                 found.check_overlap()
-            assert caught.value.why == "of 3 words of this text that the model knows, it has 1"
+            assert caught.value.why == "it has 1 of the 3 words of this text known to the model"
 
 
 def test_only_word_models_go_with_it(ngram: Ngram) -> None:
@@ -319,7 +321,7 @@ def test_the_tuned_weight_is_the_likeliest() -> None:
     slope = ((p_b - p_a) / ((1 - weight) * p_a + weight * p_b)).mean()
     curvature = (((p_b - p_a) / ((1 - weight) * p_a + weight * p_b)) ** 2).mean()
     assert 0.01 < weight < 0.99
-    assert abs(slope / curvature) < 1e-6  # Newton's step to the very best
+    assert abs(slope / curvature) < 1e-6  # size of a Newton step to the optimum
 
 
 def test_the_tuned_weight_finds_the_edges_and_the_truth() -> None:
@@ -327,7 +329,7 @@ def test_the_tuned_weight_finds_the_edges_and_the_truth() -> None:
     assert tune_weight(ones - 1, ones - 5) == pytest.approx(0, abs=1e-6)
     assert tune_weight(ones - 5, ones - 1) == pytest.approx(1, abs=1e-6)
     assert tune_weight(ones, ones) == 0.5
-    # Drawn three times of four by b, where each side is sure of itself.
+    # Three quarters of the tokens are drawn from b; both models are certain of their own tokens.
     b_N = np.where(np.arange(400) % 4, -1e-9, -30.0)
     assert tune_weight(-30 - b_N, b_N) == pytest.approx(0.75, abs=1e-6)
     with pytest.raises(InputError, match="no token"):

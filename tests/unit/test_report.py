@@ -1,4 +1,4 @@
-"""Pages stand alone, are well formed, can be read, and let nothing from outside be markup."""
+"""HTML reports: self-contained, well-formed, legible, and with all external text escaped."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ COMPARED: dict[str, Any] = {
 
 
 class Page(HTMLParser):
-    """A page's elements and text; fails where a tag is not closed, or was never opened."""
+    """The elements and text of a page; fails on unbalanced tags."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.elements: list[tuple[str, dict[str, str | None]]] = []
         self.text = ""
-        page.encode()  # UTF-8 holds it
+        page.encode()  # is valid UTF-8
         self.feed(page)
         self.close()
         assert not self.open
@@ -126,7 +126,7 @@ def test_every_token_has_its_colour_and_its_bits() -> None:
 
 
 def luminance(colour: str) -> float:
-    """WCAG 2's relative luminance."""
+    """Relative luminance as defined by WCAG 2."""
     digits = colour[1:] if len(colour) == 7 else "".join(2 * digit for digit in colour[1:])
     parts = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
     r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
@@ -140,7 +140,7 @@ def test_colours_can_be_read_and_told_apart_by_lightness_alone() -> None:
     for back, (_, _, text) in zip(backs, pairs, strict=True):
         high, low = sorted((back, luminance(text)), reverse=True)
         assert (high + 0.05) / (low + 0.05) >= 4.5, (back, text)
-    for ramp in (backs[:10][::-1], backs[10:]):  # to the darkest by day, to the lightest by night
+    for ramp in (backs[:10][::-1], backs[10:]):  # light theme to dark, dark theme to light
         assert all((b + 0.05) / (a + 0.05) > 1.1 for a, b in pairwise(ramp))
 
 
@@ -195,7 +195,7 @@ def test_what_comes_from_outside_is_text() -> None:
     page = Page(evaluated(result, title=HOSTILE, tokens=tokens, shown_of=(2, 2)))
     seen = '<script>alert("1")</script>\'"&\\x00\\x1b\\n\\ud800\\u202e<a href="http://x.org">'
     assert page.text.count(seen) == 2 + 3 + 2 * 3 + 2
-    assert page.text.count(seen.replace("\\n", "\n")) == 2, "a text's newline is one"
+    assert page.text.count(seen.replace("\\n", "\n")) == 2, "newlines of the text are kept"
     difference = DIFFERENCE | {"a": HOSTILE, "b": HOSTILE, "verdict": HOSTILE}
     result = COMPARED | {"cells": [HOSTILE, "b"], "match": HOSTILE, "on": HOSTILE}
     result |= {"runs": [row | {"cell": HOSTILE, "seed": HOSTILE} for row in ROWS]}

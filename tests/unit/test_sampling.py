@@ -1,4 +1,4 @@
-"""Sampling: text against the model's own probabilities, seeds, stop strings, held-back bytes."""
+"""Sampling: frequencies against the model's probabilities, seeds, stop strings, partial characters."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def test_stop_strings_cut_wherever_the_text_was_cut(text: str, stops: list[str],
         shown += passed
         if stopped:
             break
-        # What was shown is final: it never turns out to be the start of a stop string.
+        # Printed text is final: it never becomes the start of a stop string.
         assert not any(
             shown.endswith(stop[:1]) and text[len(shown) - 1 :].startswith(stop) for stop in stops
         )
     if not stopped:
         shown += filters.flush()
-    # The first to be complete ends the text, and the leftmost of those that are complete by then.
+    # The stop string that is complete first ends the text; of several, the leftmost.
     places = [place for stop in stops if (place := text.find(stop)) >= 0]
     assert stopped == bool(places)
     if not places:
@@ -76,7 +76,7 @@ def test_stop_strings_cut_wherever_the_text_was_cut(text: str, stops: list[str],
 
 
 class Scripted(LanguageModel):
-    """Almost surely says the given tokens, one after another, whatever it reads."""
+    """A model that generates the given tokens in order, almost surely and whatever its input."""
 
     def __init__(self, script: Sequence[int], vocab_size: int) -> None:
         super().__init__(ModelConfig(cell="rnn", vocab_size=vocab_size, layers=1, width=1, embed=1))
@@ -150,7 +150,7 @@ def test_probabilities_step_by_step_are_those_of_the_full_pass() -> None:
 
 
 class Listening(LanguageModel):
-    """MODEL, and the tokens that its first stream reads last."""
+    """MODEL, recording the latest tokens read by its first stream."""
 
     def __init__(self) -> None:
         super().__init__(MODEL.config)
@@ -163,7 +163,7 @@ class Listening(LanguageModel):
 
 
 def regenerate(prompt: list[int], *, length: int, **options: Any) -> list[int]:
-    """The tokens that a sample is made of: what is read on the way to one more."""
+    """The tokens of a sample, as read by the model when sampling one more."""
     model = Listening().eval()
     (sample,) = complete(model, BYTES, tokens_of(prompt), length=length + 1, **options)
     _, *made = model.heard
@@ -211,9 +211,9 @@ def test_greedy_takes_the_most_probable_token_whatever_the_seed() -> None:
 
 
 def test_a_penalty_reaches_prompt_and_sampled_tokens_of_each_sample_alone() -> None:
-    choice = Choice(repetition_penalty=1e6)  # seen tokens are as good as forbidden
+    choice = Choice(repetition_penalty=1e6)  # effectively forbids seen tokens
     made = regenerate([65, 66], length=100, choice=choice)
-    assert len(made) > 20  # until the end of the document is drawn
+    assert len(made) > 20  # until the end-of-document token is drawn
     assert len({65, 66, *made}) == len(made) + 2
 
 

@@ -1,5 +1,4 @@
-"""Scoring: whatever is run side by side, and in whatever portions, each token's probability is the
-one that a plain loop over single steps finds."""
+"""Scoring: for any batch and chunk size, probabilities equal those of a plain loop over single steps."""
 
 from __future__ import annotations
 
@@ -29,7 +28,7 @@ def tiny_model(vocab_size: int = V, cell: str = "gru", seed: int = 1) -> Languag
     torch.manual_seed(seed)
     config = ModelConfig(cell=cell, vocab_size=vocab_size, layers=2, width=6, embed=5)
     model = LanguageModel(config).eval()
-    with torch.no_grad():  # sharp enough that a wrong state or input shows
+    with torch.no_grad():  # peaked distributions, so that a wrong state or input shows
         for parameter in model.parameters():
             parameter.uniform_(-1.2, 1.2)
     return model
@@ -40,7 +39,7 @@ MODEL = tiny_model()
 
 @torch.inference_mode()
 def step_by_step(model: LanguageModel, tokens: list[int], newline_id: int = NEWLINE) -> np.ndarray:
-    """The definition: one token at a time, from the zero state fed the end of a line."""
+    """Reference: one token at a time, from the zero state fed the end-of-line token."""
     state, last, found = model.initial_state(1), newline_id, []
     for token in tokens:
         log_probs, state = model.log_probs(torch.tensor([[last]]), state)
@@ -297,7 +296,7 @@ def test_stream_mode_starts_each_document_anew_and_carries_within_it() -> None:
 
 
 def test_columns_of_a_short_text_are_its_exact_stream() -> None:
-    row: list[int] = []  # the documents, one end between two of them
+    row: list[int] = []  # the documents with an end-of-document token between them
     for number, text in enumerate(TEXTS):
         row += ([END] if number else []) + list(text.text.encode())
     exact = -step_by_step(BYTE_MODEL, row, BYTES.newline_id).sum()

@@ -1,4 +1,4 @@
-"""Documents from files, folders, globs and pipes: what is read, in which order, and cut where."""
+"""Documents from files, folders, globs and pipes: which are read, in which order, and how cut."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_globs(tmp_path: Path) -> None:
     (tmp_path / "empty.txt").touch()
     found = texts(tmp_path / "**" / "*.txt").values()
     assert list(found) == ["[1].txt", "a.txt", "deep/er/b.txt", "z.txt"]
-    assert list(texts(tmp_path / "[1].txt").values()) == ["[1].txt"]  # it exists by that name
+    assert list(texts(tmp_path / "[1].txt").values()) == ["[1].txt"]  # a file of this name exists
     assert list(texts(tmp_path / "dee*").values()) == ["deep/er/b.txt"]
 
 
@@ -184,7 +184,7 @@ def test_named_corpus_is_opened_as_documents(
     for path in paths:
         path.write_text(path.name)
     monkeypatch.setattr(sources.corpora, "corpus_paths", lambda name, **_: paths)
-    found = texts("@any", encoding="utf-16")  # a corpus is UTF-8 whatever else is
+    found = texts("@any", encoding="utf-16")  # corpora are always UTF-8
     assert list(found) == ["@any/0001-a.txt", "@any/0002-b.txt"]
 
 

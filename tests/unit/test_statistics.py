@@ -1,4 +1,4 @@
-"""Intervals hold what they should as often as they say; a verdict never says more than they do."""
+"""Intervals have their nominal coverage; verdicts never claim more than the intervals support."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from gru_lm.evaluation.statistics import (
     verdict,
 )
 
-TRUTH = 0.5  # nats per byte of every text made here
+TRUTH = 0.5  # nats per byte of every simulated text
 
 
 def texts(
     rng: np.random.Generator, count: int, blocks: int, *, stay: int = 200
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sums of nats and bytes of blocks, [texts, K], of a text with two topics, one hard, one easy.
+    """Nats and bytes by block [texts, K] of texts that alternate between a hard and an easy topic.
 
-    A topic goes on for `stay` tokens on average, so tokens are far from independent: their
-    correlation at a distance of d tokens falls as exp(−2d/stay).
+    A topic lasts `stay` tokens on average, so tokens are far from independent: their correlation at a
+    distance of d tokens is proportional to exp(−2d/stay).
     """
     N = blocks * BLOCK
     hard = rng.random((count, N), np.float32) < 1 / stay
     hard[:, 0] = rng.random(count) < 0.5
     mean = 1.2 + 1.6 * (np.cumsum(hard, axis=1, dtype=np.int32) % 2).astype(np.float32)
-    nats = mean * rng.standard_exponential((count, N), np.float32)  # 2 on average
-    spelt = 1 + 3 * nats * rng.random((count, N), np.float32)  # 4: what is rare is long
+    nats = mean * rng.standard_exponential((count, N), np.float32)  # mean 2
+    spelt = 1 + 3 * nats * rng.random((count, N), np.float32)  # mean 4; rare tokens are long
     return sums(nats, blocks), sums(spelt, blocks)
 
 
@@ -53,7 +53,7 @@ def sums(values: np.ndarray, blocks: int) -> np.ndarray:
 
 
 def share_held(nats: np.ndarray, bytes_: np.ndarray, truth: float) -> float:
-    """In how many of the texts the interval holds the truth."""
+    """Number of texts whose interval contains the true value."""
     held = 0
     for nats_K, bytes_K in zip(nats, bytes_, strict=True):
         interval = ratio_interval(nats_K, bytes_K).interval
@@ -90,7 +90,7 @@ def test_blocks_are_the_same_wherever_portions_are_cut(
 
 
 def tokenized(rng: np.random.Generator, length: int, longest: int) -> np.ndarray:
-    """Ends of tokens of 0 to `longest` bytes that make up `length`."""
+    """Ends of tokens of 0 to `longest` bytes, with `length` bytes in total."""
     ends = np.cumsum(rng.integers(0, longest + 1, size=2 * length))
     return np.append(ends[ends < length], length)
 
@@ -98,7 +98,7 @@ def tokenized(rng: np.random.Generator, length: int, longest: int) -> np.ndarray
 def test_common_blocks_are_the_same_stretches_of_text() -> None:
     rng = np.random.default_rng(1)
     ends_a_N, ends_b_M = tokenized(rng, 30_000, 6), tokenized(rng, 30_000, 9)
-    # Every token costs what its place says, so that a block's nats say which tokens are in it.
+    # The cost of a token encodes its position, so the nats of a block identify its tokens.
     marks_a_N, marks_b_M = 1.0 + np.arange(len(ends_a_N)), 1.0 + np.arange(len(ends_b_M))
     found = common_blocks(ends_a_N, marks_a_N, ends_b_M, marks_b_M)
     cuts = np.cumsum(found[2])
@@ -109,7 +109,7 @@ def test_common_blocks_are_the_same_stretches_of_text() -> None:
         upto = np.searchsorted(ends, cuts, side="right")
         assert np.array_equal(np.cumsum(found_K), np.cumsum(marks)[upto - 1])
         assert np.diff(upto, prepend=0).min() >= BLOCK
-    # No cut could have come earlier: the first is the first common border after 500 of each.
+    # The first cut is as early as possible: at the first common border after 500 of each.
     least = max(ends_a_N[BLOCK - 1], ends_b_M[BLOCK - 1])
     both = np.intersect1d(ends_a_N, ends_b_M)
     assert cuts[0] == both[both >= least][0]
@@ -141,7 +141,7 @@ def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.Mo
 @pytest.mark.slow
 @pytest.mark.parametrize("blocks", [10, 20, 50, 120])
 def test_the_interval_holds_the_truth_whatever_the_length(blocks: int) -> None:
-    """Autoregressive, heavy-tailed surprisal, and all of the resamples."""
+    """Autoregressive, heavy-tailed surprisal, with all resamples."""
     rng = np.random.default_rng(3)
     nats = rng.standard_normal((400, blocks * BLOCK), np.float32)
     for at in range(1, nats.shape[1]):
@@ -152,7 +152,7 @@ def test_the_interval_holds_the_truth_whatever_the_length(blocks: int) -> None:
 
 
 def test_what_lasts_longer_than_a_block_is_still_seen() -> None:
-    """The same blocks, in order and as if they were independent."""
+    """The same blocks, in order and shuffled as if independent."""
     nats, bytes_ = texts(np.random.default_rng(4), 1, 60, stay=2000)
     shuffled = np.random.default_rng(5).permutation(60)
     inorder = ratio_interval(nats[0], bytes_[0])
@@ -165,7 +165,7 @@ def test_variance_and_interval_are_those_of_the_theory() -> None:
     rng = np.random.default_rng(6)
     numerator_K, denominator_K = rng.normal(100, 5, 20), np.full(20, 200.0)
     found = ratio_interval(numerator_K, denominator_K)
-    assert found == ratio_interval(numerator_K, denominator_K), "the same text, the same interval"
+    assert found == ratio_interval(numerator_K, denominator_K), "the interval is deterministic"
     assert found.value == pytest.approx(numerator_K.sum() / 4000)
     assert found.variance == pytest.approx((numerator_K / 200).var(ddof=1) / 20, rel=0.05)
     assert found.interval
@@ -183,7 +183,7 @@ def test_too_short_empty_or_impossible_texts_have_no_interval() -> None:
     ones = np.ones(9)
     assert ratio_interval(ones, 2 * ones)[:2] == (0.5, None)
     padded = ratio_interval(np.ones(20), np.array([0.0, 1.0] * 9 + [0.0] * 2))
-    assert padded.interval is None, "blocks of no bytes are no blocks"
+    assert padded.interval is None, "blocks without bytes do not count"
     assert (padded.value, padded.blocks) == (20 / 9, 9)
     for nats in (np.array([]), np.array([math.inf] * 20), np.array([math.nan] * 20)):
         found = paired_difference(nats, nats, np.ones(len(nats)))
@@ -235,22 +235,22 @@ def test_seeds_difference_is_the_interval_over_both() -> None:
 @pytest.mark.parametrize("skewed", [False, True])
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_false_alarms_are_rare_and_real_differences_found(seeds: int, skewed: bool) -> None:
-    """Simulated comparisons of runs drawn from one distribution, on texts of their own."""
+    """Simulated comparisons of runs from one distribution, each on a separate text."""
     rng = np.random.default_rng(10)
     runs = rng.gamma(4, 0.5, (2, 1000, seeds)) if skewed else rng.normal(0, 1, (2, 1000, seeds))
     alarms = found = 0
     for a_S, b_S in zip(runs[0], runs[1], strict=True):
         difference_S = a_S - b_S
-        text = rng.normal(0, 0.3)  # what this text adds to every seed's difference
+        text = rng.normal(0, 0.3)  # effect of this text on the difference of every seed
         interval = t_interval(difference_S + text, variance=0.09)
         assert interval
         alarms += not interval[0] <= 0 <= interval[1]
-        error = math.sqrt(2 / seeds + 0.09)  # of the mean, as it is
+        error = math.sqrt(2 / seeds + 0.09)  # true standard error of the mean
         shifted = t_interval(difference_S + text + 5 * error, variance=0.09)
         assert shifted
         found += shifted[0] > 0
     assert alarms <= 80
-    assert found >= {3: 650, 5: 920}[seeds]  # few seeds cannot tell their own spread
+    assert found >= {3: 650, 5: 920}[seeds]  # few seeds estimate their spread poorly
 
 
 # --- words ---
@@ -306,7 +306,7 @@ def test_an_interval_is_called_ci95_only_where_it_is_one(cells: str, level: floa
 
 
 def test_a_model_is_not_better_than_itself() -> None:
-    """Other batches, other rounding: differences that are consistent, and nothing."""
+    """Rounding that depends on the batch: consistent differences that mean nothing."""
     nats, bytes_ = texts(np.random.default_rng(11), 1, 20)
     for factor in (1.0, 1 + 1e-7, 1 - 1e-6):
         found = paired_difference(nats[0], factor * nats[0], bytes_[0])

@@ -1,4 +1,4 @@
-"""The token store: what it holds, that it is cached, and that a damaged cache is built anew."""
+"""Token store: contents, caching, and rebuilding of a damaged cache."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEY = "ab" * 32
 
 @dataclass(frozen=True)
 class Text:
-    """A document that lives in memory and counts how often it is read."""
+    """An in-memory document that counts how often it is read."""
 
     text: str
     reads: list[int]

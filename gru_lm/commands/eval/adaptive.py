@@ -1,7 +1,7 @@
-"""A model that adapts to the text at hand, as rows beside the plain figures: cache, dynamic evaluation.
+"""Rows of `eval` for models that adapt to the text: neural cache and dynamic evaluation.
 
-Brings together a run's own texts, evaluation/cache.py and evaluation/dynamic.py. Prints progress, and
-changes nothing that is stored.
+Connects evaluation/cache.py and evaluation/dynamic.py with the run's own training and validation text.
+Prints progress; writes no files.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Row = dict[str, Any]
 def check_settings(
     *, cache: Mapping[str, Any] | None, method: str | None, dynamic: Mapping[str, Any]
 ) -> None:
-    """Raise UsageError for what neither the cache nor dynamic evaluation could be given."""
+    """Raise UsageError if a setting of the cache or of dynamic evaluation is invalid."""
     CacheSettings(**cache or {})
     if method is not None:
         _dynamic_settings(method, dynamic)
@@ -57,7 +57,7 @@ def with_cache(
     size: int,
     stop: Stop,
 ) -> Row:
-    """The figures with the neural cache. `given` are settings; with `tune` the others are found."""
+    """Figures with the neural cache. `given`: fixed settings; with `tune`, the others are tuned."""
     model, newline_id = loaded.model, loaded.tokenizer.newline_id
     settings, tuned = CacheSettings(**given), None
     if tune:
@@ -86,12 +86,12 @@ def dynamically(
     size: int,
     stop: Stop,
 ) -> Row:
-    """The figures of dynamic evaluation by `method`, as `with_cache`."""
+    """Figures with dynamic evaluation by `method`; otherwise as `with_cache`."""
     model, newline_id = loaded.model, loaded.tokenizer.newline_id
     settings, tuned, rms = _dynamic_settings(method, given), None, None
     if method == "rms":
         whole = STREAMS * BATCHES * settings.segment
-        with console.progress("measuring gradients of the training text", whole) as advance:
+        with console.progress("computing gradients on the training text", whole) as advance:
             rms = gradient_rms(
                 model,
                 _training_batches(loaded, settings.segment, stop=stop),
@@ -163,7 +163,7 @@ def _row(
 
 
 def _own_sequences(loaded: LoadedModel, *, stop: Stop) -> Any:
-    """The run's own held-out text, to tune on."""
+    """The run's own validation text, for tuning."""
     valid = own_text(loaded, "valid", stop=stop)
     return Reading(loaded.tokenizer, valid.documents).sequences()
 

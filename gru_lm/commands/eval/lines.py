@@ -1,7 +1,7 @@
-"""Lines in, their log-probabilities out, one by one and in order: for a recogniser's hypotheses.
+"""Log-probabilities of lines from standard input, in order, for example to rescore n-best lists.
 
-Each line starts from the model's start and has its own end, as in `eval --mode line`. Invariant: what
-lines are answered together changes the speed alone.
+Each line is scored from the zero state and includes its end, as in `eval --mode line`. Invariant:
+batching affects speed only.
 """
 
 from __future__ import annotations
@@ -35,15 +35,16 @@ def answer_lines(
     encoding: str = "utf-8",
     stop: Stop,
 ) -> None:
-    """For each line of standard input a row: number, tokens, nats; and first of all their names.
+    """Call `answer` with a header and then, for each line of standard input, number, tokens and nats.
 
-    As soon as lines come, those that are there are scored together. A last line without its newline
-    counts as one with it. Raises InputError, naming the line, where one is not in `encoding`.
+    Lines are scored as soon as they arrive, in batches of those available. A final line without a
+    newline is scored as if it had one. Raises UsageError if lines cannot be split in `encoding`,
+    InputError with the line number if a line is not valid in it.
     """
     encoding = known_encoding(encoding)
     if not newline_is_a_byte(encoding):
         raise UsageError(
-            f"lines in {encoding} cannot be told apart as they come",
+            f"lines in {encoding} cannot be read one by one from standard input",
             hint=f"iconv -f {encoding} -t utf-8 | gru-lm eval {run} - --per-line -",
         )
     loaded = load_model(
@@ -58,34 +59,34 @@ def answer_lines(
 
 
 def _lines(encoding: str, stop: Stop) -> Iterator[list[str]]:
-    """The whole lines of standard input without their ends, as many at once as are there."""
-    begun: list[bytes] = []  # of a line that has not ended yet
+    """Complete lines of standard input without their ends, all available ones at a time."""
+    partial: list[bytes] = []  # of an incomplete line
     number = 0
     for block in itertools.chain(stdin_blocks(stop=stop), [b""]):
-        *whole, rest = block.split(b"\n")
-        if whole:
-            whole[0] = b"".join([*begun, whole[0]])
-            begun = []
-        begun.append(rest)
-        if not block and any(begun):
-            whole.append(b"".join(begun))
+        *complete, rest = block.split(b"\n")
+        if complete:
+            complete[0] = b"".join([*partial, complete[0]])
+            partial = []
+        partial.append(rest)
+        if not block and any(partial):
+            complete.append(b"".join(partial))
         lines: list[str] = []
-        for line in whole:
+        for line in complete:
             number += 1
             try:
                 lines.append(line.removeprefix(BOM if number == 1 else b"").decode(encoding))
             except UnicodeDecodeError as error:
-                yield lines  # those before it are answered
+                yield lines  # lines before the error are still answered
                 raise InputError(
                     f"standard input, line {number:,}: not {encoding}",
                     why=f"byte 0x{error.object[error.start]:02x}: {error.reason}",
-                    hint="name its encoding, for example --encoding latin-1",
+                    hint="specify its encoding, for example --encoding latin-1",
                 ) from error
         yield lines
 
 
 def _scored(loaded: LoadedModel, lines: list[str], stop: Stop) -> list[tuple[int, float]]:
-    """The tokens and nats of each line."""
+    """Number of tokens and nats of each line."""
     encoded = [np.array(loaded.tokenizer.encode_text(line + "\n"), np.int32) for line in lines]
     nats = [0.0] * len(lines)
     batch, chunk = FASTEST["line"]

@@ -1,6 +1,6 @@
-"""A model of words together with an n-gram model in an ARPA file: two rows beside the plain figures.
+"""Rows of `eval` for an n-gram model (ARPA file): alone, and interpolated with a word model.
 
-Brings together a run's own texts and evaluation/ngram.py. Prints progress, and writes nothing.
+Connects evaluation/ngram.py with the run's own validation text. Prints progress; writes no files.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ from gru_lm.text.documents import Document, readings
 
 
 class Interpolation:
-    """An ARPA file beside a model of words: its own row, and that of both together."""
+    """An n-gram model and its interpolation with the word model of a run."""
 
     def __init__(
         self, loaded: LoadedModel, arpa: Path, *, weight: float | None, stop: Stop
     ) -> None:
-        """`weight` is that of the n-grams; None: tuned on the run's own held-out text."""
-        self._opened = loaded
+        """`weight`: weight of the n-grams; None: tuned on the run's own validation text."""
+        self._loaded = loaded
         self._ngram = open_arpa(arpa)
         self._scores = TokenScores(self._ngram, loaded.tokenizer)
         self._tuned_on: int | None = None
         if weight is None:
-            weight, self._tuned_on = self._tuned(stop)
+            weight, self._tuned_on = self._tune(stop)
         self._weight = weight
 
-    def _tuned(self, stop: Stop) -> tuple[float, int]:
-        """The weight that suits the run's own held-out text, and how many tokens that has."""
-        loaded = self._opened
+    def _tune(self, stop: Stop) -> tuple[float, int]:
+        """The best weight on the run's own validation text, and the number of its tokens."""
+        loaded = self._loaded
         valid = own_text(loaded, "valid", stop=stop)
         scores = TokenScores(self._ngram, loaded.tokenizer)
         pairs = Pairs(scores)
-        with console.progress("tuning the weight of the n-grams", None) as advance:
+        with console.progress("tuning the n-gram weight", None) as advance:
             measure(
                 loaded.model,
                 loaded.tokenizer,
@@ -62,19 +62,23 @@ class Interpolation:
         return tune_weight(of_model_N, of_ngrams_N), len(of_model_N)
 
     def mixture(self) -> Mixture:
-        """A table for the one pass over the text that is measured."""
+        """A table for the pass over the evaluated text."""
         return Mixture(self._scores, weight=self._weight)
 
     def caveats(self) -> list[str]:
-        """What must be said beside the rows."""
+        """Caveats to be reported with the rows."""
         lacking = self._scores.lacking()
-        shared = "words of the model's: in the mixture they share the probability of <unk>"
+        shared = "words of the model, which share the probability of <unk> in the mixture"
         return [f"{self._ngram.name} lacks {lacking:,} {shared}"] if lacking else []
 
     def rows(
         self, mixture: Mixture, documents: Sequence[Document], total: Counts
     ) -> dict[str, Any]:
-        """What `mixture` has found in `documents`, and what the n-grams alone make of them."""
+        """The rows `ngram` and `interpolated` for `documents`, which `mixture` has seen.
+
+        `total`: the counts of the neural model on them. Raises InputError if the vocabularies differ
+        too much.
+        """
         self._scores.check_overlap()
         unknown = self._scores.unknown_tokens()
         lines = (line for pieces in readings(documents) for line in lines_of(pieces))

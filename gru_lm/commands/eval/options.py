@@ -1,4 +1,4 @@
-"""The optional outputs of `gru-lm eval`: which are asked for, and where they go. Imports no torch."""
+"""Optional outputs of `gru-lm eval`: which are requested, and their files. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What to measure and to write beside the plain figures; all of it is optional."""
+    """Optional measurements and files in addition to the plain figures."""
 
     per_token: Path | None = None
     per_word: Path | None = None
@@ -28,28 +28,28 @@ class Outputs:
     pairs: Path | None = None
     interpolate: Path | None = None  # an ARPA file
     weight: float | None = None  # of its n-grams; None: tuned
-    cache: Mapping[str, float] | None = None  # settings other than the usual ones
+    cache: Mapping[str, float] | None = None  # settings that differ from the defaults
     dynamic: str | None = None  # the method
     dynamic_settings: Mapping[str, float] = field(default_factory=dict)
-    tune: bool = False  # cache and dynamic evaluation, on the run's own held-out text
+    tune: bool = False  # cache and dynamic evaluation, on the run's own validation text
 
     def files(self) -> list[Path]:
-        """What will be written."""
+        """The files to be written."""
         written = (self.per_token, self.per_word, self.per_line, self.html, self.context_curve)
         return [path for path in written if path]
 
     def tables(self) -> list[Path]:
-        """Those of them that are tables."""
+        """The tables among them."""
         return [path for path in (self.per_token, self.per_word, self.per_line) if path]
 
 
 def form_of(table: Path) -> str:
-    """The form of a table, by the ending of its name: one of TABLES; without an ending, the first."""
+    """The format of a table, from its file name; TSV if there is no suffix."""
     return table.suffix.lower() or TABLES[0]
 
 
 def check_outputs(outputs: Outputs, documents: Sequence[Document]) -> None:
-    """Raise UsageError where what is to be written would replace what is read, or something else."""
+    """Raise UsageError if an output would overwrite an input, a model, another output or a non-file."""
     wholes = (getattr(document, "document", document) for document in documents)
     named = (
         outputs.pairs,
@@ -60,15 +60,19 @@ def check_outputs(outputs: Outputs, documents: Sequence[Document]) -> None:
     outs = outputs.files()
     for number, out in enumerate(outs):
         if str(out) == "-":
-            raise UsageError("tables and pages are written to files, not to -", hint="name a file")
+            raise UsageError("this output cannot go to standard output (-)", hint="use a file name")
         if out.exists() and not out.is_file():
-            raise UsageError(f"{out} is not a regular file", hint="name a file to be written")
+            raise UsageError(f"{out} is not a regular file", hint="choose another output file")
         if out.exists() and any(out.samefile(path) for path in inputs):
-            raise UsageError(f"{out} is read here, and not to be replaced", hint="another name")
+            raise UsageError(
+                f"{out} is an input and would be overwritten", hint="choose another output file"
+            )
         if out.suffix == ".safetensors":
-            raise UsageError(f"{out} has the name of a model", hint="another name")
+            raise UsageError(
+                f"{out} has the file name of a model", hint="choose another output file"
+            )
         if out.absolute() in [other.absolute() for other in outs[:number]]:
-            raise UsageError(f"{out} cannot hold two things at once", hint="a name for each")
+            raise UsageError(f"{out} is given for two outputs", hint="use a separate file for each")
     for table in outputs.tables():
         if form_of(table) not in TABLES:
             raise UsageError(
