@@ -18,7 +18,7 @@ from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.batches import Batches
 from gru_lm.training.checkpoint import read
 from gru_lm.training.loop import TrainState, train_steps
-from gru_lm.training.optimizers import Budget, Schedule, make_optimizer, no_longer_falls
+from gru_lm.training.optimizers import Budget, Schedule, make_optimizer, stopped_improving
 from gru_lm.training.state import restore, restore_model
 from tests.conftest import TINY, words
 from tests.faults.hostile import changed
@@ -91,7 +91,7 @@ def test_the_average_is_lent_to_the_model_and_training_goes_on_without_it() -> N
 def test_it_begins_where_a_validation_is_worse_than_the_best_but_the_last_five(
     losses: list[float],
 ) -> None:
-    begun = [no_longer_falls(nats, losses[:i]) for i, nats in enumerate(losses)]
+    begun = [stopped_improving(nats, losses[:i]) for i, nats in enumerate(losses)]
     assert begun == [
         any(i - j > 5 and losses[j] < nats for j in range(i)) for i, nats in enumerate(losses)
     ]
@@ -168,4 +168,6 @@ def test_hostile_averages_are_refused(name: str, averaging: bytes, tmp_path: Pat
 
 def test_two_averages_are_refused(tmp_path: Path) -> None:
     options = ["--average", 0.9, "--optimizer", "nt-asgd"]
-    assert "an average of its own" in error(tmp_path, "train", "nothing.txt", *options, code=2)
+    assert "already averages the weights" in error(
+        tmp_path, "train", "nothing.txt", *options, code=2
+    )

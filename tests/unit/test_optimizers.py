@@ -12,11 +12,11 @@ from gru_lm.errors import DivergedError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.batches import Batches
-from gru_lm.training.loop import LEAST_SCALE, TrainState, train_steps
+from gru_lm.training.loop import MIN_SCALE, TrainState, train_steps
 from gru_lm.training.optimizers import (
-    FLOOR,
-    MOST_MUON_DECAY,
-    TURNS,
+    MAX_MUON_DECAY,
+    PERIOD,
+    WARMUP_START,
     Budget,
     Schedule,
     make_optimizer,
@@ -53,7 +53,7 @@ def test_the_rate_stays_between_nothing_and_the_highest(
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_rises_to_the_highest_and_falls_to_nothing(kind: str) -> None:
     rate = Schedule(kind=kind, lr=2.0, warmup=0.1)
-    assert rate(0) == 2.0 * FLOOR > 0
+    assert rate(0) == 2.0 * WARMUP_START > 0
     assert rate(0.05) == pytest.approx(1.0)
     assert rate(0.1) == pytest.approx(2.0)
     rates = [rate(0.1 + 0.9 * i / 50) for i in range(51)]
@@ -92,7 +92,7 @@ def test_a_loss_scale_that_falls_for_ever_is_divergence() -> None:
     config = ModelConfig(cell="gru", vocab_size=5, layers=1, width=4, embed=4)
     model = LanguageModel(config)
     optimizer = make_optimizer(model, "adamw", weight_decay=0.0)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0 * LEAST_SCALE)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0 * MIN_SCALE)
     state = TrainState(model, optimizer, scaler, model.initial_state(2))
     steps = train_steps(
         state,
@@ -105,8 +105,10 @@ def test_a_loss_scale_that_falls_for_ever_is_divergence() -> None:
         clock=lambda: 0.0,
     )
     assert next(steps).step == 1
-    scaler.update(LEAST_SCALE / 2)
-    with pytest.raises(DivergedError, match="step 2: the gradient overflows at every scale"):
+    scaler.update(MIN_SCALE / 2)
+    with pytest.raises(
+        DivergedError, match="step 2: the fp16 gradient overflows at every loss scale"
+    ):
         next(steps)
 
 
@@ -141,7 +143,7 @@ def test_muon_turns_square_matrices_gate_by_gate_and_adamw_does_the_rest(
             parameter.grad = torch.randn(parameter.shape, generator=generator)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        for _ in range(TURNS):  # in which each matrix moves once
+        for _ in range(PERIOD):  # in which each matrix moves once
             optimizer.step()
     square = {"layers.0.weight_hh_l0", "layers.1.weight_hh_l0", "layers.1.weight_ih_l0"}
     square |= {"layers.0.weight_ih_l0"} if embed == H else set()
@@ -152,26 +154,26 @@ def test_muon_turns_square_matrices_gate_by_gate_and_adamw_does_the_rest(
             continue
         change = (before[name] - value).detach()
         for gate, gradient in zip(change.split(H), value.grad.split(H), strict=True):
-            turned = gate / (TURNS * lr * H**0.5 / 4)
+            turned = gate / (PERIOD * lr * H**0.5 / 4)
             torch.testing.assert_close(turned, orthogonal(gradient[None])[0], rtol=1e-3, atol=1e-4)
 
 
 def test_a_decay_for_the_vocabulary_does_not_hold_back_what_muon_moves() -> None:
     H, lr = 16, 0.01
     config = ModelConfig(cell="gru", vocab_size=5, layers=1, width=H, embed=H)
-    for decay, held_back in ((0.05, 0.05), (0.3, MOST_MUON_DECAY)):
+    for decay, held_back in ((0.05, 0.05), (0.3, MAX_MUON_DECAY)):
         model = LanguageModel(config)
         optimizer = make_optimizer(model, "muon", weight_decay=decay)
         cell, rows = model.recurrent.layers[0].weight_hh_l0, model.head.embedding
         before = [weight.detach().clone() for weight in (cell, rows)]
         for group in optimizer.param_groups:
             group["lr"] = lr
-        for _ in range(TURNS):
+        for _ in range(PERIOD):
             for parameter in model.parameters():
                 parameter.grad = torch.zeros_like(parameter)
             optimizer.step()
-        torch.testing.assert_close(cell, (1 - TURNS * lr * H**0.5 / 4 * held_back) * before[0])
-        torch.testing.assert_close(rows, (1 - lr * decay) ** TURNS * before[1])
+        torch.testing.assert_close(cell, (1 - PERIOD * lr * H**0.5 / 4 * held_back) * before[0])
+        torch.testing.assert_close(rows, (1 - lr * decay) ** PERIOD * before[1])
 
 
 def test_muon_moves_the_matrices_in_turns() -> None:
@@ -183,12 +185,12 @@ def test_muon_moves_the_matrices_in_turns() -> None:
     assert len(matrices) == 6
     optimizer.param_groups[0]["lr"] = 0.01
     turns: list[int] = []
-    for _ in range(2 * TURNS):
+    for _ in range(2 * PERIOD):
         before = [matrix.detach().clone() for matrix in matrices]
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape)
         optimizer.step()
         moved = [not torch.equal(m, b) for m, b in zip(matrices, before, strict=True)]
         turns += [number for number, each in enumerate(moved) if each]
-    assert sorted(turns) == sorted(2 * [*range(6)]), "each once in TURNS steps"
+    assert sorted(turns) == sorted(2 * [*range(6)]), "each once in PERIOD steps"
     assert turns[:6] == turns[6:]
