@@ -2,7 +2,7 @@
 
 A cell is one layer. `project` computes the part that does not depend on the state (W x + b, all steps in
 one product); `step` computes one step of the recurrence, written like its equation. Unrolling over time
-is left to recurrent.py; tokens, files and training are unknown here.
+is left to recurrent.py. Independent of tokens, files and training.
 
 The subclasses of torch.nn.GRU, LSTM and RNN have exactly those modules' parameters (names and gate
 order), which lets cuDNN and oneDNN run them and other programs read them. For a fair comparison, all

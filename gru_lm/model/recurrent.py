@@ -2,8 +2,8 @@
 
 The backend is fixed at construction. "native" runs the cells by our C kernels on a CPU; "fused" uses
 torch.nn for the layers it has (cuDNN on CUDA, oneDNN or PyTorch's own loop on a CPU) and hoisted.py for
-gru-before on a CPU; "reference" is the readable loop over `Cell.step`. All compute the same function.
-Tokens and losses are unknown here.
+gru-before on a CPU; "reference" is the readable loop over `Cell.step`. Invariant: all backends compute
+the same function. Independent of tokens and losses.
 
 Shapes: T time, B batch, D input, H hidden, L layers, S states of a cell.
 """

@@ -1,8 +1,8 @@
-"""Text cut into segments: a line with its end, a longer line every 8,192 characters.
+"""Segmentation of text: lines with their terminators, split every 8,192 characters if longer.
 
-Segments are a function of the text alone, not of the pieces in which it arrives; that is what makes
-training and encoding independent of how a file was read. Knows nothing of tokenizers. Memory is
-bounded by one piece, or one block, and one segment.
+Invariant: segments depend only on the text, not on the pieces in which it is read, so tokenizer training
+and encoding do not depend on how a file was read. Independent of the tokenizer. Memory is bounded by one
+piece (or block) and one segment.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ LONGEST = 8192
 
 
 def segments(pieces: Iterable[str]) -> Iterator[list[str]]:
-    """The segments of a text, in order, in lists: at most one list a piece, and one at the end.
+    """Yield the segments of a text in order, in at most one list per piece and one at the end.
 
     >>> list(segments(["a\\nb", "c\\n\\n", "d"]))
     [['a\\n'], ['bc\\n', '\\n'], ['d']]
@@ -39,12 +39,12 @@ def segments(pieces: Iterable[str]) -> Iterator[list[str]]:
 
 
 def split(text: str) -> list[str]:
-    """The segments of a text that is there as a whole."""
+    """Return the segments of a complete text."""
     return [segment for found in segments([text]) for segment in found]
 
 
 def joined(pieces: Iterable[str], size: int) -> Iterator[str]:
-    """The same text in longer pieces, of `size` characters or a little more."""
+    """Regroup a text into longer pieces, of `size` characters or slightly more."""
     waiting: list[str] = []
     length = 0
     for piece in pieces:
@@ -60,7 +60,7 @@ def joined(pieces: Iterable[str], size: int) -> Iterator[str]:
 
 
 def blocks(pieces: Iterable[str], size: int) -> Iterator[str]:
-    """The text in blocks of about `size` characters, each a number of whole segments.
+    """Regroup a text into blocks of about `size` characters, each of whole segments.
 
     >>> list(blocks(["a\\nb", "c\\n\\n", "d"], 4))
     ['a\\nbc\\n\\n', 'd']

@@ -1,7 +1,7 @@
 """Optimizers, learning-rate schedules and weight averaging.
 
 The learning rate is a pure function of progress, which runs from 0 to 1 over the budget (steps or time),
-so the schedule always completes with it. Batches and files are unknown here.
+so the schedule always ends with the budget. Independent of batches and files.
 """
 
 from __future__ import annotations
