@@ -1,4 +1,4 @@
-"""Named corpora: recipes, what is taken out of a wheel, the cache, and the errors; no network."""
+"""Named corpora: recipes, extraction from wheels, the cache, errors; without a network."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def tree(folder: Path) -> Sequence[str]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache's root, in a folder of the test."""
+    """The root of the cache, in a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "gru-lm" / "corpora"
 
@@ -187,7 +187,7 @@ def test_docstrings_once_each_in_order_and_silently(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         corpora.write_docstrings(library, tmp_path)
     text = (tmp_path / "0001-docstrings.txt").read_text()
-    order = ["Module.", "Same.", "Class.\n\nMore."]  # the folder's own files come first
+    order = ["Module.", "Same.", "Class.\n\nMore."]  # top-level files come first
     assert text == "\n\n".join([*order, "Inner.", "\\d", "\\d wrong."]) + "\n"
 
 
@@ -198,7 +198,7 @@ def test_a_library_without_source(tmp_path: Path) -> None:
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small standard library, so that @docstrings is quick."""
+    """A small standard library, to build @docstrings quickly."""
     folder = write_library(tmp_path / "library")
     monkeypatch.setattr(corpora.sysconfig, "get_path", lambda name: str(folder))
     return folder
@@ -261,7 +261,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, library: Path) -> None:
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> corpora.Recipe:
-    """A recipe whose wheel pip finds in a folder, as it would on an index."""
+    """A recipe whose wheel pip finds in a local folder instead of an index."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     about = {
