@@ -125,8 +125,9 @@ def bench_cli(
 ) -> None:
     """Measure the speed of each cell on this machine, in tokens per second.
 
-    Times whole training steps on characters, and the forward pass of validation. Cells are measured in
-    turn over several rounds; the table shows medians. For reliable figures, close other programs.
+    Times whole training steps on characters, and the forward pass of validation.
+    Cells are measured in turn over several rounds; the table shows medians. For
+    reliable figures, close other programs.
     """
     from gru_lm.reporting import console
 

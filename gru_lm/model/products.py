@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gru_lm.model.native.kernels import bf16_product, bf16_wanted
+from gru_lm.model.native.kernels import bf16_enabled, bf16_product
 
 
 def outer(dy_NG: Tensor, x_ND: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def add_outer(sum_GD: Tensor, dy_NG: Tensor, x_ND: Tensor) -> None:
 
 def in_bf16(x: Tensor) -> bool:
     """Whether products with the float32 tensor `x` currently run in bfloat16 (outputs stay float32)."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and bf16_wanted()
+    return x.device.type == "cpu" and x.dtype == torch.float32 and bf16_enabled()
 
 
 def _supported(x: Tensor) -> bool:

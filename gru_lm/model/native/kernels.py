@@ -40,7 +40,7 @@ def bf16_available() -> bool:
     return build.available() and bool(library().has_bf16())
 
 
-def bf16_wanted() -> bool:
+def bf16_enabled() -> bool:
     """Whether bfloat16 autocast is enabled on the CPU and the kernels are available."""
     enabled = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     return enabled and bf16_available()

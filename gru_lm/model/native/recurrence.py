@@ -19,7 +19,7 @@ from torch.nn.functional import embedding, pad
 from gru_lm.model import products
 from gru_lm.model.cells import GRU, LSTM, RNN, GRUBefore, LSTMThread
 from gru_lm.model.native.build import library
-from gru_lm.model.native.kernels import bf16_product, bf16_wanted, call, factors_of
+from gru_lm.model.native.kernels import bf16_enabled, bf16_product, call, factors_of
 from gru_lm.model.products import linear
 
 NativeCell = GRU | GRUBefore | LSTM | LSTMThread | RNN
@@ -93,7 +93,7 @@ class _GRU(torch.autograd.Function):
         training = any(ctx.needs_input_grad)
         gates = torch.empty_like(x_TBG) if training else None
         inner = x_TBG.new_empty(T, B, H) if training else None
-        ctx.bf16 = bf16_wanted()
+        ctx.bf16 = bf16_enabled()
         inputs, packed = (x_TBG, U, bias, hs, factors_of(hs, ctx.bf16)), x_TBG.new_empty(3 * H * H)
         call("gru_forward", T, B, H, *inputs, gates, inner, packed, bf16=ctx.bf16)
         if training:
@@ -125,7 +125,7 @@ class _GRUBefore(torch.autograd.Function):
         hs[0] = h_BH
         gates, reset = torch.empty_like(x_TBG), x_TBG.new_empty(T, B, H)
         packed = x_TBG.new_empty(3 * H * H)
-        ctx.bf16 = bf16_wanted()
+        ctx.bf16 = bf16_enabled()
         outputs = (hs, factors_of(hs, ctx.bf16), gates, reset, factors_of(reset, ctx.bf16))
         call("before_forward", T, B, H, x_TBG, U, *outputs, packed, bf16=ctx.bf16)
         ctx.save_for_backward(U, hs, gates, reset)
@@ -160,7 +160,7 @@ class _LSTM(torch.autograd.Function):
         hs, cs = x_TBG.new_empty(T + 1, B, H), x_TBG.new_empty(T + 1, B, H)
         hs[0], cs[0] = h_BH, c_BH
         gates, packed = torch.empty_like(x_TBG), x_TBG.new_empty(4 * H * H)
-        ctx.bf16 = bf16_wanted()
+        ctx.bf16 = bf16_enabled()
         outputs = (hs, factors_of(hs, ctx.bf16), cs, gates)
         call("lstm_forward", cls.plain, T, B, H, x_TBG, U, *outputs, packed, bf16=ctx.bf16)
         ctx.save_for_backward(U, hs, cs, gates)
@@ -189,7 +189,7 @@ class _RNN(torch.autograd.Function):
         x_TBG, U = x_TBG.contiguous(), U.contiguous()
         hs, packed = x_TBG.new_empty(T + 1, B, H), x_TBG.new_empty(H * H)
         hs[0] = h_BH
-        ctx.bf16 = bf16_wanted()
+        ctx.bf16 = bf16_enabled()
         call("rnn_forward", T, B, H, x_TBG, U, hs, factors_of(hs, ctx.bf16), packed, bf16=ctx.bf16)
         ctx.save_for_backward(U, hs)
         return (hs[1:],)
