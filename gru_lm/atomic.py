@@ -106,12 +106,12 @@ def _alive(pid: int) -> bool:
 
 
 def disk_problem(path: Path, error: OSError) -> EnvironmentProblem:
-    """An OSError at `path` as an error that says what would mend it."""
+    """Convert an OSError at `path` to an EnvironmentProblem with a hint on how to fix it."""
     hint = {
         errno.ENOSPC: "free some space there, then run the same command again (or --resume)",
-        errno.EDQUOT: "free some of your quota there, then run the same command again",
+        errno.EDQUOT: "free some of your disk quota, then run the same command again (or --resume)",
         errno.EFBIG: "raise the file size limit (ulimit -f), then run the same command again",
-        errno.EACCES: "choose a directory that you may write to",
-        errno.EROFS: "choose a directory that you may write to",
+        errno.EACCES: "choose a directory with write permission",
+        errno.EROFS: "choose a directory on a writable file system",
     }.get(error.errno or 0)
     return EnvironmentProblem(f"cannot write {path}: {error.strerror or error}", hint=hint)
