@@ -75,7 +75,7 @@ def link(source: Path, path: Path) -> None:
         os.link(source, temporary)
         try:
             temporary.rename(path)
-            # rename() does nothing where both names are already one file.
+            # rename() does nothing if both names already refer to the same file.
             temporary.unlink(missing_ok=True)
         except BaseException:
             temporary.unlink(missing_ok=True)

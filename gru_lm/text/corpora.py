@@ -93,7 +93,7 @@ def read_recipe(name: str) -> Recipe:
 
 
 def cache_folder(recipe: Recipe) -> Path:
-    """Where the documents of `recipe` are, or will be."""
+    """The cache folder for the documents of `recipe`, whether or not it exists."""
     version = recipe.version or f"{sys.implementation.name}-{platform.python_version()}"
     root = platformdirs.user_cache_path("gru-lm") / "corpora"
     return root / f"{recipe.name}-{version}-r{recipe.recipe}"
