@@ -136,7 +136,7 @@ def test_average_is_saved_resumed_and_used(
 
 @pytest.fixture(scope="module")
 def averaging(tmp_path_factory: pytest.TempPathFactory, cache: None) -> bytes:
-    """The last checkpoint of a run with averaged weights."""
+    """The last checkpoint of a run with an average."""
     folder = tmp_path_factory.mktemp("averaging")
     (folder / "text.txt").write_text(words(100), encoding="utf-8")
     inside(folder, "train", "text.txt", "--out", "run", *TINY, "--steps", 2, "--average", 0.9)
