@@ -1,8 +1,9 @@
-"""The only writer of durable bytes: a file is its old content or its new content, never between.
+"""Atomic, durable writes; the only module that writes files which must survive a crash.
 
-Write to an exclusive temporary name in the same directory, fsync, rename, fsync the directory. The
-writer holds a lock (flock) on its temporary, so that another process, in whatever container, can tell
-which temporaries are abandoned. Knows nothing of what the bytes mean.
+A file is written under an exclusive temporary name in the same directory, fsynced and renamed, and the
+directory is fsynced. The writer holds a lock (flock) on its temporary file, so that other processes, in
+any container, can tell which temporary files are abandoned. Independent of the content. Invariant: a
+file holds either the old bytes or the new bytes, never a mixture.
 """
 
 from __future__ import annotations
@@ -31,10 +32,10 @@ def fsync_directory(directory: Path) -> None:
 
 @contextmanager
 def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
-    """A binary file to write and seek in; it becomes `path` when the block ends well.
+    """Yield a binary file, seekable, that replaces `path` when the block ends without an exception.
 
-    Its mode is `mode` less the umask. Raises EnvironmentProblem, with the path, where the disk is full
-    or refuses; the old `path` is then untouched and the temporary is gone.
+    Its permissions are `mode` minus the umask. Raises EnvironmentProblem, naming the path, if writing
+    fails; the old `path` is then unchanged and the temporary file is removed.
     """
     try:
         temporary, descriptor = _make_temporary(path, mode)
@@ -43,7 +44,7 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.rename(path)  # before the lock goes with the descriptor
+                temporary.rename(path)  # before closing the file releases the lock
             fsync_directory(path.parent)
         except BaseException:
             with suppress(OSError):
@@ -54,7 +55,10 @@ def replacing(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
 
 
 def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
-    """Replace `path` by `data`, atomically and durably; with `mode` less the umask."""
+    """Replace `path` by `data`, with permissions `mode` minus the umask.
+
+    Raises EnvironmentProblem, naming path and size, if writing fails.
+    """
     try:
         with replacing(path, mode=mode) as file:
             file.write(data)
@@ -64,13 +68,13 @@ def write_bytes(path: Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 def link(source: Path, path: Path) -> None:
-    """Make `path` another name of `source`'s bytes, atomically; a copy where links are refused."""
+    """Make `path` a hard link to `source`, atomically; copy if hard links are not supported."""
     temporary = _temporary_name(path)
     try:
         os.link(source, temporary)
         try:
             temporary.rename(path)
-            # rename() does nothing where both names are already one file.
+            # rename() does nothing if both names already refer to the same file.
             temporary.unlink(missing_ok=True)
         except BaseException:
             temporary.unlink(missing_ok=True)
@@ -101,13 +105,13 @@ def scratch(directory: Path) -> Iterator[Path]:
 
 
 def sweep(directory: Path) -> None:
-    """Remove the temporaries in `directory` whose writers are dead.
+    """Remove temporary files in `directory` whose writers have died.
 
-    On a file system without locks all temporaries stay.
+    On a file system without locks, no temporary file is removed.
     """
     for path in directory.glob(".*.tmp"):
         if is_temporary(path.name):
-            with suppress(OSError):  # in use, or gone
+            with suppress(OSError):  # in use or already removed
                 _remove_unlocked(path)
 
 
@@ -116,7 +120,7 @@ def _temporary_name(path: Path) -> Path:
 
 
 def _make_temporary(path: Path, mode: int) -> tuple[Path, int]:
-    """A new locked file beside `path`, and its descriptor."""
+    """Create a locked temporary file next to `path`; return its path and descriptor."""
     while True:
         temporary = _temporary_name(path)
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
@@ -127,7 +131,7 @@ def _make_temporary(path: Path, mode: int) -> tuple[Path, int]:
 
 
 def _claimed(descriptor: int, path: Path) -> bool:
-    """Lock the temporary just made at `path`; False if a sweep removed it in between."""
+    """Lock the temporary file just created at `path`; False if a sweep removed it meanwhile."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -157,13 +161,13 @@ def _remove_unlocked(path: Path) -> None:
 
 
 def disk_problem(path: Path, error: OSError) -> EnvironmentProblem:
-    """An OSError at `path` as an error that says what would mend it."""
+    """Convert an OSError at `path` to an EnvironmentProblem with a hint on how to fix it."""
     hint = {
         errno.ENOSPC: "free some space there, then run the same command again (or --resume)",
-        errno.EDQUOT: "free some of your quota there, then run the same command again",
+        errno.EDQUOT: "free some of your disk quota, then run the same command again (or --resume)",
         errno.EFBIG: "raise the file size limit (ulimit -f), then run the same command again",
-        errno.EACCES: "choose a directory that you may write to",
-        errno.EROFS: "choose a directory that you may write to",
+        errno.EACCES: "choose a directory with write permission",
+        errno.EROFS: "choose a directory on a writable file system",
         errno.EISDIR: "move that directory elsewhere",
         errno.ELOOP: "remove the link: links are not followed",
     }.get(error.errno or 0)

@@ -1,15 +1,15 @@
-"""The exception tree: what can go wrong for a user, each with its exit code.
+"""The exception hierarchy: every error a user can meet, with its exit code.
 
     GruLmError                    (never raised itself)
-    ├── UsageError            2   wrong options or configuration
-    │   └── BudgetError           a budget in minutes that no training step fits into
-    ├── InputError            3   a text, run, checkpoint or tokenizer that cannot be used
-    ├── DivergedError         4   training left the finite numbers
+    ├── UsageError            2   invalid options or configuration
+    │   └── BudgetError           a budget in minutes too short for a single training step
+    ├── InputError            3   unusable text, run, checkpoint or tokenizer
+    ├── DivergedError         4   non-finite loss or gradient during training
     ├── EnvironmentProblem    5   disk full, run in use, out of memory, device or package missing
-    └── Stopped         128 + n   a signal asked us to leave
+    └── Stopped         128 + n   terminated by signal n
 
-Every instance is a message (what and where), an optional `why`, and a `hint`: the command or change
-that mends it. Printing is the command line's business. `assert` means our own bug (exit 70).
+Each error carries a message (what and where), an optional `why` and an optional `hint` (the command or
+change that fixes it). Printing is left to the command line. A failed `assert` is our own bug (exit 70).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 
 class GruLmError(Exception):
-    """Base of every error that a user can cause or mend."""
+    """Base class of all errors that a user can cause or fix."""
 
     exit_code = 70
 
@@ -32,7 +32,7 @@ class GruLmError(Exception):
 
 
 class UsageError(GruLmError):
-    """Wrong options or configuration."""
+    """Invalid options or configuration."""
 
     exit_code = 2
 
@@ -42,25 +42,25 @@ class BudgetError(UsageError):
 
 
 class InputError(GruLmError):
-    """A text, run directory, checkpoint or tokenizer that cannot be used."""
+    """Unusable text, run directory, checkpoint or tokenizer."""
 
     exit_code = 3
 
 
 class DivergedError(GruLmError):
-    """A loss or gradient that is not finite."""
+    """Non-finite loss or gradient."""
 
     exit_code = 4
 
 
 class EnvironmentProblem(GruLmError):
-    """The machine said no: disk, memory, device, lock, missing package."""
+    """Problem with the machine: disk, memory, device, lock or a missing package."""
 
     exit_code = 5
 
 
 class Stopped(GruLmError):
-    """Work was ended by a signal; `signum` decides the exit code, `result` is what was reached."""
+    """Interrupted by signal `signum`, which sets the exit code; `result` holds the partial result."""
 
     result: dict[str, Any] | None = None
 
@@ -71,12 +71,12 @@ class Stopped(GruLmError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name most like `name`, or None where none is near."""
+    """Return the known name most similar to `name`, or None if none is similar."""
     return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), None)
 
 
 def unknown_name(what: str, name: str, known: Iterable[str]) -> UsageError:
-    """A UsageError for `name`, hinting at the nearest of the known names.
+    """Return a UsageError for `name` whose hint suggests the nearest known name.
 
     >>> unknown_name("cell", "gruu", ["gru", "lstm"]).hint
     'did you mean gru? known: gru, lstm'

@@ -1,8 +1,8 @@
-"""Signals become a flag, and nothing else.
+"""Signal handling by a polled flag.
 
-The handler does no I/O: it notes the signal, and whoever works polls `StopFlag.check` between two
-units of work (a step, a validation batch, a tokenised chunk, a sampled token), saves and leaves. A
-second Ctrl-C leaves at once. Knows nothing of training or of terminals.
+The handler does no I/O: it only records the signal. Long-running code polls `StopFlag.check` between
+units of work (a training step, a validation batch, a tokenized block, a sampled token), then saves and
+exits. A second Ctrl-C interrupts immediately. Independent of training and of the terminal.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from types import FrameType
 from gru_lm.errors import Stopped
 
 WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-Stop = Callable[[], None]  # what is polled: it raises Stopped once we are to leave
+Stop = Callable[[], None]  # polled between units of work; raises Stopped after a signal
 
 
 def never() -> None:
-    """The default of a `stop`: nobody asks us to."""
+    """Do nothing: the default `stop`, for callers that handle no signals."""
 
 
 class StopFlag:
-    """Which signal asked us to leave, if any.
+    """The first signal received, if any.
 
     >>> flag = StopFlag()
     >>> flag.signum is None
@@ -34,7 +34,7 @@ class StopFlag:
         self.signum: int | None = None
 
     def handle(self, signum: int, frame: FrameType | None) -> None:
-        """The signal handler: note the first signal; a second SIGINT interrupts at once."""
+        """Record the first signal (the signal handler); raise KeyboardInterrupt on a later SIGINT."""
         del frame
         if self.signum is not None and signum == signal.SIGINT:
             raise KeyboardInterrupt
@@ -42,18 +42,18 @@ class StopFlag:
             self.signum = signum
 
     def check(self) -> None:
-        """Raise Stopped if a signal came."""
+        """Raise Stopped if a signal has been received."""
         if self.signum is not None:
             raise Stopped(self.signum)
 
 
 @contextmanager
 def watch_signals() -> Iterator[StopFlag]:
-    """While inside, SIGINT, SIGTERM and SIGHUP set the flag; then the old handlers are back."""
+    """Record SIGINT, SIGTERM and SIGHUP in the flag; restore the previous handlers on exit."""
     flag = StopFlag()
     previous = {signum: signal.getsignal(signum) for signum in WATCHED}
     for signum in WATCHED:
-        # A parent that ignores SIGHUP (nohup) or SIGINT (a shell's &) means it.
+        # Signals ignored by the parent stay ignored: SIGHUP under nohup, SIGINT after a shell's `&`.
         if previous[signum] is not signal.SIG_IGN:
             signal.signal(signum, flag.handle)
     try:

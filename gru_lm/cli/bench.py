@@ -1,6 +1,6 @@
-"""`gru-lm bench`: the speed of each cell on this machine, in training and evaluation.
+"""`gru-lm bench`: training and evaluation speed of each cell on this machine.
 
-Options and printing; commands/bench.py measures.
+Options and printing only; commands/bench.py does the measuring.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from gru_lm.commands.bench import Rate, Speed
 
 SECONDS = 30
-YARDSTICK = "lstm"
-BUSY = 0.2  # a spread beyond which the machine is likely to do something else too
+BASELINE = "lstm"
+BUSY = 0.2  # spread above which other programs are probably using the machine
 
 
 def bench(
@@ -34,11 +34,11 @@ def bench(
     device: str = "auto",
     stop: Stop = never,
 ) -> dict[str, Any]:
-    """Measure tokens a second; returns what `bench --json` prints.
+    """Measure tokens per second; return the object that `bench --json` prints.
 
-    `cells` and `widths` are all cells and a few widths where they are None. It takes about `seconds`
-    from `started` (monotonic clock) on. `stop` is polled and raises Stopped. What a user can mend is
-    raised as a GruLmError.
+    By default `cells` is all cells and `widths` a few common ones. Takes about `seconds` from `started`
+    (monotonic clock). `stop` is polled and raises Stopped. Raises UsageError for invalid options and
+    EnvironmentProblem for an unavailable device.
     """
     started = time.monotonic() if started is None else started
     if not 0 < seconds < math.inf:
@@ -50,19 +50,19 @@ def bench(
     from gru_lm.reporting import console
 
     where = set_up(device, threads=threads, stop=stop)
-    chosen = timing.subjects(cells or tuple(CELLS), widths or timing.WIDTHS[where.type], where)
+    subjects = timing.subjects(cells or tuple(CELLS), widths or timing.WIDTHS[where.type], where)
     if where.type == "cpu" and (why := build.problem()):
-        console.note(f"no kernel of our own, PyTorch's instead: {why}")
+        console.note(f"C kernels not available, using PyTorch instead: {why}")
     backend = choose_backend(where)
     machine = timing.machine(where, backend)
-    plan = chosen[0].plan
+    plan = subjects[0].plan
     console.note("machine: {processor}; {device}, {threads} threads".format(**machine))
     console.note(
         f"model: characters, {plan.layers} layer{'s' if plan.layers > 1 else ''}, "
         f"{plan.batch} streams x {plan.bptt} steps"
     )
-    with console.progress("warming up", len(chosen)) as advance:
-        works = timing.warm_up(chosen, device=where, backend=backend, stop=stop, progress=advance)
+    with console.progress("warming up", len(subjects)) as advance:
+        works = timing.warm_up(subjects, device=where, backend=backend, stop=stop, progress=advance)
     with console.progress("measuring", 1.0) as advance:
         speeds = timing.measure(works, until=started + seconds, stop=stop, progress=advance)
     return {
@@ -71,18 +71,18 @@ def bench(
         "precision": plan.precision,
         "rounds": len(speeds[0].train.rounds),
         "seconds": round(time.monotonic() - started, 3),
-        "results": [_described(each, _yardstick(each, speeds)) for each in speeds],
+        "results": [_row(each, _baseline(each, speeds)) for each in speeds],
     }
 
 
-def _yardstick(speed: Speed, speeds: Sequence[Speed]) -> Speed | None:
-    """The LSTM of the same width, if it was measured."""
+def _baseline(speed: Speed, speeds: Sequence[Speed]) -> Speed | None:
+    """The LSTM of the same width, if measured."""
     width = speed.subject.config.width
     configs = ((each, each.subject.config) for each in speeds)
-    return next((s for s, c in configs if (c.cell, c.width) == (YARDSTICK, width)), None)
+    return next((s for s, c in configs if (c.cell, c.width) == (BASELINE, width)), None)
 
 
-def _described(speed: Speed, lstm: Speed | None) -> dict[str, Any]:
+def _row(speed: Speed, lstm: Speed | None) -> dict[str, Any]:
     plan = speed.subject.plan
     return {
         "cell": plan.cell,
@@ -123,10 +123,11 @@ def bench_cli(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:I.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Measure the speed of each cell on this machine, in tokens a second.
+    """Measure the speed of each cell on this machine, in tokens per second.
 
-    Times whole training steps on characters, and the forward pass of validation. The cells take turns,
-    and medians are shown. Close other programs for reliable figures.
+    Times whole training steps on characters, and the forward pass of validation.
+    Cells are measured in turn over several rounds; the table shows medians. For
+    reliable figures, close other programs.
     """
     from gru_lm.reporting import console
 
@@ -155,17 +156,18 @@ def _widths(given: str | None) -> list[int] | None:
         return None if given is None else [int(width) for width in given.split(",")]
     except ValueError as error:
         raise UsageError(
-            f"--width {given}: not whole numbers with commas between", hint="--width 256,512"
+            f"--width {given}: expected whole numbers separated by commas",
+            hint="--width 256,512",
         ) from error
 
 
 def _print_result(result: dict[str, Any]) -> None:
     from gru_lm.reporting import console
 
-    rows, spreads, found = [], [], result["results"]
-    ratios = found[0]["train_over_lstm"] is not None
+    rows, spreads, results = [], [], result["results"]
+    ratios = results[0]["train_over_lstm"] is not None
     headers = ["cell", "width", "train tokens/s", "train/lstm", "eval tokens/s", "eval/lstm", "±"]
-    for each in found:
+    for each in results:
         row = [each["cell"], str(each["width"])]
         for kind in ("train", "eval"):
             row.append(f"{each[f'{kind}_tokens_per_second']:,.0f}")
@@ -175,40 +177,42 @@ def _print_result(result: dict[str, Any]) -> None:
         rows.append([*row, f"{spreads[-1]:.0%}"])
     console.table([name for name in headers if ratios or "/lstm" not in name], rows)
     console.note(
-        f"medians of {result['rounds']} rounds, half of which lie within ±; "
-        f"{result['seconds']:.0f} s in all"
+        f"medians of {result['rounds']} rounds ± half the interquartile range; "
+        f"{result['seconds']:.0f} s in total"
     )
     if statistics.median(spreads) > BUSY:
-        console.warn("the rounds differ widely: is the machine busy with something else?")
-    console.note(_meaning(found))
-    width = max(each["width"] for each in found)
-    console.note(f"next: gru-lm train TEXT --cell {found[0]['cell']} --width {width}")
+        console.warn("speeds vary widely between rounds: are other programs using this machine?")
+    console.note(_summary(results))
+    width = max(each["width"] for each in results)
+    console.note(f"next: gru-lm train TEXT --cell {results[0]['cell']} --width {width}")
 
 
 def _spread(each: dict[str, Any], kind: str) -> float:
-    """Half the distance of the quartiles, as a share of the median."""
+    """Half the interquartile range, relative to the median."""
     low, high = each[f"{kind}_quartiles"]
     return float(high - low) / 2 / float(each[f"{kind}_tokens_per_second"])
 
 
-def _meaning(found: Sequence[dict[str, Any]]) -> str:
-    """One sentence about the widest models: which cell trains fastest, as far as it can be told."""
-    width = max(each["width"] for each in found)
-    rank = sorted(
-        (each for each in found if each["width"] == width),
+def _summary(results: Sequence[dict[str, Any]]) -> str:
+    """A sentence on the fastest cells in training at the largest width, within the spread."""
+    width = max(each["width"] for each in results)
+    ranking = sorted(
+        (each for each in results if each["width"] == width),
         key=lambda each: -float(each["train_tokens_per_second"]),
     )
-    best, speed = rank[0], "train_tokens_per_second"
-    least = best[speed] * (1 - _spread(best, "train"))
-    equal = [each["cell"] for each in rank if each[speed] * (1 + _spread(each, "train")) >= least]
-    if len(equal) > 1:
-        text = f"{', '.join(equal[:-1])} and {equal[-1]} train about equally fast"
+    best, speed = ranking[0], "train_tokens_per_second"
+    threshold = best[speed] * (1 - _spread(best, "train"))
+    fastest = [
+        each["cell"] for each in ranking if each[speed] * (1 + _spread(each, "train")) >= threshold
+    ]
+    if len(fastest) > 1:
+        text = f"{', '.join(fastest[:-1])} and {fastest[-1]} train about equally fast"
     else:
-        text = f"{best['cell']} trains {'fastest' if len(rank) > 1 else ''}".rstrip()
-    text = f"At width {width}, {text} here: {best[speed]:,.0f} tokens a second"
+        text = f"{best['cell']} trains {'fastest' if len(ranking) > 1 else ''}".rstrip()
+    text = f"At width {width}, {text} here: {best[speed]:,.0f} tokens/s"
     ratios = [
         f"{each['cell']} {each['train_over_lstm']:.2f} x lstm"
-        for each in rank
+        for each in ranking
         if each["train_over_lstm"] and (each is best or each["cell"] == "gru")
     ]
-    return text + (f" ({', '.join(ratios)})." if ratios and YARDSTICK not in equal else ".")
+    return text + (f" ({', '.join(ratios)})." if ratios and BASELINE not in fastest else ".")

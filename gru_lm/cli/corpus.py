@@ -1,6 +1,6 @@
 """`gru-lm corpus list | get | show`: named corpora.
 
-Options and printing; text/corpora.py knows the recipes.
+Options and printing only; text/corpora.py has the recipes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def corpus_list() -> list[dict[str, Any]]:
-    """All corpora with size, licence and source, and whether they are in the cache."""
+    """Return all corpora with size, licence, source, and whether they are in the cache."""
     from gru_lm.text import corpora
 
     rows = []
@@ -49,7 +49,10 @@ def corpus_list() -> list[dict[str, Any]]:
 
 
 def corpus_get(name: str) -> dict[str, Any]:
-    """Fetch or build corpus `name` if need be; its folder and files."""
+    """Fetch or build corpus `name` unless cached; return its folder and files.
+
+    Raises InputError for an unknown name, EnvironmentProblem if it cannot be fetched or written.
+    """
     paths = _paths(name)
     return {
         "name": name.removeprefix("@"),
@@ -61,9 +64,9 @@ def corpus_get(name: str) -> dict[str, Any]:
 
 
 def corpus_show(name: str, *, as_json: bool = False) -> None:
-    """Write the text of corpus `name` to standard output as UTF-8, document after document.
+    """Write the documents of corpus `name` to standard output, as UTF-8.
 
-    As JSON: one object a line, with `document` and `text`.
+    With `as_json`, write one object per line, with `document` and `text`.
     """
     for path in _paths(name):
         content = path.read_bytes()
@@ -91,10 +94,10 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     cells = []
     for row in rows:
         about = "" if row["exact"] else "~"
-        figures = (f"{about}{row['bytes']:,}", f"{about}{row['words']:,}")
-        here = "yes" if row["cached"] else "no"
-        cells.append((f"@{row['name']}", *figures, here, row["licence"], row["source"]))
-    console.table(("name", "bytes", "words", "here", "licence", "source"), cells)
+        sizes = (f"{about}{row['bytes']:,}", f"{about}{row['words']:,}")
+        cached = "yes" if row["cached"] else "no"
+        cells.append((f"@{row['name']}", *sizes, cached, row["licence"], row["source"]))
+    console.table(("name", "bytes", "words", "cached", "licence", "source"), cells)
 
 
 def _laid_out(*examples: str) -> type[TyperCommand]:
@@ -103,7 +106,7 @@ def _laid_out(*examples: str) -> type[TyperCommand]:
 
 @app.command("list", cls=_laid_out("list", "list --json"))
 def list_cli(as_json: Json = False) -> None:
-    """List the named corpora: size, licence, source, and whether they are on this machine."""
+    """List the named corpora: size, licence, source, and whether they are cached."""
     from gru_lm.reporting import console
 
     rows = corpus_list()
@@ -115,7 +118,7 @@ def list_cli(as_json: Json = False) -> None:
 
 @app.command("get", cls=_laid_out("get @shakespeare", "get docstrings --json"))
 def get_cli(name: Name, as_json: Json = False) -> None:
-    """Fetch a corpus into the cache, unless it is there, and print its folder."""
+    """Fetch a corpus into the cache, unless it is already there, and print its folder."""
     from gru_lm.reporting import console
 
     got = corpus_get(name)

@@ -1,4 +1,4 @@
-"""`gru-lm info RUN`: describe a checkpoint without building the model."""
+"""`gru-lm info RUN`: describe a checkpoint from its metadata, without building the model."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def info_cli(
     if as_json:
         console.result_json(values)
         return
-    for name, value in _for_people(values).items():
+    for name, value in _readable(values).items():
         if isinstance(value, dict):
             console.result(f"{name}:")
             for key, inner in value.items():
@@ -31,7 +31,7 @@ def info_cli(
 
 
 def info(path: Path) -> dict[str, Any]:
-    """The checkpoint's own description. Raises InputError where it is none."""
+    """Return a checkpoint's metadata. Raises InputError if `path` is not a run or checkpoint."""
     from gru_lm.reporting import console
     from gru_lm.training import directory as run_directory
 
@@ -41,8 +41,8 @@ def info(path: Path) -> dict[str, Any]:
     return {"checkpoint": str(checkpoint.path), "bytes": len(checkpoint.data), **meta}
 
 
-def _for_people(values: dict[str, Any]) -> dict[str, Any]:
-    """The metadata worth reading, in reading order."""
+def _readable(values: dict[str, Any]) -> dict[str, Any]:
+    """The metadata of interest to a reader, in order."""
     model = values["model"]
     return {
         "checkpoint": values["checkpoint"],
@@ -63,7 +63,7 @@ def _for_people(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _softmax(vocab_size: int, cutoffs: list[int]) -> str:
-    """ "full", or the sizes of an adaptive softmax's parts, the most frequent pieces first.
+    """Describe the softmax: "full", or the cluster sizes of an adaptive one, most frequent first.
 
     >>> _softmax(9000, [1000, 4000])
     'adaptive: 1,000 + 3,000 + 5,000 pieces'

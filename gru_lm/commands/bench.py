@@ -1,9 +1,9 @@
-"""Tokens a second of cells on this machine: training steps, and the forward pass of validation.
+"""Benchmark of the cells on this machine: training steps, and the forward pass of validation.
 
-What is timed is what a run does (`train_steps`, `columns`), on the model that it would make for
-characters; the characters are random, which changes no speed. The works take turns in rounds, so that
-what else the machine does falls on all alike. Knows nothing of terminals and writes nothing. No clock is
-read before the device has finished.
+Times the code of real runs (`train_steps`, `columns`) on the model planned for a character-level text;
+the characters are random, which does not affect speed. Workloads are interleaved in rounds, so that
+background load affects all alike. Does no output. Invariant: the clock is only read after the device
+has finished.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.start import fresh_state, rehearsal_steps
 
-SEEN = 65  # characters of an English text
-VOCABULARY = 323  # pieces: those, the 256 bytes that spell all others, <unk> and </s>
-TOKENS = 122 * COLUMN_BATCH * COLUMN_CHUNK  # about a million, in whole passes of validation
+CHARACTERS = 65  # distinct characters of an English text
+VOCABULARY = 323  # pieces: those characters, 256 fallback bytes, <unk> and </s>
+TOKENS = 122 * COLUMN_BATCH * COLUMN_CHUNK  # about a million: a whole number of validation batches
 WIDTHS = {
     "cpu": (128, 256, 512),
     "cuda": (256, 512, 1024),
-}  # what the planner chooses, and beside it
+}  # the planner's choice, and its neighbours
 ROUNDS = 9
-FEWEST = 3  # rounds, however slow the machine
+MIN_ROUNDS = 3  # even on slow machines
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A cell at a width, in the model whose speed is measured."""
+    """A cell and width to measure, with the plan and model for it."""
 
     plan: Plan
     config: ModelConfig
@@ -53,7 +53,7 @@ class Subject:
 
 @dataclass
 class Work:
-    """What is timed: `run` does it once, on `tokens` tokens, in about `seconds`."""
+    """A timed workload: one call of `run` processes `tokens` tokens in about `seconds`."""
 
     subject: Subject
     kind: str  # "train" or "eval"
@@ -63,7 +63,7 @@ class Work:
     seconds: float = 0.0
 
     def turn(self, seconds: float, stop: Stop) -> float:
-        """Do it for about `seconds`, once at least; returns what it took. Notes what a run took."""
+        """Repeat for about `seconds`, at least once; return the elapsed time. Updates `self.seconds`."""
         repeats = max(1, int(seconds / self.seconds)) if self.seconds else 1
         self._wait()
         started = time.perf_counter()
@@ -82,7 +82,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Rate:
-    """Tokens a second in each round."""
+    """Tokens per second in each round."""
 
     rounds: tuple[float, ...]
 
@@ -93,12 +93,12 @@ class Rate:
 
     @property
     def quartiles(self) -> tuple[float, float]:
-        """Half of the rounds lie between these."""
+        """The first and third quartiles of the rounds."""
         low, _, high = statistics.quantiles(self.rounds, n=4)
         return low, high
 
     def over(self, other: Rate) -> float:
-        """How many times as fast as `other`: the median over rounds, which are neighbours in time.
+        """Speed relative to `other`: the median of the ratios per round.
 
         >>> Rate((2.0, 6.0, 3.0)).over(Rate((1.0, 2.0, 2.0)))
         2.0
@@ -108,7 +108,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast a subject trains and is evaluated."""
+    """Training and evaluation speed of a subject."""
 
     subject: Subject
     train: Rate
@@ -116,22 +116,23 @@ class Speed:
 
 
 def subjects(cells: Sequence[str], widths: Sequence[int], device: torch.device) -> list[Subject]:
-    """Every cell at every width, as planned for a million characters. Raises UsageError.
+    """Plan every cell at every width for a text of a million characters.
 
-    Dropout is left out: the plan's depends on how long one trains.
+    Without dropout, which would depend on the training time. Raises UsageError for an unknown cell or
+    an impossible width.
     """
-    found = []
+    planned = []
     for width, cell in itertools.product(dict.fromkeys(widths), dict.fromkeys(cells)):
         plan = plan_model(
             Settings(cell=cell, width=width, layers=1, dropout=0.0, minutes=DEFAULT_MINUTES),
             tokens=TOKENS,
-            vocab_size=SEEN,
+            vocab_size=CHARACTERS,
             device=device.type,
             precision=fastest_precision(device),
         )
         config = plan.model_config(_counts())
-        found.append(Subject(plan, config))
-    return found
+        planned.append(Subject(plan, config))
+    return planned
 
 
 def warm_up(
@@ -142,9 +143,9 @@ def warm_up(
     stop: Stop = never,
     progress: Callable[[int], None] = lambda _: None,
 ) -> list[Work]:
-    """The works of each subject, training and then evaluation, each done twice.
+    """Create the workloads, training and then evaluation of each subject, and run each one twice.
 
-    `progress` hears of subjects done.
+    `progress` is called with the number of subjects completed. `stop` is polled.
     """
     tokens_N = _characters()
     counts_V = _counts()
@@ -157,7 +158,7 @@ def warm_up(
             ("eval", _evaluating(state.model, tokens_N), COLUMN_BATCH * COLUMN_CHUNK),
         ):
             work = Work(subject, kind, steps.__next__, tokens, device)
-            work.turn(0, stop)  # compiles, and takes memory
+            work.turn(0, stop)  # compiles kernels and allocates memory
             work.turn(0, stop)
             works.append(work)
         progress(1)
@@ -171,26 +172,27 @@ def measure(
     stop: Stop = never,
     progress: Callable[[float], None] = lambda _: None,
 ) -> list[Speed]:
-    """Let works from `warm_up` take turns `until` a time on the monotonic clock; FEWEST rounds at least.
+    """Time the workloads in rounds until time `until` (monotonic clock), for at least MIN_ROUNDS rounds.
 
-    `progress` hears of shares of the whole. Raises what `stop` raises.
+    `progress` is called with the completed share of the total. `stop` is polled; whatever it raises is
+    passed on.
     """
     left = max(0.0, until - time.monotonic())
     turn = left / (ROUNDS * len(works))
-    whole = max(left, FEWEST * sum(max(turn, work.seconds) for work in works))
-    # Neighbours in time are those that are compared: all cells of a width, doing the same.
+    total = max(left, MIN_ROUNDS * sum(max(turn, work.seconds) for work in works))
+    # Workloads to be compared run next to each other: the same task for all cells of a width.
     order = sorted(
         range(len(works)), key=lambda i: (works[i].subject.config.width, works[i].kind, i)
     )
     rates: list[list[float]] = [[] for _ in works]
-    last = 0.0
-    while len(rates[0]) < FEWEST or until - time.monotonic() > last:
-        began = time.monotonic()
+    round_seconds = 0.0
+    while len(rates[0]) < MIN_ROUNDS or until - time.monotonic() > round_seconds:
+        round_start = time.monotonic()
         for i in order:
             elapsed = works[i].turn(turn, stop)
             rates[i].append(works[i].tokens / works[i].seconds)
-            progress(elapsed / whole)
-        last = time.monotonic() - began
+            progress(elapsed / total)
+        round_seconds = time.monotonic() - round_start
     return [
         Speed(work.subject, Rate(tuple(train)), Rate(tuple(evaluation)))
         for work, train, evaluation in zip(works[::2], rates[::2], rates[1::2], strict=True)
@@ -198,7 +200,7 @@ def measure(
 
 
 def machine(device: torch.device, backend: str) -> dict[str, Any]:
-    """What the figures depend on."""
+    """The hardware and software that the results depend on."""
     return {
         "processor": _processor(device),
         "system": platform.platform(),
@@ -214,7 +216,7 @@ def machine(device: torch.device, backend: str) -> dict[str, Any]:
 
 
 def _characters() -> npt.NDArray[np.uint16]:
-    return np.random.default_rng(0).integers(SEEN, size=TOKENS, dtype=np.uint16)
+    return np.random.default_rng(0).integers(CHARACTERS, size=TOKENS, dtype=np.uint16)
 
 
 def _counts() -> torch.Tensor:
@@ -222,7 +224,7 @@ def _counts() -> torch.Tensor:
 
 
 def _training(state: TrainState, plan: Plan, tokens_N: np.ndarray) -> Iterator[object]:
-    """Training steps, for ever."""
+    """Training steps, indefinitely."""
     steps = rehearsal_steps(state, plan, tokens_N)
     while True:
         state.model.train()
@@ -230,16 +232,16 @@ def _training(state: TrainState, plan: Plan, tokens_N: np.ndarray) -> Iterator[o
 
 
 def _evaluating(model: LanguageModel, tokens_N: np.ndarray) -> Iterator[object]:
-    """Passes of validation over the text, for ever."""
+    """Validation batches, repeating the text indefinitely."""
     while True:
-        passes = columns(model, tokens_N, newline_id=0, warm=0)
+        batches = columns(model, tokens_N, newline_id=0, warm=0)
         for _ in range(TOKENS // (COLUMN_BATCH * COLUMN_CHUNK)):
             model.eval()
-            yield next(passes)
+            yield next(batches)
 
 
 def _processor(device: torch.device) -> str:
-    """The name of what does the arithmetic."""
+    """The name of the GPU or CPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     try:

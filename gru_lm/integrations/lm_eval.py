@@ -1,11 +1,12 @@
-"""lm-evaluation-harness on a run: `python -m gru_lm.harness --model gru-lm --model_args run=RUN ...`.
+"""Adapter for lm-evaluation-harness: `python -m gru_lm.harness --model gru-lm --model_args run=RUN ...`.
 
-Needs the extra `lm-eval`, and alone imports it. Importing this module registers the model `gru-lm`
-with the harness. Knows its three kinds of requests, and no tasks. Invariants: every text starts where
-`gru-lm eval` starts one, the newline token fed to the zero state, and is one stream without windows;
-answers come in the order of the requests, and batches change none of them beyond rounding.
+Requires the extra `lm-eval`, which only this module imports; importing it registers the model `gru-lm`
+with the harness. Implements the three request types; tasks are the harness's. Invariants: every text
+starts as in `gru-lm eval`, from the zero state and the newline token, and is scored as one stream
+without windows; results are in the order of the requests and do not depend on batching, except for
+rounding.
 
-Shapes: N tokens, n of a slice, V vocabulary.
+Shapes: N tokens, n tokens of a slice, V vocabulary.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ try:
     from lm_eval.models.utils import normalize_gen_kwargs
 except ModuleNotFoundError as error:
     missing = EnvironmentProblem(
-        "the harness needs the package lm-eval",
+        "lm-evaluation-harness is not installed",
         why=str(error),
         hint="pip install 'gru-lm[lm-eval]'",
     )
@@ -53,7 +54,7 @@ except ModuleNotFoundError as error:
     sys.exit(missing.exit_code)
 
 ARGUMENTS = ("run", "device", "threads", "batch_size")
-# The harness's names for fields of Choice; `seed` is an option of `complete`.
+# Generation options of the harness -> fields of Choice; `seed` is an option of `complete`.
 CHOICES = {
     "temperature": "temperature",
     "top_k": "top_k",
@@ -68,10 +69,11 @@ _log = logging.getLogger(__name__)
 
 @register_model("gru-lm")
 class GruLM(LM):  # type: ignore[misc]
-    """A run, as lm-evaluation-harness wants its models.
+    """A run as a model for lm-evaluation-harness.
 
-    run: a run directory or a checkpoint. batch_size: texts that are scored side by side; None or
-    "auto" is what is fast. Raises what opening a run raises, and UsageError.
+    run: a run directory or checkpoint. batch_size: number of texts scored in parallel; None or "auto"
+    selects a fast one. Raises InputError for an unusable run, UsageError for invalid arguments and
+    EnvironmentProblem for an unavailable device.
     """
 
     def __init__(
@@ -84,7 +86,7 @@ class GruLM(LM):  # type: ignore[misc]
     ) -> None:
         super().__init__()
         self._batch = _batch(batch_size)
-        # The harness reads a name that is made of digits as a number.
+        # The harness converts names made of digits to numbers.
         checkpoint = run_directory.find(Path(str(run)), _log.warning)
         loaded = load_model(checkpoint, device=device, threads=threads)
         self._model, self._text = loaded.model, loaded.tokenizer
@@ -94,58 +96,58 @@ class GruLM(LM):  # type: ignore[misc]
     def create_from_arg_obj(
         cls, arg_dict: Mapping[str, Any], additional_config: Mapping[str, Any] | None = None
     ) -> GruLM:
-        """From --model_args, which win over `additional_config`: --batch_size and --device.
+        """Create the model from --model_args and `additional_config` (--batch_size and --device).
 
-        Those are always set, so the harness's own way would give a name twice; its command line
-        says cuda:0 to whoever says nothing, which is "auto" here.
+        --model_args take precedence; the harness's own implementation would pass such arguments twice.
+        Its default device, cuda:0, is mapped to "auto". Raises UsageError for unknown arguments.
         """
-        given = {k: v for k, v in (additional_config or {}).items() if v is not None}
-        if given.get("device") == "cuda:0":
-            given["device"] = "auto"
-        given |= arg_dict
-        for name in given:
+        arguments = {k: v for k, v in (additional_config or {}).items() if v is not None}
+        if arguments.get("device") == "cuda:0":
+            arguments["device"] = "auto"
+        arguments |= arg_dict
+        for name in arguments:
             if name not in ARGUMENTS:
                 raise unknown_name("model argument", name, ARGUMENTS)
-        if "run" not in given:
-            raise UsageError("which run?", hint="--model_args run=RUN")
-        return cls(**given)
+        if "run" not in arguments:
+            raise UsageError("no run given", hint="--model_args run=RUN")
+        return cls(**arguments)
 
     @classmethod
     def create_from_arg_string(
         cls, arg_string: str, additional_config: Mapping[str, Any] | None = None
     ) -> GruLM:
-        """The same from "run=RUN,device=cpu"."""
+        """Create the model from a string such as "run=RUN,device=cpu"."""
         from lm_eval.utils import simple_parse_args_string
 
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @property
     def tokenizer_name(self) -> str:
-        """What tells this tokenizer from others, in the name of a file of cached requests."""
+        """Unique name of the tokenizer, used by the harness in cache file names."""
         return f"gru-lm-{self._text.kind}-{self._text.fingerprint[:16]}"
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Of each (context, continuation): ln p of the continuation, and whether it is greedy.
+        """For each (context, continuation): ln p of the continuation, and whether it is greedy.
 
-        Both are encoded as one text. Tokens that end after the border are the continuation's, so one
-        that straddles it counts as a whole. Greedy: each is the most probable one where it stands.
+        Both are encoded as one text. Tokens that end after the boundary belong to the continuation, so
+        a token that straddles it counts as a whole. Greedy: every token is the most probable one.
         """
-        coded = [encode_pair(self._text, *request.args) for request in requests]
-        # Texts of one length side by side waste nothing; the longest first shows what memory it takes.
-        order = sorted(range(len(coded)), key=lambda at: -len(coded[at][0]))
-        sequences = ((at, [coded[at][0]]) for at in order)
-        answers = [(0.0, True)] * len(coded)
+        encoded = [encode_pair(self._text, *request.args) for request in requests]
+        # Sorted by length to avoid padding; longest first, so that running out of memory shows early.
+        order = sorted(range(len(encoded)), key=lambda at: -len(encoded[at][0]))
+        sequences = ((at, [encoded[at][0]]) for at in order)
+        answers = [(0.0, True)] * len(encoded)
         for at, log_probs_N, best_N in self._score(sequences, of_distribution=_best):
-            tokens_N, border = coded[at]
-            greedy = bool((best_N[border:] == tokens_N[border:]).all())
-            answers[at] = (float(log_probs_N[border:].sum()), greedy)
+            tokens_N, boundary = encoded[at]
+            greedy = bool((best_N[boundary:] == tokens_N[boundary:]).all())
+            answers[at] = (float(log_probs_N[boundary:].sum()), greedy)
             self.cache_hook.add_partial("loglikelihood", requests[at].args, answers[at])
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Of each (text,): ln p of all of it, as one stream, without the end of a document.
+        """For each (text,): ln p of the whole text as one stream, without an end-of-document token.
 
-        What tokens do not tell of a text is charged, as in `gru-lm eval`.
+        What the tokens do not determine is charged, as in `gru-lm eval`.
         """
         charges = Charges(self._text)
         answers = [0.0] * len(requests)
@@ -162,25 +164,25 @@ class GruLM(LM):  # type: ignore[misc]
         return answers
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Of each (context, options): the text that follows, up to a stop string.
+        """For each (context, options): the generated continuation, up to a stop string.
 
-        Greedy unless `do_sample` or a temperature above 0 says otherwise. Equal requests are
-        samples of one context that differ. Raises UsageError for options that mean nothing here.
+        Greedy unless `do_sample` or a temperature above 0 is given. Identical requests get different
+        samples. Raises UsageError for unknown options.
         """
-        alike: dict[str, list[int]] = {}
+        groups: dict[str, list[int]] = {}
         for at, request in enumerate(requests):
-            alike.setdefault(json.dumps(request.args, sort_keys=True), []).append(at)
+            groups.setdefault(json.dumps(request.args, sort_keys=True), []).append(at)
         answers = [""] * len(requests)
-        for places in alike.values():
-            context, options = requests[places[0]].args
+        for group in groups.values():
+            context, options = requests[group[0]].args
             samples = complete(
                 self._model,
                 self._text,
                 read_prompt(self._text, context),
-                samples=len(places),
+                samples=len(group),
                 **generation_options(options),
             )
-            for at, sample in zip(places, samples, strict=True):
+            for at, sample in zip(group, samples, strict=True):
                 answers[at] = sample.text
                 self.cache_hook.add_partial("generate_until", requests[at].args, sample.text)
         return answers
@@ -190,7 +192,7 @@ class GruLM(LM):  # type: ignore[misc]
         sequences: Iterable[tuple[int, Iterable[Tokens]]],
         of_distribution: OfDistribution | None = None,
     ) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        """Of each sequence that has tokens: its number, their ln p [N], the first extra figure [N]."""
+        """For each non-empty sequence: its number, ln p of its tokens [N], first extra column [N]."""
         batch, chunk = FASTEST["stream"]
         portions = score(
             self._model,
@@ -201,44 +203,47 @@ class GruLM(LM):  # type: ignore[misc]
             of_distribution=of_distribution,
         )
         for number, parts in groupby(portions, key=attrgetter("document")):
-            found = list(parts)
-            extra_N = np.concatenate([part.extra_NX[:, :1] for part in found]).ravel()
-            yield number, np.concatenate([part.log_probs_N for part in found]), extra_N
+            chunks = list(parts)
+            extra_N = np.concatenate([part.extra_NX[:, :1] for part in chunks]).ravel()
+            yield number, np.concatenate([part.log_probs_N for part in chunks]), extra_N
 
 
 def encode_pair(tokenizer: Tokenizer, context: str, continuation: str) -> tuple[np.ndarray, int]:
-    """The tokens of context + continuation as one text, [N], and how many of them are the context's."""
+    """Encode context + continuation as one text: its tokens [N], and how many belong to the context."""
     parts = list(tokenizer.encode_covering([context + continuation]))
     if not parts:
         return np.empty(0, np.int32), 0
     tokens_N = np.concatenate([part.tokens_N for part in parts])
     ends_N = np.cumsum(np.concatenate([part.sizes_N2[:, 0] for part in parts]))
     starts_N = np.concatenate(([0], ends_N[:-1]))
-    border = len(clean(context).encode())
-    return tokens_N, int(((ends_N <= border) & (starts_N < border)).sum())
+    boundary = len(clean(context).encode())
+    return tokens_N, int(((ends_N <= boundary) & (starts_N < boundary)).sum())
 
 
 def generation_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options of `complete` for a request's generation_kwargs. Raises UsageError."""
-    given = dict(normalize_gen_kwargs(dict(options)))
-    chosen: dict[str, Any] = {"length": given.pop("max_gen_toks")}
-    stops = [stop for stop in given.pop("until") if stop]
-    sampled = given.pop("do_sample")
-    if "seed" in given:
-        chosen["seed"] = int(given.pop("seed"))
-    for name in given:
+    """Convert a request's generation_kwargs to options of `complete`.
+
+    Raises UsageError for unknown or invalid options.
+    """
+    remaining = dict(normalize_gen_kwargs(dict(options)))
+    converted: dict[str, Any] = {"length": remaining.pop("max_gen_toks")}
+    stops = [stop for stop in remaining.pop("until") if stop]
+    sampled = remaining.pop("do_sample")
+    if "seed" in remaining:
+        converted["seed"] = int(remaining.pop("seed"))
+    for name in remaining:
         if name not in CHOICES:
             raise unknown_name(
                 "generation option", name, [*CHOICES, "seed", "until", "max_gen_toks"]
             )
     if not sampled:
-        given["temperature"] = 0.0
-    choice = Choice(**{CHOICES[name]: value for name, value in given.items()})
-    return chosen | {"choice": choice, "stop_strings": stops}
+        remaining["temperature"] = 0.0
+    choice = Choice(**{CHOICES[name]: value for name, value in remaining.items()})
+    return converted | {"choice": choice, "stop_strings": stops}
 
 
 def _best(log_probs_nV: Tensor) -> Tensor:
-    """The most probable token of each distribution [n, 1]; float32 holds every token number exactly."""
+    """The most probable token of each distribution, [n, 1]; float32 represents token ids exactly."""
     return log_probs_nV.argmax(1, keepdim=True).to(torch.float32)
 
 
@@ -250,12 +255,12 @@ def _batch(given: int | str | None) -> int | None:
     except ValueError:
         batch = 0
     if batch < 1:
-        raise UsageError(f"batch_size {given} is out of range", hint="it is auto, or 1 or more")
+        raise UsageError(f"batch_size {given} is invalid", hint="--batch_size auto, or 1 or more")
     return batch
 
 
 def main() -> int:
-    """The harness's own command line, which then knows the model; returns the exit code."""
+    """Run the harness's own command line with the model registered; return the exit code."""
     try:
         cli_evaluate()
     except GruLmError as error:

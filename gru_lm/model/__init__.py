@@ -1,1 +1,1 @@
-"""The networks, in torch alone; knows no text, no files, no command line."""
+"""The neural networks, in PyTorch only: no text, no files, no command line."""

@@ -1,16 +1,16 @@
-"""The recurrent cells, one short class each, to be read beside their equations.
+"""The recurrent cells, one short class each, next to its equation.
 
-A cell is one layer. `project` is what does not depend on the state (W x + b, all steps in one
-product); `step` is the recurrence, one step, written as the equation is. Running a cell over time
-is recurrent.py's business. Cells know nothing of tokens, files or training.
+A cell is one layer. `project` computes the part that does not depend on the state (W x + b, all steps in
+one product); `step` computes one step of the recurrence, written like its equation. Unrolling over time
+is left to recurrent.py. Independent of tokens, files and training.
 
-The classes derived from torch.nn.GRU, LSTM and RNN own exactly those modules' parameters (names and
-gate order), so that cuDNN and oneDNN run them and other programs can read them. Every cell starts
-with orthogonal recurrent matrices, gate by gate, and with a bias of 1 in the direction of keeping
-the old state, so that none has a trick that another lacks.
+The subclasses of torch.nn.GRU, LSTM and RNN have exactly those modules' parameters (names and gate
+order), which lets cuDNN and oneDNN run them and other programs read them. For a fair comparison, all
+cells share one initialization: orthogonal recurrent matrices per gate, and gate biases of ±1 that favour
+keeping the old state.
 
 Shapes: T time, B batch, D input, H hidden (width), G gates x H, S states of a cell (h, maybe c).
-Equations: σ logistic, ⊙ elementwise, h₋ the state before. CONTRIBUTING.md: how to add a cell.
+Notation: σ logistic, ⊙ elementwise, h₋ the previous state. CONTRIBUTING.md explains how to add a cell.
 """
 
 from __future__ import annotations
@@ -27,40 +27,40 @@ State = tuple[Tensor, ...]  # S tensors [B, H]; the first is the output
 class Cell(nn.Module):
     """One recurrent layer: parameters, `project` and `step`."""
 
-    gates: ClassVar[tuple[str, ...]]  # the row blocks of the weights, in order
+    gates: ClassVar[tuple[str, ...]]  # row blocks of the weights, in order
     states: ClassVar[int] = 1
-    # The gate whose bias starts away from zero, and where: +1 where the gate keeps, −1 where it
-    # replaces. The simple network has no gate to keep anything with.
+    # Gate with a non-zero initial bias: +1 if the gate keeps the old state, −1 if it replaces it. None
+    # for the simple RNN, which has no such gate.
     keep: ClassVar[tuple[str, float] | None] = None
-    # Bias entries that no count of parameters has, in units of H: PyTorch's GRU, LSTM and RNN add a
-    # second bias to every gate, of which only the GRU's inner one (b_hn) is not redundant.
+    # Biases excluded from parameter counts, in units of H. PyTorch's GRU, LSTM and RNN have a second
+    # bias per gate; all but the GRU's inner one (b_hn) are redundant.
     redundant_biases: ClassVar[int] = 0
 
     weight_ih_l0: Tensor  # [G, D]
     weight_hh_l0: Tensor  # [G, H]
     bias_ih_l0: Tensor  # [G]
-    bias_hh_l0: Tensor  # [G], in PyTorch's three alone
+    bias_hh_l0: Tensor  # [G], only in the subclasses of torch.nn modules
 
     def project(self, x_TBD: Tensor) -> Tensor:
-        """W x + b for every step: [T, B, G]."""
+        """W x + b for all steps, [T, B, G]."""
         return linear(x_TBD, self.weight_ih_l0, self.bias_ih_l0)
 
     def step(self, x_BG: Tensor, state: State) -> State:
-        """One step from `state`, given this step's projected input."""
+        """The next state, S tensors [B, H], from `state` and this step's projected input [B, G]."""
         raise NotImplementedError
 
     @property
     def width(self) -> int:
-        """H, the number of hidden units."""
+        """The number of hidden units, H."""
         return self.weight_hh_l0.shape[1]
 
     def parameter_count(self) -> int:
-        """Weights and biases, redundant second biases left out."""
+        """Number of weights and biases, without redundant second biases."""
         return sum(p.numel() for p in self.parameters()) - self.redundant_biases * self.width
 
     @torch.no_grad()
     def initialise(self) -> None:
-        """Xavier input weights, orthogonal recurrent weights, zero biases but for `keep`."""
+        """Xavier input weights, orthogonal recurrent weights, zero biases except for `keep`."""
         for name, parameter in self.named_parameters():
             if "bias" in name:
                 nn.init.zeros_(parameter)
@@ -93,7 +93,7 @@ class RNN(nn.RNN, Cell):
 class GRU(nn.GRU, Cell):
     """r, z = σ(W x + U h₋ + b); n = tanh(W_n x + b_in + r⊙(U_n h₋ + b_hn)); h = (1−z)⊙n + z⊙h₋.
 
-    Reset after the product, as cuDNN and PyTorch have it; z keeps (Cho et al. 2014).
+    Reset after the product, as in cuDNN and PyTorch; z keeps the old state (Cho et al. 2014).
     """
 
     gates = ("r", "z", "n")
@@ -117,7 +117,8 @@ class GRU(nn.GRU, Cell):
 class GRUBefore(Cell):
     """Γu, Γr = σ(W[c₋, x] + b); c̃ = tanh(W_c[Γr⊙c₋, x] + b_c); c = Γu⊙c̃ + (1−Γu)⊙c₋; a = c.
 
-    Reset before the product: a step is two products in sequence. Γu replaces (Ng's notation).
+    Reset before the product, which takes two sequential products per step. Γu replaces the old state
+    (notation of Andrew Ng's course).
     """
 
     gates = ("u", "r", "c")
@@ -143,7 +144,7 @@ class GRUBefore(Cell):
 class LSTM(nn.LSTM, Cell):
     """i, f, o = σ(W x + U h₋ + b); g = tanh(W_g x + U_g h₋ + b_g); c = f⊙c₋ + i⊙g; h = o⊙tanh(c).
 
-    Hochreiter and Schmidhuber 1997 with the forget gate of Gers et al. 2000.
+    Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000.
     """
 
     gates = ("i", "f", "g", "o")
@@ -165,7 +166,7 @@ class LSTM(nn.LSTM, Cell):
 class LSTMThread(Cell):
     """c̃ = tanh(W_c[a₋, x] + b_c); Γu, Γf, Γo = σ(W[a₋, x] + b); c = Γu⊙c̃ + Γf⊙c₋; a = Γo⊙c.
 
-    As the question this tool answers writes the LSTM: no tanh on the output.
+    An LSTM without tanh on the output, as written in the forum thread that prompted this project.
     """
 
     gates = ("c", "u", "f", "o")

@@ -1,7 +1,7 @@
-"""`gru-before` over time in plain PyTorch, for a CPU without our kernels; torch.nn has no such layer.
+"""`gru-before` over time in plain PyTorch, for CPUs without our kernels (torch.nn has no such layer).
 
-All that is not sequential is one operation over all steps: the input products, the derivatives of the
-gates, the gradients of the weights. Left to autograd, each step would do them for itself.
+Everything that is not sequential is hoisted out of the loop into one operation over all steps: input
+products, gate derivatives, weight gradients. Autograd would compute them step by step.
 
 Shapes: T time, B batch, D input, H hidden, G = 3H gates (u, r, c̃ as in cells.py), N = T B.
 """
@@ -18,7 +18,7 @@ from gru_lm.model.cells import GRUBefore
 
 
 def run(cell: GRUBefore, x_TBD: Tensor, h_BH: Tensor) -> Tensor:
-    """The outputs of a layer from the state h_BH on, [T, B, H]."""
+    """The outputs [T, B, H] of a layer started from state h_BH."""
     hs: Tensor = _Steps.apply(cell.project(x_TBD), cell.weight_hh_l0, h_BH)  # type: ignore[no-untyped-call]
     return hs
 

@@ -1,8 +1,8 @@
-"""The language model: embedding -> recurrent stack -> softmax, in torch alone.
+"""The language model: embedding -> recurrent stack -> softmax, in PyTorch only.
 
-Predicts every next token of B parallel streams from the tokens so far. Knows token ids, but no
-text, no files and no command line. Randomness comes in as an argument (`noise`): without it nothing
-is dropped, so evaluating a model cannot depend on what was evaluated before.
+Predicts the next token at every position of B parallel streams. Knows token ids, but no text, no files
+and no command line. Randomness is an argument (`noise`): without it there is no dropout, and evaluation
+is deterministic.
 
 Shapes: B batch, T time, N tokens, V vocabulary, E embedding, H hidden, L layers, S cell states.
 """
@@ -21,17 +21,17 @@ from gru_lm.model.heads import AdaptiveSoftmax, FullSoftmax
 from gru_lm.model.recurrent import Recurrent
 from gru_lm.model.regularize import Regularization, activation_penalty, dropout
 
-# Far beyond use: what a checkpoint may claim before memory is asked for.
+# Upper limits on a checkpoint's claims, far beyond practical sizes, checked before memory is allocated.
 LIMITS = {"vocab_size": 1 << 24, "layers": 128, "width": 1 << 16, "embed": 1 << 16}
 MOST_CUTOFFS = 8
-# A vocabulary up to this is read from a table of the first layer's products, a row a token, unless
-# units are to be dropped from a token's own copy of its embedding; which did not help any.
+# Up to this vocabulary size, the first layer's input product is computed once per vocabulary entry and
+# looked up, unless input dropout (which helped no model we tried) needs a mask per position.
 SMALL = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What determines the shape of a model. Raises UsageError where a value makes no sense."""
+    """The shape of a model. Raises UsageError if a value is out of range."""
 
     cell: str
     vocab_size: int
@@ -39,14 +39,15 @@ class ModelConfig:
     width: int
     embed: int
     tied: bool = False
-    residual: bool = False  # layers above the first add to what they read
-    # Of a full softmax: the last is shared by all tokens that training lacks; 0: a row for each.
+    residual: bool = False  # residual connections around all layers but the first
+    # Rows of a full softmax, the last one shared by all tokens absent from the training text; 0: one
+    # per token.
     rows: int = 0
-    # Of an adaptive softmax: where its clusters of rarer tokens begin.
+    # First ranks of the clusters of an adaptive softmax; empty: a full softmax.
     cutoffs: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "cutoffs", tuple(self.cutoffs))  # a list, in JSON
+        object.__setattr__(self, "cutoffs", tuple(self.cutoffs))  # a list if read from JSON
         if self.cell not in CELLS:
             raise unknown_name("cell", self.cell, CELLS)
         for name, limit in LIMITS.items():
@@ -57,16 +58,17 @@ class ModelConfig:
         borders = (0, *self.cutoffs, self.vocab_size)
         whole = all(type(cutoff) is int for cutoff in self.cutoffs)
         if not whole or len(self.cutoffs) > MOST_CUTOFFS or sorted({*borders}) != list(borders):
-            raise UsageError("cutoffs must be whole numbers that rise within the vocabulary")
+            raise UsageError("cutoffs must be increasing whole numbers below the vocabulary size")
         if self.cutoffs and not self.tied:
             raise UsageError(
-                "an adaptive softmax shares its matrices with the embedding: it is tied",
-                hint="--softmax full, or leave --no-tied out",
+                "an adaptive softmax cannot be untied",
+                why="it shares its matrices with the embedding",
+                hint="use --softmax full, or leave out --no-tied",
             )
 
 
 class LanguageModel(nn.Module):
-    """P(next token | tokens so far), with the state carried by the caller.
+    """P(next token | tokens so far); the caller carries the recurrent state.
 
     >>> config = ModelConfig(cell="gru", vocab_size=5, layers=1, width=8, embed=4)
     >>> model = LanguageModel(config)
@@ -101,29 +103,29 @@ class LanguageModel(nn.Module):
             residual=config.residual,
             regularization=self.regularization,
         )
-        # A tied output shares the embedding's matrix, so the hidden state is first brought to E.
+        # A tied softmax reads vectors of size E, so the hidden state is projected first.
         self.to_embedding = nn.Linear(H, E, bias=False) if config.tied and E != H else None
 
     def set_unigram(self, counts_V: Tensor) -> None:
-        """Start from the unigram distribution of these counts in the training text."""
+        """Initialize the softmax to the unigram distribution of the training text's token counts."""
         self.head.set_unigram(counts_V)
 
     def make_room_for(self, counts_V: Tensor) -> None:
-        """Give each token a row, where some share one that text of these counts could tell apart.
+        """Give every token its own row if tokens with non-zero counts share one.
 
-        What the model computes stays the same.
+        The model's probabilities stay the same.
         """
         if isinstance(self.head, FullSoftmax) and self.head.confuses(counts_V):
             self.head.unshare()
             self.config = dataclasses.replace(self.config, rows=0)
 
     def initial_state(self, batch: int) -> Tensor:
-        """The zero state of `batch` streams: [L, S, B, H]."""
+        """The zero state [L, S, B, H] of `batch` streams."""
         shape = (self.config.layers, self.recurrent.states, batch, self.config.width)
         return next(self.parameters()).new_zeros(shape)
 
     def hidden(self, tokens_BT: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
-        """What the softmax reads, [B, T, H] (E if tied), and the state after the last token."""
+        """The input of the softmax, [B, T, H] (E if tied), and the state after the last token."""
         h_TBH, state_LSBH = self._outputs(tokens_BT, state_LSBH, None)
         return self._for_head(h_TBH), state_LSBH
 
@@ -134,27 +136,27 @@ class LanguageModel(nn.Module):
         state_LSBH: Tensor,
         noise: torch.Generator | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean nats a token, the penalty on activations, and the state after the last token.
+        """Mean loss in nats per token, activation penalty, and state after the last token.
 
-        What training minimises is the sum of the first two, scalars to differentiate.
+        The first two are differentiable scalars; training minimizes their sum.
         """
-        chosen = self.regularization
-        assert chosen.output_dropout is not None
+        reg = self.regularization
+        assert reg.output_dropout is not None
         h_TBH, state_LSBH = self._outputs(tokens_BT, state_LSBH, noise)
-        dropped_TBH = dropout(h_TBH, chosen.output_dropout, noise, locked=chosen.locked)
-        penalty = activation_penalty(h_TBH, dropped_TBH, alpha=chosen.ar, beta=chosen.tar)
+        dropped_TBH = dropout(h_TBH, reg.output_dropout, noise, locked=reg.locked)
+        penalty = activation_penalty(h_TBH, dropped_TBH, alpha=reg.ar, beta=reg.tar)
         hidden_NH = self._for_head(dropped_TBH).flatten(0, 1)
         return self.head.loss(hidden_NH, targets_BT.flatten()), penalty, state_LSBH
 
     def log_probs(self, tokens_BT: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
-        """The whole distribution after every token, [B, T, V] in nats, and the state after."""
+        """Log-probabilities of every next token, [B, T, V] in nats, and the final state."""
         hidden_BTH, state_LSBH = self.hidden(tokens_BT, state_LSBH)
         return self.head.log_probs(hidden_BTH), state_LSBH
 
     def target_log_probs(
         self, tokens_BT: Tensor, targets_BT: Tensor, state_LSBH: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """log p of each target [B, T] in nats, and the state after; not to be differentiated."""
+        """Log-probabilities of the targets, [B, T] in nats, and the final state; not differentiable."""
         hidden_BTH, state_LSBH = self.hidden(tokens_BT, state_LSBH)
         log_probs_N = self.head.target_log_probs(hidden_BTH.flatten(0, 1), targets_BT.flatten())
         return log_probs_N.view_as(targets_BT), state_LSBH
@@ -162,34 +164,34 @@ class LanguageModel(nn.Module):
     def _outputs(
         self, tokens_BT: Tensor, state_LSBH: Tensor, noise: torch.Generator | None
     ) -> tuple[Tensor, Tensor]:
-        """The last layer's outputs [T, B, H], before its dropout, and the state after."""
-        chosen, rows_TB = self.regularization, tokens_BT.t()
+        """The last layer's outputs [T, B, H], before output dropout, and the final state."""
+        reg, rows_TB = self.regularization, tokens_BT.t()
         R = self.config.rows or self.config.vocab_size
-        own_copies = noise is not None and chosen.input_dropout > 0
-        table = R <= SMALL and rows_TB.numel() > R and not own_copies
+        input_dropout = noise is not None and reg.input_dropout > 0
+        table = R <= SMALL and rows_TB.numel() > R and not input_dropout
         if table:
             x, rows_TB = self.head.table(rows_TB)
         else:
             x = self.head.embed(rows_TB)
-        if noise is not None and chosen.embedding_dropout > 0:
+        if noise is not None and reg.embedding_dropout > 0:
             V = len(x) if table else self.config.vocab_size
-            kept_V1 = dropout(x.new_ones(V, 1), chosen.embedding_dropout, noise)
-            x = x * (kept_V1 if table else kept_V1[rows_TB])
+            mask_V1 = dropout(x.new_ones(V, 1), reg.embedding_dropout, noise)
+            x = x * (mask_V1 if table else mask_V1[rows_TB])
         if not table:
-            x = dropout(x, chosen.input_dropout, noise, locked=chosen.locked)
+            x = dropout(x, reg.input_dropout, noise, locked=reg.locked)
         outputs: tuple[Tensor, Tensor] = self.recurrent(
             x, state_LSBH, noise, rows_TB if table else None
         )
         return outputs
 
     def _for_head(self, h_TBH: Tensor) -> Tensor:
-        """The stack's outputs as the softmax reads them, [B, T, H] (E if tied)."""
+        """The stack's outputs as input of the softmax, [B, T, H] (E if tied)."""
         if self.to_embedding is not None:
             h_TBH = self.to_embedding(h_TBH)
         return h_TBH.transpose(0, 1)
 
     def parameter_count(self) -> int:
-        """Parameters, a tied matrix once, redundant second biases left out."""
+        """Number of parameters, counting tied matrices once and no redundant second biases."""
         total = sum(p.numel() for p in self.parameters())
         for cell in self.recurrent.layers:
             assert isinstance(cell, Cell)

@@ -1,11 +1,11 @@
-"""W x + b of many rows, the product that most of training is made of, by the fastest library at hand.
+"""Linear layers, W x + b over many rows, by the fastest available library.
 
-On a CPU in float32 that is oneDNN, whose code is made for the processor that it finds; the BLAS that
-torch.nn.functional.linear calls instead (Intel's) gives other makers' processors older code. Under
-autocast to bfloat16 it is our own kernel, which takes and gives float32. Everywhere else, and where this
-PyTorch has no oneDNN, it is torch.nn.functional.linear.
+In float32 on a CPU that is oneDNN, which generates code for the processor it runs on; the BLAS behind
+torch.nn.functional.linear (Intel MKL) takes older code paths on other vendors' processors. Under
+bfloat16 autocast on a CPU it is our own kernel, with float32 inputs and outputs. On other devices and
+in PyTorch builds without oneDNN it is torch.nn.functional.linear.
 
-Shapes: N rows (or several dimensions of them), D input, G output.
+Shapes: N rows (may be several dimensions), D input, G output.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gru_lm.model.native.kernels import bf16_product, bf16_wanted
+from gru_lm.model.native.kernels import bf16_enabled, bf16_product
 
 
 def outer(dy_NG: Tensor, x_ND: Tensor) -> Tensor:
-    """The gradient of the weights: the sum over the rows of dy times x, [G, D]."""
+    """Gradient of the weights [G, D]: the sum over rows of dy ⊗ x."""
     return dy_NG.t() @ x_ND
 
 
@@ -33,24 +33,24 @@ def linear(
     *,
     outer: Callable[[Tensor, Tensor], Tensor] = outer,
 ) -> Tensor:
-    """W x + b, differentiable: [..., G]. `outer` computes the gradient of the weights in float32."""
-    if _suits(x_ND) or in_bf16(x_ND):
-        done: Tensor = _Linear.apply(x_ND, weight_GD, bias_G, outer)  # type: ignore[no-untyped-call]
-        return done
+    """W x + b, [..., G], differentiable. `outer` computes the float32 gradient of the weights."""
+    if _supported(x_ND) or in_bf16(x_ND):
+        out: Tensor = _Linear.apply(x_ND, weight_GD, bias_G, outer)  # type: ignore[no-untyped-call]
+        return out
     return functional.linear(x_ND, weight_GD, bias_G)
 
 
 def product(x_ND: Tensor, weight_GD: Tensor, bias_G: Tensor | None = None) -> Tensor:
-    """W x + b, not differentiable: [..., G]."""
+    """W x + b, [..., G], not differentiable."""
     if in_bf16(x_ND):
         return _bf16(x_ND, weight_GD, bias_G)
-    if _suits(x_ND):
+    if _supported(x_ND):
         return _onednn(x_ND, weight_GD, bias_G)
     return functional.linear(x_ND, weight_GD, bias_G)
 
 
 def add_outer(sum_GD: Tensor, dy_NG: Tensor, x_ND: Tensor) -> None:
-    """`sum_GD` grows by the gradient of the weights."""
+    """Accumulate the gradient of the weights into `sum_GD`, in place."""
     if in_bf16(x_ND):
         bf16_product(dy_NG.t(), x_ND.t(), add_to=sum_GD)
     else:
@@ -58,17 +58,18 @@ def add_outer(sum_GD: Tensor, dy_NG: Tensor, x_ND: Tensor) -> None:
 
 
 def in_bf16(x: Tensor) -> bool:
-    """Whether products with `x` are in bfloat16 here and now, though it is float32 and they are too."""
-    return x.device.type == "cpu" and x.dtype == torch.float32 and bf16_wanted()
+    """Whether products with the float32 tensor `x` currently run in bfloat16 (outputs stay float32)."""
+    return x.device.type == "cpu" and x.dtype == torch.float32 and bf16_enabled()
 
 
-def _suits(x: Tensor) -> bool:
+def _supported(x: Tensor) -> bool:
+    """Whether oneDNN is used for `x`."""
     return x.device.type == "cpu" and x.dtype == torch.float32 and x.numel() > 0 and _available()
 
 
 @cache
 def _available() -> bool:
-    """Whether this PyTorch's oneDNN does the product, found out by doing one."""
+    """Whether this PyTorch has the oneDNN product (tested by computing one)."""
     x = torch.ones(2, 2)
     try:
         return bool(torch.equal(_onednn(x, x, x[0]), x + 2))
@@ -77,14 +78,14 @@ def _available() -> bool:
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    # Made for PyTorch's own compiler; there is no public name for it. Activation: none.
-    done: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return done
+    # An operator of PyTorch's compiler, without a public name. "none": no activation.
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
 
 
 def _bf16(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    done = bf16_product(x.reshape(-1, x.shape[-1]), weight, bias)
-    return done.view(*x.shape[:-1], len(weight))
+    out = bf16_product(x.reshape(-1, x.shape[-1]), weight, bias)
+    return out.view(*x.shape[:-1], len(weight))
 
 
 class _Linear(torch.autograd.Function):
@@ -107,11 +108,11 @@ class _Linear(torch.autograd.Function):
         dy_NG = dy.reshape(-1, dy.shape[-1])
         rows_ND = x_ND.reshape(-1, x_ND.shape[-1])
         if ctx.needs_input_grad[0]:
-            turned_DG = weight_GD.t()
+            weight_DG = weight_GD.t()
             dx = (
-                _bf16(dy, turned_DG, None)
+                _bf16(dy, weight_DG, None)
                 if ctx.bf16
-                else _onednn(dy, turned_DG.contiguous(), None)
+                else _onednn(dy, weight_DG.contiguous(), None)
             )
         if ctx.needs_input_grad[1]:
             dweight = (

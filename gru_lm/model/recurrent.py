@@ -1,9 +1,9 @@
-"""Runs a stack of cells over time; the one place that knows what does the arithmetic.
+"""A stack of recurrent layers over time, and the only place that dispatches to a backend.
 
-A backend is chosen once, before the first step, and kept: "native" runs the cells by our C kernels,
-on a CPU; "fused" hands a layer to torch.nn where torch.nn has it (cuDNN on CUDA, oneDNN or PyTorch's
-own loop on a CPU), and gru-before on a CPU to hoisted.py; "reference" is the readable loop over
-`Cell.step`. All compute the same function. Knows nothing of tokens or losses.
+The backend is fixed at construction. "native" runs the cells by our C kernels on a CPU; "fused" uses
+torch.nn for the layers it has (cuDNN on CUDA, oneDNN or PyTorch's own loop on a CPU) and hoisted.py for
+gru-before on a CPU; "reference" is the readable loop over `Cell.step`. Invariant: all backends compute
+the same function. Independent of tokens and losses.
 
 Shapes: T time, B batch, D input, H hidden, L layers, S states of a cell.
 """
@@ -20,12 +20,15 @@ from gru_lm.model.cells import CELLS, GRU, LSTM, RNN, Cell, GRUBefore, LSTMThrea
 from gru_lm.model.products import in_bf16
 from gru_lm.model.regularize import Regularization, dropout, recurrent_weights_dropped
 
-NATIVE = GRU | GRUBefore | LSTM | LSTMThread | RNN  # the cells that our kernels run
+NATIVE = GRU | GRUBefore | LSTM | LSTMThread | RNN  # cells with a C kernel
 BACKENDS = ("native", "fused", "reference")
 
 
 class Recurrent(nn.Module):
-    """L layers of one cell, regularised between them and within."""
+    """L layers of one cell type, with dropout between layers and DropConnect within.
+
+    Raises UsageError for an unknown backend.
+    """
 
     def __init__(
         self,
@@ -56,23 +59,24 @@ class Recurrent(nn.Module):
         noise: torch.Generator | None,
         rows_TB: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """The outputs [T, B, H] and the state after the last step [L, S, B, H].
+        """Return the last layer's outputs [T, B, H] and the state after the last step [L, S, B, H].
 
-        They are the last layer's; residual (He et al. 2016), each layer but the first adds its outputs
-        to what it reads, and they are the sum.
+        With residual connections (He et al. 2016), each layer after the first adds its input to its
+        output.
 
-        With `rows_TB` the input is x [V, D], of which each step reads one row: a table that saves
-        the first layer's product a step. What is dropped is drawn from `noise`; without it nothing is.
+        With `rows_TB` the input is a table [V, D] and each step reads one row of it, so that the first
+        layer's input product is computed once per row instead of once per token. Dropout masks are
+        drawn from `noise`; without it nothing is dropped.
         """
-        final, chosen = [], self.regularization
+        final, regularization = [], self.regularization
         for layer, cell in enumerate(self.layers):
-            below = x_TBD
+            skip = x_TBD
             if layer > 0:
-                x_TBD = dropout(x_TBD, chosen.dropout, noise, locked=chosen.locked)
-            with recurrent_weights_dropped(cell, chosen.weight_drop, noise):
+                x_TBD = dropout(x_TBD, regularization.dropout, noise, locked=regularization.locked)
+            with recurrent_weights_dropped(cell, regularization.weight_drop, noise):
                 x_TBD, state_SBH = _run(cell, x_TBD, state_LSBH[layer], self.backend, rows_TB)
             if layer > 0 and self.residual:
-                x_TBD = below + x_TBD
+                x_TBD = skip + x_TBD
             rows_TB = None
             final.append(state_SBH)
         return x_TBD, torch.stack(final).to(state_LSBH.dtype)
@@ -81,11 +85,11 @@ class Recurrent(nn.Module):
 def _run(
     cell: nn.Module, x_TBD: Tensor, state_SBH: Tensor, backend: str, rows_TB: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """One layer over all steps: outputs [T, B, H], the state after the last [S, B, H]."""
+    """Run one layer over all steps: outputs [T, B, H] and the final state [S, B, H]."""
     steps = len(x_TBD if rows_TB is None else rows_TB)
-    # oneDNN's LSTM is a little faster than ours in float32, but cannot read from a table.
-    theirs = isinstance(cell, LSTM) and rows_TB is None and not in_bf16(x_TBD)
-    if backend == "native" and isinstance(cell, NATIVE) and not theirs and _suits(x_TBD, steps):
+    # oneDNN's LSTM is slightly faster than ours in float32, but cannot read from a table.
+    onednn = isinstance(cell, LSTM) and rows_TB is None and not in_bf16(x_TBD)
+    if backend == "native" and isinstance(cell, NATIVE) and not onednn and _supported(x_TBD, steps):
         from gru_lm.model.native import recurrence
 
         return recurrence.run(cell, x_TBD, state_SBH, rows_TB)
@@ -108,6 +112,6 @@ def _run(
     return torch.stack(outputs), torch.stack(state)
 
 
-def _suits(x: Tensor, steps: int) -> bool:
-    """Whether the kernels take this input: float32, and enough steps to pack the weights for."""
+def _supported(x: Tensor, steps: int) -> bool:
+    """Whether the kernels take this input: float32, and enough steps to be worth packing the weights."""
     return x.dtype == torch.float32 and x.device.type == "cpu" and (steps > 1 or in_bf16(x))

@@ -1,8 +1,8 @@
-"""What keeps a model from learning its text by heart: what is dropped in a step, and what is penalised.
+"""Regularization against overfitting: dropout, DropConnect and penalties on activations.
 
-All randomness comes from an explicit generator, `noise`; without it nothing is dropped, so that
-evaluating a model cannot depend on anything drawn before. What stays is scaled up, so that expectations
-do not change. Knows no cell's equation, no softmax and no optimizer.
+All masks are drawn from an explicit generator, `noise`; without it nothing is dropped, and evaluation is
+deterministic. Kept values are scaled up, which preserves expectations. Independent of the cells'
+equations, the softmax and the optimizer.
 
 Shapes: T time, B batch, H hidden, G gates x H.
 """
@@ -22,31 +22,33 @@ from gru_lm.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Regularization:
-    """How a model is regularised while it trains. Raises UsageError where a value makes no sense."""
+    """Regularization during training. Raises UsageError if a value is out of range."""
 
-    dropout: float = 0.0  # of units between layers
-    output_dropout: float | None = None  # of units after the last layer; None: the same
-    input_dropout: float = 0.0  # of units of the embeddings
-    embedding_dropout: float = 0.0  # of tokens, wherever they stand (Gal and Ghahramani 2016)
-    weight_drop: float = 0.0  # of recurrent weights (Merity, Keskar and Socher 2018)
-    locked: bool = False  # one mask of units for all steps of a batch (the same two papers)
-    ar: float = 0.0  # α and β of `activation_penalty`
-    tar: float = 0.0
+    dropout: float = 0.0  # between layers
+    output_dropout: float | None = None  # after the last layer; None: same as `dropout`
+    input_dropout: float = 0.0  # on the embeddings
+    embedding_dropout: float = (
+        0.0  # of whole tokens, at all their positions (Gal and Ghahramani 2016)
+    )
+    weight_drop: float = 0.0  # DropConnect on recurrent weights (Merity, Keskar and Socher 2018)
+    locked: bool = False  # one mask for all time steps of a batch (both papers)
+    ar: float = 0.0  # α of `activation_penalty`
+    tar: float = 0.0  # β of `activation_penalty`
 
     def __post_init__(self) -> None:
         if self.output_dropout is None:
             object.__setattr__(self, "output_dropout", self.dropout)
         for field in fields(self):
             value = getattr(self, field.name)
-            most = math.inf if field.name in ("ar", "tar", "locked") else 1
-            if not 0 <= value < most:  # refuses NaN too
-                raise UsageError(f"{field.name} must be in [0, {most}), not {value}")
+            limit = math.inf if field.name in ("ar", "tar", "locked") else 1
+            if not 0 <= value < limit:  # also rejects NaN
+                raise UsageError(f"{field.name} must be in [0, {limit}), not {value}")
 
 
 def dropout(
     x_TBH: Tensor, probability: float, noise: torch.Generator | None, *, locked: bool = False
 ) -> Tensor:
-    """`x` with units dropped; locked: the same ones at every place of the first dimension."""
+    """Drop units of `x`; if `locked`, the same ones along the first dimension (time)."""
     if noise is None or probability == 0:
         return x_TBH
     shape = (1, *x_TBH.shape[1:]) if locked else x_TBH.shape
@@ -57,30 +59,31 @@ def dropout(
 def recurrent_weights_dropped(
     cell: nn.Module, probability: float, noise: torch.Generator | None
 ) -> Iterator[None]:
-    """The cell computes with weights dropped from its hidden-to-hidden matrix [G, H]; then has it back.
+    """Apply DropConnect to the cell's recurrent matrix [G, H] inside the block; restore it afterwards.
 
-    Whatever does the arithmetic finds the dropped matrix in the parameter's place, as under
-    torch.func.functional_call; gradients reach the parameter through it.
+    The dropped matrix takes the parameter's place for every backend, as with
+    torch.func.functional_call, and gradients flow through it to the parameter.
     """
     if noise is None or probability == 0:
         yield
         return
-    whole = cell._parameters["weight_hh_l0"]
-    assert whole is not None
-    # In its place in the dictionary: the order of a module's parameters is the optimizer's.
-    cell._parameters["weight_hh_l0"] = dropout(whole, probability, noise)  # type: ignore[assignment]
+    original = cell._parameters["weight_hh_l0"]
+    assert original is not None
+    # Assigned in place: optimizer states depend on the order of a module's parameters.
+    cell._parameters["weight_hh_l0"] = dropout(original, probability, noise)  # type: ignore[assignment]
     try:
         yield
     finally:
-        cell._parameters["weight_hh_l0"] = whole
+        cell._parameters["weight_hh_l0"] = original
 
 
 def activation_penalty(
     whole_TBH: Tensor, dropped_TBH: Tensor, *, alpha: float, beta: float
 ) -> Tensor:
-    """α mean h² of the last layer's dropped outputs + β mean (h_t − h_{t−1})² of its whole ones.
+    """α mean h² over the outputs after dropout + β mean (h_t − h_{t−1})² over those before it.
 
-    Merity, McCann and Socher 2017, with means where they write sums, as their code has it.
+    Activation and temporal activation regularization of the last layer (Merity, McCann and Socher
+    2017), with means instead of the paper's sums, as in the authors' code.
     """
     penalty = whole_TBH.new_zeros(())
     if alpha:
@@ -93,11 +96,11 @@ def activation_penalty(
 def _mask(
     shape: Sequence[int], probability: float, noise: torch.Generator, dtype: torch.dtype
 ) -> Tensor:
-    """Zeros with `probability`, and 1 / (1 - probability) elsewhere.
+    """A mask of zeros with `probability` and 1 / (1 - probability) elsewhere.
 
-    Our own rather than torch's dropout, whose hidden global generator any other draw would move.
+    torch's own dropout draws from the global generator, which any other draw would advance.
     """
-    # Sixteen random bits decide for an element, four elements a draw: drawing is what it costs.
+    # The cost is in drawing random numbers, so each 64-bit draw decides four elements, 16 bits each.
     count = math.prod(shape)
     kept = max(1, round((1 - probability) * 2**16))
     draws = torch.empty(-(-count // 4), dtype=torch.int64, device=noise.device)

@@ -1,8 +1,8 @@
-"""A language model one step at a time, N streams side by side: tokens in, distributions out.
+"""Step-by-step inference over N parallel streams: tokens in, next-token distributions out.
 
-Picks what does the arithmetic: the C kernel where it can run the model, else the model itself, whatever
-its cells, softmax and device. Knows token ids, but no text; how the next one is chosen is another's
-business, though the kernel can do that too.
+Selects the implementation: the C kernel if it supports the model, otherwise the model itself, with any
+cell, softmax and device. Knows token ids but no text. Choosing the next token is left to the caller,
+although the kernel can also draw it.
 
 Shapes: N streams, V vocabulary, L layers, S states of the cell, H hidden.
 """
@@ -20,12 +20,12 @@ from gru_lm.model.native.step import NativeStepper, suits
 
 
 def make_stepper(model: LanguageModel, state_LSNH: Tensor) -> Stepper | NativeStepper:
-    """The fastest stepper that there is for this model, from a state [L, S, N, H] on."""
+    """Return the fastest stepper for this model, starting from state [L, S, N, H]."""
     return NativeStepper(model, state_LSNH) if suits(model) else Stepper(model, state_LSNH)
 
 
 class Stepper:
-    """Any model, from a state [L, S, N, H] on."""
+    """Stepper for any model, starting from state [L, S, N, H]."""
 
     steps_at_once = 1
 
@@ -35,12 +35,12 @@ class Stepper:
 
     @torch.inference_mode()
     def log_probs(self, tokens_N: np.ndarray) -> np.ndarray:
-        """Read a token in each stream; log p of every next one [N, V], float64, in nats."""
+        """Feed one token per stream; return next-token log-probabilities [N, V] in nats, float64."""
         tokens_N1 = torch.from_numpy(tokens_N)[:, None].to(self._state_LSNH.device)
         log_probs_N1V, self._state_LSNH = self._model.log_probs(tokens_N1, self._state_LSNH)
         return log_probs_N1V[:, -1].double().cpu().numpy()
 
     @torch.inference_mode()
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these streams alone, in this order."""
+        """Keep only these streams, in this order."""
         self._state_LSNH = self._state_LSNH[:, :, list(rows)]

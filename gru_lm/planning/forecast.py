@@ -1,6 +1,6 @@
-"""What a plan will come to: tokens, passes over the text, memory, disk. Reckoned, not tried.
+"""Estimates what a plan will need: training tokens, epochs, memory and disk space.
 
-Takes settings and a plan; makes no model that takes memory.
+Calculated from settings and plan; nothing is run, and no model is allocated.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from gru_lm.training.optimizers import slots_at_most
 from gru_lm.training.plan import Plan
 
 FLOAT = 4  # bytes
-PROCESS = 400e6  # bytes that a process takes which has imported PyTorch and matplotlib
-KEPT = 16  # numbers of each unit and token for the way back, and there
-# Blocks of logits, of the largest size, that are held. An adaptive softmax's are of another size at
-# each step, so that the heap, which gives nothing back, holds many: 12 to 55, after some minutes.
-BLOCKS, BLOCKS_ADAPTIVE = 2, 40
+PROCESS = 400e6  # bytes used by a process that has imported PyTorch and matplotlib
+ACTIVATIONS = 16  # numbers stored per unit and token for the backward pass
+# Slices of logits, of the maximum size, in memory. Those of an adaptive softmax differ in size between
+# steps and fragment the heap, which returns no memory: 12 to 55 slices after a few minutes.
+SLICES, SLICES_ADAPTIVE = 2, 40
 
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Of a training run; `memory` of the process and `disk` of its directory in bytes."""
+    """Estimates for a training run: `memory` of the process and `disk` of its directory in bytes."""
 
     tokens: int
     epochs: float
-    tokens_per_second: float | None  # None: not tried
+    tokens_per_second: float | None  # None: not measured
     memory: int
     disk: int
 
     def __str__(self) -> str:
-        speed = f" at {self.tokens_per_second:,.0f} a second" if self.tokens_per_second else ""
+        speed = f" at {self.tokens_per_second:,.0f} tokens/s" if self.tokens_per_second else ""
         return (
             f"{self.tokens:,} tokens{speed}, {self.epochs:.3g} epochs; "
             f"{self.memory / 1e6:,.0f} MB of memory, {self.disk / 1e6:,.0f} MB of disk"
@@ -50,9 +50,9 @@ def forecast(
     per_second: float | None,
     elapsed: float,
 ) -> Forecast:
-    """What `plan` comes to on a training text of `tokens`, `elapsed` seconds of the budget being gone.
+    """Estimate the run of `plan` on a training text of `tokens`, after `elapsed` seconds of the budget.
 
-    `per_second` are the tokens that it trains on a second, where that was tried.
+    `per_second` is the measured speed in training tokens per second, or None.
     """
     trained = plan.tokens(settings, tokens=tokens, per_second=per_second or 0.0, elapsed=elapsed)
     with torch.device("meta"):
@@ -61,11 +61,12 @@ def forecast(
     N = plan.batch * plan.bptt
     units = plan.layers * N * plan.width
     logits = min(N * (config.rows or config.vocab_size), SLICE)
-    blocks = BLOCKS_ADAPTIVE if config.cutoffs else BLOCKS
+    slices = SLICES_ADAPTIVE if config.cutoffs else SLICES
+    numbers = (2 + slots) * parameters + ACTIVATIONS * units + slices * logits
     return Forecast(
         tokens=int(trained),
         epochs=trained / tokens,
         tokens_per_second=per_second,
-        memory=int(PROCESS + FLOAT * ((2 + slots) * parameters + KEPT * units + blocks * logits)),
+        memory=int(PROCESS + FLOAT * numbers),
         disk=FLOAT * (1 + slots) * parameters * (settings.keep + 1),
     )

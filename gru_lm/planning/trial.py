@@ -1,6 +1,6 @@
-"""How fast a plan trains on this machine: some real steps, of which nothing is kept.
+"""Measures the training speed of a plan on this machine by a few real steps, discarding the result.
 
-Takes a fresh state and a plan; knows neither run nor budget.
+Takes a fresh state and a plan; independent of runs and budgets.
 """
 
 from __future__ import annotations
@@ -13,40 +13,40 @@ from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.start import rehearsal_steps
 
-SECONDS = 0.6  # of steps that are timed
-WARM_UP = 3  # steps before: they compile, and take memory
-FEWEST = 3
-LONG = 5.0  # seconds of steps after which the last one alone says enough
+SECONDS = 0.6  # minimum duration of the timed steps
+WARM_UP = 3  # untimed first steps, which compile kernels and allocate memory
+MIN_STEPS = 3
+TIME_LIMIT = 5.0  # seconds after which the last step alone is the result
 
 
 def tokens_per_second(
     state: TrainState, plan: Plan, tokens_N: np.ndarray, *, clip: float, seed: int, stop: Stop
 ) -> float:
-    """Training tokens a second from a fresh `state`, which is used up.
+    """Return training tokens per second, from a fresh `state`, which is modified.
 
-    Raises what `stop` raises, and DivergedError.
+    `stop` is polled before each step; whatever it raises is passed on. Raises DivergedError.
     """
     try:
-        taken = _timed(state, plan, tokens_N, clip=clip, seed=seed, stop=stop)
+        durations = _durations(state, plan, tokens_N, clip=clip, seed=seed, stop=stop)
     except DivergedError as error:
-        error.why = "in the trial of this machine's speed, before training; nothing was written"
+        error.why = "while measuring the speed, before training; nothing was written"
         error.hint = plan.remedy(
             "--precision float32, or a budget in --steps, which needs no trial"
         )
         raise
-    # What else the machine does only ever slows a step down, and will not go on for ever.
-    return plan.batch * plan.bptt / sorted(taken)[len(taken) // 4]
+    # The lower quartile: other processes only slow steps down, and usually for a short time.
+    return plan.batch * plan.bptt / sorted(durations)[len(durations) // 4]
 
 
-def _timed(
+def _durations(
     state: TrainState, plan: Plan, tokens_N: np.ndarray, *, clip: float, seed: int, stop: Stop
 ) -> list[float]:
-    """The seconds of some steps."""
+    """The seconds of each timed step."""
     steps = rehearsal_steps(state, plan, tokens_N, clip=clip, seed=seed)
-    taken: list[float] = []
-    while sum(taken[WARM_UP:]) < SECONDS or len(taken) < WARM_UP + FEWEST:
+    durations: list[float] = []
+    while sum(durations[WARM_UP:]) < SECONDS or len(durations) < WARM_UP + MIN_STEPS:
         stop()
-        taken.append(next(steps).seconds)
-        if len(taken) > 1 and sum(taken) > LONG:
-            return taken[-1:]
-    return taken[WARM_UP:]
+        durations.append(next(steps).seconds)
+        if len(durations) > 1 and sum(durations) > TIME_LIMIT:
+            return durations[-1:]
+    return durations[WARM_UP:]

@@ -1,7 +1,8 @@
-"""The terminal: progress and notes on stderr, results on stdout. The only importer of rich.
+"""Terminal output: progress and notes on stderr, results on stdout. The only module that imports rich.
 
-On a terminal there is a live bar with an ETA; elsewhere a plain line now and then, without escape
-codes or carriage returns. rich honours NO_COLOR and TERM=dumb. Knows nothing of what the figures mean.
+Progress is a live bar with an ETA on a terminal, and otherwise occasional plain lines without escape
+codes or carriage returns. NO_COLOR and TERM=dumb are respected (by rich). The content of messages and
+tables is left to the callers.
 """
 
 from __future__ import annotations
@@ -20,30 +21,30 @@ from rich.table import Table
 from gru_lm import __version__
 from gru_lm.layout import JSON_MARK
 
-FIRST_LINE = 2.0  # seconds before a plain progress line; the next ones come ever more slowly
-SLOWEST = 60.0
+FIRST_INTERVAL = 2.0  # seconds before the first plain progress line; each interval doubles ...
+MAX_INTERVAL = 60.0  # ... up to this
 
 _stderr = RichConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class Advance(Protocol):
-    """How work reports that `amount` more of it is done, with an optional line of figures."""
+    """Callback that reports progress by `amount`, with an optional line of figures to display."""
 
     def __call__(self, amount: float, figures: str = "") -> None: ...
 
 
 def note(text: str) -> None:
-    """A line on stderr."""
+    """Print a line on stderr."""
     _stderr.print(text)
 
 
 def warn(text: str) -> None:
-    """A line on stderr that should not be overlooked."""
+    """Print a highlighted warning on stderr."""
     _stderr.print(f"warning: {text}", style="yellow")
 
 
 def error(text: str, *, why: str | None = None, hint: str | None = None) -> None:
-    """What went wrong, why, and what mends it: at most three lines on stderr."""
+    """Print an error on stderr: what went wrong, why, and how to fix it, one line each."""
     _stderr.print(f"error: {_one_line(text)}", style="bold red")
     if why:
         _stderr.print(_one_line(why))
@@ -52,39 +53,42 @@ def error(text: str, *, why: str | None = None, hint: str | None = None) -> None
 
 
 def result(text: str) -> None:
-    """A result on stdout. What is not Unicode in it, of the name of a file, is written as \\udcXX."""
+    """Print a result on stdout; file names that are not UTF-8 are escaped as \\udcXX."""
     sys.stdout.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
     sys.stdout.flush()
 
 
 def result_json(value: Mapping[str, Any]) -> None:
-    """A result on stdout, as one line of JSON, marked as ours."""
+    """Print a result on stdout as one line of JSON. Raises ValueError for NaN and infinities."""
     result(json.dumps(marked(value), ensure_ascii=False, allow_nan=False))
 
 
 def marked(value: Mapping[str, Any]) -> dict[str, Any]:
-    """`value` with the mark that layout.py knows JSON of ours by: the version that wrote it."""
+    """`value` with the version of gru-lm first, by which layout.py recognises our JSON."""
     return {JSON_MARK: __version__, **value}
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout: drawn on a terminal, tab-separated in a pipe. The first column is text."""
+    """Print a table on stdout, aligned on a terminal and tab-separated in a pipe.
+
+    The first column is left-aligned, the others are right-aligned.
+    """
     rows = [[_plain(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
         for row in (headers, *rows):
             result("\t".join(row))
         return
-    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    rich_table = Table(box=None, pad_edge=False, header_style="bold")
     for index, header in enumerate(headers):
-        drawn.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
+        rich_table.add_column(header, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
-        drawn.add_row(*row)
-    RichConsole(highlight=False, markup=False).print(drawn)
+        rich_table.add_row(*row)
+    RichConsole(highlight=False, markup=False).print(rich_table)
 
 
 @contextmanager
 def progress(what: str, total: float | None) -> Iterator[Advance]:
-    """Show progress on `what` while inside; yields the function that advances it."""
+    """Show progress of `what` inside the block; yields the function that advances it."""
     if _stderr.is_terminal and not _stderr.is_dumb_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -108,16 +112,16 @@ def progress(what: str, total: float | None) -> Iterator[Advance]:
 
 
 class _Lines:
-    """Progress as plain lines: the first after two seconds, then each after twice the pause."""
+    """Progress as plain lines, at intervals that double from FIRST_INTERVAL to MAX_INTERVAL."""
 
     def __init__(self, what: str, total: float | None) -> None:
         self.what, self.total = what, total
         self.done = 0.0
-        # When the first part was done, and how much it was. The pace is measured from there on: before,
-        # there were preparations, and of what is resumed the first part is all that was done before.
+        # Time and amount of the first report. The pace is measured from there: the time before includes
+        # preparation, and the first report of a resumed task covers all earlier work.
         self.first: tuple[float, float] | None = None
-        self.pause = FIRST_LINE
-        self.due = time.monotonic() + self.pause
+        self.interval = FIRST_INTERVAL
+        self.due = time.monotonic() + self.interval
 
     def __call__(self, amount: float, figures: str = "") -> None:
         self.done += amount
@@ -125,8 +129,8 @@ class _Lines:
         since, before = self.first = self.first or (now, self.done)
         if now < self.due:
             return
-        self.pause = min(2 * self.pause, SLOWEST)
-        self.due = now + self.pause
+        self.interval = min(2 * self.interval, MAX_INTERVAL)
+        self.due = now + self.interval
         line = self.what
         if self.total:
             line += f" {min(1.0, self.done / self.total):4.0%}"
@@ -141,5 +145,5 @@ def _one_line(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    # A name from somebody's file must not steer the terminal, nor part a row.
+    # Escape control characters, which could come from a file name and break the terminal or a row.
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

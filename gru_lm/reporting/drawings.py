@@ -1,6 +1,7 @@
-"""A drawing upon an axis, as SVG for a page: plain figures in, a str out.
+"""SVG charts on a horizontal axis, for HTML pages: numbers in, a str out.
 
-Knows no results and escapes nothing: what it is given must be fit for HTML. Its colours are the page's.
+Knows nothing about results. Text is not escaped, so it must already be safe HTML. Colours come from the
+page's style sheet.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-LEFT, RIGHT, TOP = 70, 590, 10  # of the plot in a drawing that is 600 wide
+LEFT, RIGHT, TOP = 70, 590, 10  # edges of the plot area in an image of width 600
 
 
 class Scale(NamedTuple):
-    """From a figure, low to high, to a place in a drawing, begin to end."""
+    """Linear scale from values, low to high, to SVG coordinates, begin to end."""
 
     low: float
     high: float
@@ -25,7 +26,7 @@ class Scale(NamedTuple):
         return f"{self.begin + share * (self.end - self.begin):.1f}"
 
     def ticks(self) -> list[tuple[float, str]]:
-        """At most seven round figures, and how they are written."""
+        """At most seven round values, with their labels."""
         power = 10.0 ** math.floor(math.log10((self.high - self.low) / 6))
         step = next(n * power for n in (1, 2, 5, 10, 20) if self.high - self.low <= 6 * n * power)
         decimals = max(0, -math.floor(math.log10(step)))
@@ -34,13 +35,13 @@ class Scale(NamedTuple):
 
 
 def padded(values: Sequence[float]) -> tuple[float, float]:
-    """The ends of a scale that has room around these figures."""
+    """The ends of a scale with a margin around these values."""
     margin = 0.08 * (max(values) - min(values)) or 0.01 * abs(values[0]) or 0.01
     return min(values) - margin, max(values) + margin
 
 
 def svg(drawn: str, x: Scale, bottom: int, below: str, label: str) -> str:
-    """A drawing upon its axis, and in words what it shows."""
+    """The HTML of a chart: content `drawn`, x axis at `bottom` titled `below`, caption `label`."""
     axis = "".join(
         f'<path class="grid" d="M{x(value)} {TOP}V{bottom}"/>'
         f'<text x="{x(value)}" y="{bottom + 16}" text-anchor="middle">{text}</text>'

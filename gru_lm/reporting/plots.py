@@ -1,6 +1,6 @@
-"""Pictures as PNGs: the loss of a run over training and against context, and of a comparison's runs.
+"""Plots as PNG bytes: loss curves of a run and of a comparison, and loss against context length.
 
-Knows the fields of metrics.jsonl and of a context curve, and no run.
+Knows the fields of metrics.jsonl and of a context curve, but no run directories.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ COLOURS = ("#1f5fbf", "#c2452d", "#2f8f4e", "#8a4fb0", "#b8860b", "#3b3b3b")
 
 
 def loss_png(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
-    """The curve of training loss, and the points of validation, over tokens, as PNG bytes.
+    """Plot training and validation loss against training tokens, as PNG bytes.
 
-    Losses are nats a token. A flat start far above the rest is cut off, not squeezed in.
+    `metrics` holds the lines of metrics.jsonl; losses are in nats per token. High losses at the start
+    of training are clipped.
     """
     train = [(m["tokens"], m["loss"]) for m in metrics if "loss" in m]
     valid = [
@@ -57,7 +58,7 @@ def loss_png(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
         margin = max(0.05, 0.08 * (high - low))
         axes.set_ylim(low - margin, high + margin)
     axes.set_xlabel("training tokens")
-    axes.set_ylabel("loss, nats a token")
+    axes.set_ylabel("loss (nats per token)")
     axes.set_title(title, fontsize=10)
     axes.xaxis.set_major_formatter(_si)
     axes.grid(alpha=0.25)
@@ -68,10 +69,10 @@ def loss_png(metrics: Sequence[dict[str, Any]], title: str) -> bytes:
 
 
 def context_png(curve: dict[str, Any], title: str) -> bytes:
-    """Loss against tokens of context, and along windows that start cold, as PNG bytes.
+    """Plot loss against context length, exact and by position after a cold start, as PNG bytes.
 
-    `curve` is ContextCurve.as_dict(): bits a token, None where there is no finite value. Shaded are
-    the 95 % intervals. A bin of positions stands at its geometric middle.
+    `curve` is ContextCurve.as_dict(), in bits per token, with None for values that are not finite.
+    Shaded areas are 95 % intervals. A bin of positions is plotted at its geometric mean.
     """
     figure = Figure(figsize=(7, 4.2), dpi=120)
     axes = figure.subplots()
@@ -80,19 +81,19 @@ def context_png(curve: dict[str, Any], title: str) -> bytes:
     middles = [math.sqrt(place["first"] * place["last"]) for place in curve["positions"]]
     for x, points, colour, marker, label in (
         (middles, curve["positions"], "#6b8cc0", "s", "by position after a cold start"),
-        (contexts, curve["contexts"], "#c2452d", "o", "with exactly so much context"),
+        (contexts, curve["contexts"], "#c2452d", "o", "by exact context length"),
     ):
         values = [_number(point["bits_per_token"]) for point in points]
         ends = [[_number(end) for end in point["ci95"] or (None, None)] for point in points]
         low, high = zip(*ends, strict=True)
         axes.fill_between(x, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.plot(x, values, color=colour, linewidth=1.2, marker=marker, markersize=4, label=label)
-    # Logarithmic from 1 on; 0 stands one step to the left of it.
+    # Logarithmic from 1; 0 is one tick further to the left.
     axes.set_xscale("symlog", base=2, linthresh=1, linscale=0.5)
     axes.set_xticks(contexts, [f"{context:,}" for context in contexts])
     axes.set_xticks([], minor=True)
-    axes.set_xlabel("tokens of context")
-    axes.set_ylabel("loss, bits a token")
+    axes.set_xlabel("context length (tokens)")
+    axes.set_ylabel("loss (bits per token)")
     axes.set_title(title, fontsize=10)
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
@@ -101,7 +102,7 @@ def context_png(curve: dict[str, Any], title: str) -> bytes:
 
 
 def _si(value: float, _: float) -> str:
-    """A token count for an axis: 1500000 -> 1.5M."""
+    """Format a tick label with an SI prefix: 1500000 -> 1.5M."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
             return f"{value / size:g}{unit}"
@@ -109,57 +110,57 @@ def _si(value: float, _: float) -> str:
 
 
 def _number(value: float | None) -> float:
-    """For an axis, which leaves out what is not a number."""
+    """Replace None by NaN, which matplotlib leaves out."""
     return math.nan if value is None else value
 
 
 def curves_png(curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> bytes:
-    """Validation of every run of some cells against tokens, and against seconds, as PNG bytes.
+    """Plot the validation loss of every run of several cells against tokens and time, as PNG bytes.
 
-    `curves`: for each cell its runs, of each the lines of metrics.jsonl. A thin line is a run, a
-    thick one the mean of a cell's runs where all have points; losses are bits per byte.
+    `curves` maps each cell to its runs, each given by the lines of its metrics.jsonl. Thin lines are
+    runs, thick lines the mean of a cell's runs where all have data; losses are in bits per byte.
     """
     figure = Figure(figsize=(10, 4.2), dpi=120)
-    sides = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, 2, sharey=True)
     figure.subplots_adjust(left=0.07, right=0.98, top=0.95, bottom=0.13, wspace=0.06)
     losses = []
     for axes, key, label in zip(
-        sides, ("tokens", "seconds"), ("training tokens", "seconds"), strict=True
+        panels, ("tokens", "seconds"), ("training tokens", "seconds"), strict=True
     ):
         for number, (cell, runs) in enumerate(curves.items()):
             colour = COLOURS[number % len(COLOURS)]
-            found = [points for metrics in runs if len(points := _validations(metrics, key))]
-            for points in found:
+            series = [points for metrics in runs if len(points := _validations(metrics, key))]
+            for points in series:
                 axes.plot(*points.T, color=colour, linewidth=0.7, alpha=0.6)
                 losses += points[:, 1].tolist()
-            low = max((points[0, 0] for points in found), default=0.0)
-            high = min((points[-1, 0] for points in found), default=0.0)
+            low = max((points[0, 0] for points in series), default=0.0)
+            high = min((points[-1, 0] for points in series), default=0.0)
             at = np.linspace(low, max(low, high), 200)
-            if found:
-                mean = np.mean([np.interp(at, *points.T) for points in found], 0)
+            if series:
+                mean = np.mean([np.interp(at, *points.T) for points in series], 0)
                 axes.plot(at, mean, color=colour, linewidth=2.2, label=cell)
         axes.set_xlabel(label)
         axes.xaxis.set_major_formatter(_si)
         axes.grid(alpha=0.25)
         _despine(axes)
     if losses:
-        # A start far above the rest is cut off, not squeezed in.
+        # Clip high losses at the start of training.
         low, high = min(losses), float(np.quantile(losses, 0.95))
         margin = max(0.02, 0.08 * (high - low))
-        sides[0].set_ylim(low - margin, high + margin)
-        sides[1].legend(frameon=False)
-    sides[0].set_ylabel("held out, bits per byte")
+        panels[0].set_ylim(low - margin, high + margin)
+        panels[1].legend(frameon=False)
+    panels[0].set_ylabel("validation loss (bits per byte)")
     return _png(figure)
 
 
 def _validations(metrics: Sequence[dict[str, Any]], key: str) -> np.ndarray:
-    """Bits per byte of each validation beside what `key` was then, [n, 2]."""
-    found = [(m[key], m["valid_bits_per_byte"]) for m in metrics if m.get("valid_bits_per_byte")]
-    return np.array(found, float).reshape(-1, 2)
+    """The value of `key` and the bits per byte of each validation, [n, 2]."""
+    points = [(m[key], m["valid_bits_per_byte"]) for m in metrics if m.get("valid_bits_per_byte")]
+    return np.array(points, float).reshape(-1, 2)
 
 
 def _despine(axes: Axes) -> None:
-    """Leave out the frame above and at the right."""
+    """Remove the top and right borders."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
 

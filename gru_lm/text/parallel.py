@@ -1,9 +1,9 @@
-"""Texts encoded by several processes at once; their ids come back in the order of the texts.
+"""Tokenization of large texts by several worker processes, in order.
 
-A worker is a plain child process that has loaded the tokenizer: texts go in and ids come out by a
-socket that is its standard input. Knows nothing of files. Invariants: the ids are those that the
-tokenizer gives in this very process, whatever becomes of a worker; a bounded number of texts is under
-way; no worker outlives the generator, nor this process.
+A worker is a child process with the tokenizer loaded; texts and ids are exchanged over a socket that is
+its standard input. Does not read files. Invariants: the ids equal those computed in this process, even
+if a worker dies; the number of blocks in flight is bounded; workers outlive neither the generator nor
+this process.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from gru_lm.signals import Stop
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.text.tokenizer_encoders import Encoder, Ids
 
-BLOCK = 2**18  # characters that a worker is handed at once
-WORTHWHILE = 2**24  # characters; below, starting workers takes what they save
-MOST_WORKERS = 8  # as many encode all that one process can read and write
-_IN_FLIGHT = 2  # blocks a worker: the one that it encodes, and one that waits for it or is done
+BLOCK = 2**18  # characters per block sent to a worker
+WORTHWHILE = 2**24  # characters of text below which starting workers costs more than it saves
+MOST_WORKERS = 8  # beyond this, reading and writing in the main process are the bottleneck
+_IN_FLIGHT = 2  # blocks per worker: one being encoded, one queued or done
 _CHILD = Path(__file__).with_name("tokenizer_worker.py")
 _LENGTH = struct.Struct("<Q")
-_BETWEEN = b"\xff"  # between two texts; no UTF-8 holds it
+_SEPARATOR = b"\xff"  # between texts; never occurs in UTF-8
 
 
 def gather(
@@ -60,7 +60,7 @@ def gather(
 
 
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Ids:
-    """The ids of texts of several documents, with end_id between two of them."""
+    """Encode texts of several documents, with end_id between them."""
     end = np.array([tokenizer.end_id], dtype=np.uint32)
     encoded = [ids for text in texts for ids in (end, tokenizer.encoder.encode(text))]
     return np.concatenate(encoded[1:])
@@ -73,9 +73,10 @@ def encode_all(
     workers: int,
     stop: Stop,
 ) -> Generator[Ids, None, None]:
-    """What `encode_texts` gives for each of `blocks`, in order, by at most `workers` processes.
+    """Yield `encode_texts` of each of `blocks`, in order, using at most `workers` processes.
 
-    Close the generator where it is left early. What `stop` or `blocks` raise ends the workers too.
+    Close the generator if it is not exhausted. Exceptions from `stop` or `blocks` end the workers and
+    are passed on.
     """
     workers = min(workers, MOST_WORKERS)
     if workers < 2 or tokenizer.encoder.quick:
@@ -83,7 +84,7 @@ def encode_all(
             stop()
             yield encode_texts(tokenizer, block)
         return
-    crew: list[_Worker] = []
+    pool: list[_Worker] = []
     idle: SimpleQueue[_Worker] = SimpleQueue()
 
     def encode(block: Sequence[str]) -> Ids:
@@ -94,48 +95,48 @@ def encode_all(
             idle.put(worker)
 
     def result() -> Ids:
-        first = under_way.popleft()
-        while not wait([first], timeout=0.1).done:
+        oldest = in_flight.popleft()
+        while not wait([oldest], timeout=0.1).done:
             stop()
-        return first.result()
+        return oldest.result()
 
-    under_way: deque[Future[Ids]] = deque()
-    # Threads, each of which waits for one worker at a time: a full socket blocks nobody else.
+    in_flight: deque[Future[Ids]] = deque()
+    # Each thread waits for one worker at a time, so a full socket blocks only its own worker.
     threads = ThreadPoolExecutor(workers)
     try:
         for _ in range(workers):
-            crew.append(_Worker(tokenizer))
-            idle.put(crew[-1])
+            pool.append(_Worker(tokenizer))
+            idle.put(pool[-1])
         for block in blocks:
             stop()
-            under_way.append(threads.submit(encode, block))
-            if len(under_way) == workers * _IN_FLIGHT:
+            in_flight.append(threads.submit(encode, block))
+            if len(in_flight) == workers * _IN_FLIGHT:
                 yield result()
-        while under_way:
+        while in_flight:
             yield result()
     finally:
-        for worker in crew:
+        for worker in pool:
             worker.kill()
         threads.shutdown(cancel_futures=True)
-        for worker in crew:
+        for worker in pool:
             worker.close()
 
 
 class _Worker:
-    """A child process; where it cannot be started or has died, this process does its work."""
+    """A worker process; if it cannot be started or dies, its work is done in this process."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._killed = False
         self._process: subprocess.Popen[bytes] | None = None
-        self._socket, theirs = socket.socketpair()
-        # -P: this folder's names must not shadow the library's. A session of its own: Ctrl-C in the
-        # terminal reaches us alone. It has one thread, also where the library would start more.
-        with theirs, suppress(OSError):
+        self._socket, child_socket = socket.socketpair()
+        # -P: modules of this folder must not shadow the standard library. Own session: Ctrl-C in the
+        # terminal reaches only this process. One thread, even if libraries would start more.
+        with child_socket, suppress(OSError):
             self._process = subprocess.Popen(
                 [sys.executable, "-P", str(_CHILD)],
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-                stdin=theirs.fileno(),
+                stdin=child_socket.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
@@ -144,31 +145,31 @@ class _Worker:
         self._unsent = [tokenizer.kind.encode(), tokenizer.data, end_piece]
 
     def encode(self, texts: Sequence[str]) -> Ids:
-        """As `encode_texts`. Raises OSError or EOFError once it was killed."""
+        """Same as `encode_texts`. Raises OSError or EOFError after `kill`."""
         if self._process:
             try:
-                return self._ask(texts)
-            except (OSError, EOFError):  # it died, for want of memory perhaps
+                return self._request(texts)
+            except (OSError, EOFError):  # the process died, perhaps out of memory
                 if self._killed:
                     raise
                 self.close()
         return encode_texts(self._tokenizer, texts)
 
-    def _ask(self, texts: Sequence[str]) -> Ids:
+    def _request(self, texts: Sequence[str]) -> Ids:
         for message in (*self._unsent, pack(texts)):
             send(self._socket, message)
         self._unsent = []
         return np.frombuffer(receive(self._socket), dtype=np.uint32)
 
     def kill(self) -> None:
-        """End the process, whatever it does; may be called by another thread than the rest."""
+        """Kill the process; unlike the other methods, may be called from any thread."""
         self._killed = True
         process = self._process
         if process:
             process.kill()
 
     def close(self) -> None:
-        """End the process and forget it."""
+        """Kill the process and release its resources."""
         self._socket.close()
         if self._process:
             self._process.kill()
@@ -177,23 +178,23 @@ class _Worker:
 
 
 def pack(texts: Sequence[str]) -> bytes:
-    """Texts as one message."""
-    return _BETWEEN.join(text.encode(errors="surrogatepass") for text in texts)
+    """Pack texts into one message."""
+    return _SEPARATOR.join(text.encode(errors="surrogatepass") for text in texts)
 
 
 def unpack(message: bytes) -> list[str]:
-    """The texts in a message."""
-    return [text.decode(errors="surrogatepass") for text in message.split(_BETWEEN)]
+    """Unpack the texts of a message."""
+    return [text.decode(errors="surrogatepass") for text in message.split(_SEPARATOR)]
 
 
 def send(to: socket.socket, message: bytes) -> None:
-    """Send a message. Raises OSError."""
+    """Send a message. Raises OSError if the other end is closed."""
     to.sendall(_LENGTH.pack(len(message)))
     to.sendall(message)
 
 
 def receive(source: socket.socket) -> bytes:
-    """Wait for a message. Raises EOFError, or OSError, where the other end is gone."""
+    """Wait for a message. Raises EOFError or OSError if the other end is closed."""
     (length,) = _LENGTH.unpack(_read(source, _LENGTH.size))
     return _read(source, length)
 

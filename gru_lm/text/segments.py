@@ -1,9 +1,9 @@
-"""Text cut into segments: a line with its end, a longer line every 8,192 characters.
+"""Segmentation of text: lines with their terminators, split every 8,192 characters if longer.
 
-Segments are a function of the text alone, not of the pieces in which it arrives; that is what makes
-training and encoding independent of how a file was read. `at_spaces`, a longer line is cut behind the
-last space before that, if there is one. Knows nothing of tokenizers. Memory is
-bounded by one piece, or one block, and one segment.
+Invariant: segments depend only on the text, not on the pieces in which it is read, so tokenizer training
+and encoding do not depend on how a file was read. With `at_spaces`, a long line is split after the last
+space before the limit, if there is one. Independent of the tokenizer. Memory is bounded by one piece (or
+block) and one segment.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ LONGEST = 8192
 
 
 def segments(pieces: Iterable[str], *, at_spaces: bool = False) -> Iterator[list[str]]:
-    """The segments of a text, in order, in lists: at most one list a piece, and one at the end.
+    """Yield the segments of a text in order, in at most one list per piece and one at the end.
 
     >>> list(segments(["a\\nb", "c\\n\\n", "d"]))
     [['a\\n'], ['bc\\n', '\\n'], ['d']]
@@ -40,18 +40,18 @@ def segments(pieces: Iterable[str], *, at_spaces: bool = False) -> Iterator[list
 
 
 def _cut(text: str, start: int, at_spaces: bool) -> int:
-    """Where to cut a long line that begins at `start`, or was cut there."""
+    """Where to split a long line that starts at `start`, or was split there."""
     end = start + LONGEST
     return (at_spaces and text.rfind(" ", start, end) + 1) or end
 
 
 def split(text: str, *, at_spaces: bool = False) -> list[str]:
-    """The segments of a text that is there as a whole."""
+    """Return the segments of a complete text."""
     return [segment for found in segments([text], at_spaces=at_spaces) for segment in found]
 
 
 def joined(pieces: Iterable[str], size: int) -> Iterator[str]:
-    """The same text in longer pieces, of `size` characters or a little more."""
+    """Regroup a text into longer pieces, of `size` characters or slightly more."""
     waiting: list[str] = []
     length = 0
     for piece in pieces:
@@ -67,7 +67,7 @@ def joined(pieces: Iterable[str], size: int) -> Iterator[str]:
 
 
 def blocks(pieces: Iterable[str], size: int, *, at_spaces: bool = False) -> Iterator[str]:
-    """The text in blocks of about `size` characters, each a number of whole segments.
+    """Regroup a text into blocks of about `size` characters, each of whole segments.
 
     >>> list(blocks(["a\\nb", "c\\n\\n", "d"], 4))
     ['a\\nbc\\n\\n', 'd']

@@ -1,15 +1,14 @@
-"""The checkpoint file: one safetensors file with everything inside, under a SHA-256 over all its bytes.
+"""The checkpoint file: a single self-contained safetensors file with a SHA-256 over all its bytes.
 
-`encode` makes the bytes, `read` checks them and takes them apart, `tensors` builds the tensors from
-those same bytes. Reading and checking need no torch, run nothing and follow no links, so that a hostile
-file is refused before torch is imported. What the JSON must say is meta.py's; what tensors mean,
-state.py's.
+`encode` serializes, `read` verifies and parses, `Checkpoint.tensors` builds tensors from the verified
+bytes. Reading needs no torch, executes nothing and follows no links: a malicious file is rejected before
+torch is imported. The JSON is validated by meta.py; the tensors are interpreted by state.py.
 
     safetensors header, one metadata key "gru_lm": canonical JSON {"format": 1, "sha256": ..., ...}
     tensors: "model.*", "average.*", "optimizer.*", "hidden", "tokenizer" (the tokenizer's bytes)
 
-The hash is taken with its own 64 digits set to zero. Nothing in a file depends on clock, host, process
-or path, so that identical runs write identical files.
+The hash is computed with its own 64 digits set to zero. Invariant: a file's content does not depend on
+clock, host, process or path; identical runs write identical files.
 """
 
 from __future__ import annotations
@@ -29,11 +28,11 @@ from gru_lm.training.meta import FORMAT, FormatError, parsed
 if TYPE_CHECKING:
     from torch import Tensor
 
-MAX_FILE = 64 << 30  # bytes; a larger file is refused unread
+MAX_FILE = 64 << 30  # bytes; larger files are rejected unread
 MAX_HEADER = 16 << 20
 ZEROS = b"0" * 64
 
-# How well-known files that are not ours begin.
+# Magic bytes of common file types that are not checkpoints.
 FOREIGN = {
     b"PK\x03\x04": "a zip archive (or a PyTorch pickle)",
     b"\x80": "a Python pickle",
@@ -45,25 +44,25 @@ FOREIGN = {
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A file that was read and found whole."""
+    """A checkpoint that was read and verified."""
 
     path: Path
     meta: dict[str, Any]
     data: bytes
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors, on the CPU, built from the bytes that were checked."""
+        """All tensors, on the CPU, from the verified bytes. Raises InputError if they are malformed."""
         from safetensors import SafetensorError
         from safetensors.torch import load
 
         try:
             return load(self.data)
         except (SafetensorError, ValueError, KeyError, OverflowError) as error:
-            raise damaged(self.path, f"its tensors cannot be read: {error}") from error
+            raise damaged(self.path, f"invalid tensors: {error}") from error
 
 
 def encode(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
-    """The bytes of a checkpoint. `meta` must be JSON; tensors are named and may be on any device."""
+    """Serialize a checkpoint. `meta` must be JSON-serializable; tensors may be on any device."""
     from safetensors.torch import save
 
     text = json.dumps(
@@ -81,34 +80,34 @@ def encode(tensors: dict[str, Tensor], meta: dict[str, Any]) -> bytes:
 
 
 def read(path: Path) -> Checkpoint:
-    """Read and check a checkpoint. Raises InputError for anything but one whole file of ours."""
+    """Read and verify a checkpoint. Raises InputError if `path` is not an intact checkpoint."""
     data = _read_regular(path)
     for magic, what in FOREIGN.items():
         if data.startswith(magic) and data[8:9] != b"{":
             raise InputError(
-                f"{path} is not a checkpoint of gru-lm but {what}",
-                hint="name a run directory, or a step-*.safetensors in one",
+                f"{path} is {what}, not a gru-lm checkpoint",
+                hint="give a run directory, or a step-*.safetensors file in one",
             )
     length = int.from_bytes(data[:8], "little")
     if len(data) < 9 or data[8:9] != b"{" or not 2 <= length <= min(MAX_HEADER, len(data) - 8):
-        raise damaged(path, "it does not begin as a checkpoint does")
+        raise damaged(path, "it does not start with a safetensors header")
     at = _digits(data)
     if at is None:
-        raise damaged(path, "it holds no checksum of gru-lm")
+        raise damaged(path, "its header contains no gru-lm checksum")
     digest = hashlib.sha256(data[:at])
     digest.update(ZEROS)
     digest.update(memoryview(data)[at + 64 :])
     if digest.hexdigest().encode() != data[at : at + 64]:
-        raise damaged(path, "its bytes do not match its checksum")
+        raise damaged(path, "its checksum does not match")
     try:
         meta = header(data)
     except FormatError as error:
         raise InputError(
-            f"{path} has format {error.version}; this gru-lm reads format {FORMAT}",
+            f"{path} has format version {error.version}; this gru-lm reads version {FORMAT}",
             hint="pip install --upgrade gru-lm",
         ) from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise damaged(path, "its header cannot be read") from error
+        raise damaged(path, "its header is malformed") from error
     return Checkpoint(path, meta, data)
 
 
@@ -119,16 +118,16 @@ def header(data: bytes) -> dict[str, Any]:
 
 
 def damaged(path: Path, why: str) -> InputError:
-    """The error for a checkpoint that must not be used."""
+    """The InputError for an unusable checkpoint."""
     return InputError(
         f"{path} is damaged or not a checkpoint",
         why=why,
-        hint=f"another checkpoint of the same run: ls {path.parent}/*{SUFFIX}",
+        hint=f"try another checkpoint of the same run: ls {path.parent}/*{SUFFIX}",
     )
 
 
 def _digits(data: bytes | bytearray) -> int | None:
-    """Where the checksum's 64 digits are: the metadata is JSON within JSON, so quotes are escaped."""
+    """Offset of the checksum's 64 digits. The metadata is JSON within JSON, so quotes are escaped."""
     key = rb"\"sha256\":\""
     end = 8 + int.from_bytes(data[:8], "little")
     at = data.find(key, 8, end)
@@ -139,13 +138,12 @@ def _digits(data: bytes | bytearray) -> int | None:
 
 def _read_regular(path: Path) -> bytes:
     try:
-        # O_NONBLOCK: a FIFO must not make us wait before we can see that it is one.
+        # O_NONBLOCK: opening a FIFO must not block before it is recognized as one.
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise InputError(f"no checkpoint {path}") from error
     except OSError as error:
-        link = path.is_symlink()
-        why = "it is a symbolic link, and those are not followed" if link else error.strerror
+        why = "symbolic links are not followed" if path.is_symlink() else error.strerror
         raise InputError(f"cannot open {path}", why=why) from error
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
@@ -153,7 +151,7 @@ def _read_regular(path: Path) -> bytes:
         raise InputError(f"{path} is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
         if status.st_size > MAX_FILE:
-            raise InputError(f"{path} is larger than any checkpoint ({status.st_size:,} bytes)")
+            raise InputError(f"{path} is too large for a checkpoint ({status.st_size:,} bytes)")
         try:
             return file.read()
         except OSError as error:

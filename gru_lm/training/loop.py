@@ -1,8 +1,8 @@
-"""The training loop: a generator, one optimizer step a turn. It computes; it writes and prints nothing.
+"""The training loop: a generator that yields after every optimizer step and does no I/O.
 
-Everything that must survive a crash is in `TrainState`. The rest of a step is a pure function of the
-step's number: its batch, its dropout noise (the generator is seeded anew from seed and step) and,
-given the elapsed time, its learning rate. That is why a resumed run repeats an uninterrupted one.
+All state that must survive a crash is in `TrainState`. Everything else in a step is a pure function of
+the step number: the batch, the dropout masks (the generator is reseeded from seed and step) and, given
+the elapsed time, the learning rate. Invariant: a resumed run therefore reproduces an uninterrupted one.
 
 Shapes: B batch, T time, H hidden, L layers, S states of a cell.
 """
@@ -21,44 +21,44 @@ from torch import Tensor
 from gru_lm.errors import DivergedError
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.text.batches import Batches
-from gru_lm.training.optimizers import Budget, Schedule, newest_share, no_longer_falls
+from gru_lm.training.optimizers import Budget, Schedule, newest_share, stopped_improving
 
-LEAST_SCALE = 2.0**-14  # of the loss under fp16; below it, it is not the scale that overflows
+MIN_SCALE = 2.0**-14  # of the fp16 loss; overflows at a smaller scale are divergence
 AUTOCAST = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass
 class TrainState:
-    """All that a checkpoint holds and a resume restores."""
+    """The complete training state: what a checkpoint saves and a resume restores."""
 
     model: LanguageModel
     optimizer: torch.optim.Optimizer
-    scaler: torch.amp.GradScaler  # of the loss under fp16; does nothing otherwise
-    hidden_LSBH: Tensor  # the carried state of every stream
-    step: int = 0  # optimizer steps done, and so the next batch's position
+    scaler: torch.amp.GradScaler  # loss scaling under fp16; disabled otherwise
+    hidden_LSBH: Tensor  # recurrent state carried between steps
+    step: int = 0  # completed optimizer steps, and the position of the next batch
     tokens: int = 0  # training tokens seen
-    leg_step: int = 0  # the step after which the present budget, a leg, began
-    seconds: float = 0.0  # of the leg's commands since their starts; kept under --minutes
-    began: float = 0.0  # of these, those before the leg's first step
-    validated_step: int = -1  # the step of the last validation
-    validated_tenths: int = 0  # of the budget, when that was
+    leg_step: int = 0  # value of `step` when the current budget (leg) started
+    seconds: float = 0.0  # elapsed time of the leg, over all its commands; saved under --minutes
+    began: float = 0.0  # part of `seconds` before the leg's first step
+    validated_step: int = -1  # step of the last validation
+    validated_tenths: int = 0  # tenths of the budget used at the last validation
     best_step: int = -1
-    best_nats: float = math.inf  # over the held-out text, and thereof on unknown tokens
-    best_unknown_nats: float = 0.0
-    leg_nats: float = math.inf  # the leg's own best, which patience looks at
-    since_best: int = 0  # validations of the leg since that
-    average: dict[str, Tensor] | None = None  # of each parameter, by name: what is validated
-    average_start: int = -1  # the step whose weights were its first
-    validations: list[float] = field(default_factory=list)  # nats, until NT-ASGD averages
+    best_nats: float = math.inf  # total loss on the validation text
+    best_unknown_nats: float = 0.0  # part of `best_nats` on unknown tokens
+    leg_nats: float = math.inf  # best loss of this leg, for early stopping
+    since_best: int = 0  # validations since the leg's best
+    average: dict[str, Tensor] | None = None  # averaged parameters by name, used for validation
+    average_start: int = -1  # step at which averaging started
+    validations: list[float] = field(default_factory=list)  # losses (nats) until NT-ASGD averages
 
     def start_leg(self) -> None:
-        """Have another budget begin here, with a rise and a fall of the learning rate of its own."""
+        """Start a new budget at this step, with its own learning-rate schedule."""
         self.leg_step = self.step
         self.seconds, self.leg_nats = 0.0, math.inf
         self.validated_tenths = self.since_best = 0
 
     def validated(self, nats: float, unknown_nats: float) -> bool:
-        """Account for a validation of this step's model; whether it is the best of all legs."""
+        """Record a validation loss for this step; return whether it is the best of all legs."""
         self.validated_step = self.step
         self.since_best += 1
         if nats < self.leg_nats:
@@ -70,41 +70,41 @@ class TrainState:
         return True
 
     def begins_to_average(self, nats: float) -> bool:
-        """Average the weights from these on, where NT-ASGD's rule says so of a validation; whether."""
-        begins = self.average is None and no_longer_falls(nats, self.validations)
-        if begins:
+        """Start averaging if NT-ASGD's criterion holds for a validation loss; return whether it does."""
+        triggered = self.average is None and stopped_improving(nats, self.validations)
+        if triggered:
             self.start_average()
         elif self.average is None:
             self.validations.append(nats)
-        return begins
+        return triggered
 
     def start_average(self) -> None:
-        """Average the weights from these on."""
+        """Start averaging the weights at this step."""
         named = self.model.named_parameters()
         self.average = {name: parameter.detach().clone() for name, parameter in named}
         self.average_start = self.step
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Have the averages in the model, where there are any; then the weights again."""
+        """Swap the averaged weights into the model, if any; restore the raw weights on exit."""
         if self.average is None:
             yield
             return
         weights = {name: value.detach().clone() for name, value in self.model.named_parameters()}
         try:
-            self._put(self.average)
+            self._load(self.average)
             yield
         finally:
-            self._put(weights)
+            self._load(weights)
 
     @torch.no_grad()
-    def _put(self, values: dict[str, Tensor]) -> None:
+    def _load(self, values: dict[str, Tensor]) -> None:
         for name, parameter in self.model.named_parameters():
             parameter.copy_(values[name])
 
     @torch.no_grad()
     def average_in(self, decay: float | None) -> None:
-        """Take the weights of a step that was just made into the average."""
+        """Update the average, if any, with the current weights."""
         if self.average is not None:
             share = newest_share(decay, self.step - self.average_start)
             for name, parameter in self.model.named_parameters():
@@ -113,14 +113,14 @@ class TrainState:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one step did; `loss` is in nats a token, `grad_norm` before clipping."""
+    """Metrics of one step; `loss` is in nats per token, `grad_norm` is before clipping."""
 
     step: int
     progress: float
     loss: float
     lr: float
     grad_norm: float
-    seconds: float  # that the step took
+    seconds: float  # duration of the step
 
 
 def train_steps(
@@ -135,12 +135,12 @@ def train_steps(
     clock: Callable[[], float],
     average_decay: float | None = None,
 ) -> Iterator[StepReport]:
-    """Train `state` in place, step by step, until the budget is used up.
+    """Train `state` in place, one optimizer step at a time, until the budget is used up.
 
-    `clock` gives the seconds since the command's start, plus any time to be kept in reserve for what
-    follows the last step. Where `state` has an average it goes on: exponential with `average_decay`, the
-    plain mean without. Raises DivergedError before the optimizer step where the loss or the
-    gradient is not finite; the state is then still the one before the step.
+    `clock` returns the elapsed seconds plus the time to reserve for work after the last step. If
+    `state` has an average, each step updates it: exponentially with `average_decay`, as a plain mean
+    without. Raises DivergedError if the loss or gradient is not finite, before the optimizer step: the
+    state is then that of the previous step.
     """
     model, optimizer, scaler = state.model, state.optimizer, state.scaler
     device = state.hidden_LSBH.device
@@ -161,14 +161,16 @@ def train_steps(
         torch.autograd.backward(scaler.scale(nats + penalty))
         scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf)
-        loss_value, norm_value = torch.stack((nats.detach(), norm)).tolist()  # the one wait a step
-        # Under fp16 a gradient that overflows is the scaler's business: it skips the step.
+        loss_value, norm_value = torch.stack((nats.detach(), norm)).tolist()  # the step's only sync
+        # Under fp16 the scaler handles overflowing gradients, by skipping the step.
         if not math.isfinite(loss_value if scaler.is_enabled() else loss_value + norm_value):
             raise DivergedError(
                 f"step {state.step + 1}: loss {loss_value:g}, gradient norm {norm_value:g}"
             )
-        if scaler.is_enabled() and scaler.get_scale() < LEAST_SCALE:
-            raise DivergedError(f"step {state.step + 1}: the gradient overflows at every scale")
+        if scaler.is_enabled() and scaler.get_scale() < MIN_SCALE:
+            raise DivergedError(
+                f"step {state.step + 1}: the fp16 gradient overflows at every loss scale"
+            )
         lr = schedule(progress)
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -1,8 +1,8 @@
-"""What a checkpoint's JSON must say, and of which types: checked before anyone uses a word of it.
+"""Validation of a checkpoint's JSON metadata, before any of it is used.
 
-A checkpoint is somebody else's file. What `parsed` returns has every key that this program reads, with
-the right type and in range, finite numbers only, and no text that could steer a terminal. Whether the
-tensors fit it is state.py's business. Needs no torch.
+A checkpoint may come from an untrusted source. The result of `parsed` has every key this program reads,
+with the right type and in range, finite numbers only, and no text with terminal control characters.
+Consistency with the tensors is checked by state.py. Needs no torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from gru_lm.config import LARGEST
 
 FORMAT = 1
-DEEPEST = 8  # of lists and objects in each other
+MAX_DEPTH = 8  # of nested lists and objects
 
 MODEL = {
     "cell": str,
@@ -41,8 +41,8 @@ REGULARIZATION = {
 DATA = {"train": str, "valid": str, "test": str}
 SEEN = {"document_ends": bool, "carriage_returns": bool}  # what the training text held
 ENVIRONMENT = {"torch": str, "threads": int, "device": str, "backend": str}
-COUNTERS = ("step", "tokens", "leg_step", "validated_tenths", "since_best")  # from 0
-STEPS = ("validated_step", "best_step", "average_start")  # from -1, which is none
+COUNTERS = ("step", "tokens", "leg_step", "validated_tenths", "since_best")  # 0 or more
+STEPS = ("validated_step", "best_step", "average_start")  # -1: none
 _OBJECTS: dict[str, Mapping[str, type]] = {
     "model": MODEL,
     "regularization": REGULARIZATION,
@@ -54,7 +54,7 @@ _OBJECTS: dict[str, Mapping[str, type]] = {
 
 
 class FormatError(ValueError):
-    """Another format than ours; `version` is it."""
+    """Unsupported format version, given as `version`."""
 
     def __init__(self, version: int) -> None:
         super().__init__(version)
@@ -62,12 +62,12 @@ class FormatError(ValueError):
 
 
 def parsed(text: str) -> dict[str, Any]:
-    """The JSON object in `text`. Raises ValueError, or FormatError for another format."""
+    """Parse and validate JSON metadata. Raises FormatError for another format, else ValueError."""
     meta: dict[str, Any] = json.loads(text, parse_float=_finite, parse_constant=_finite)
-    _check_plain(meta, DEEPEST)
+    _check_plain(meta, MAX_DEPTH)
     version = meta.get("format") if isinstance(meta, dict) else None
     if type(version) is not int:
-        raise ValueError("no format")
+        raise ValueError("no format version")
     if version != FORMAT:
         raise FormatError(version)
     _check_types(meta, dict.fromkeys((*COUNTERS, *STEPS), int) | dict.fromkeys(_OBJECTS, dict))
@@ -77,22 +77,22 @@ def parsed(text: str) -> dict[str, Any]:
         _check_types(meta, {"seen": dict})
         _check_types(meta["seen"], SEEN)
     if any(type(cutoff) is not int for cutoff in meta["model"]["cutoffs"]):
-        raise ValueError("a cutoff is not int")
+        raise ValueError("a cutoff is not an int")
     _check_types(meta, {"tokenizer": str, "best_unknown_nats": float, "validations": list})
     if any(type(nats) is not float for nats in meta["validations"]):
-        raise ValueError("a validation is not float")
+        raise ValueError("a validation loss is not a float")
     for name in ("best_nats", "seconds", "began"):
         if meta.get(name, "") is not None:
             _check_types(meta, {name: float})
     _check_spacing(meta.get("spacing"))
-    if meta.get("leg_nats") is not None:  # older checkpoints have none
+    if meta.get("leg_nats") is not None:  # absent from older checkpoints
         _check_types(meta, {"leg_nats": float})
     if any(meta[name] < 0 for name in COUNTERS) or any(meta[name] < -1 for name in STEPS):
         raise ValueError("a negative count")
     if meta["leg_step"] > meta["step"]:
-        raise ValueError("a budget that begins later")
+        raise ValueError("the budget starts after the current step")
     if meta["best_step"] >= 0 and meta["best_nats"] is None:
-        raise ValueError("a best step without its figures")
+        raise ValueError("a best step without a loss")
     return meta
 
 
@@ -116,10 +116,10 @@ def _finite(text: str) -> float:
 
 
 def _check_types(values: Mapping[str, Any], types: Mapping[str, type]) -> None:
-    for name, wanted in types.items():
-        # bool is an int to isinstance, and not to us
-        if name not in values or type(values[name]) is not wanted:
-            raise ValueError(f"{name} is not {wanted.__name__}")
+    for name, expected in types.items():
+        # not isinstance, which accepts a bool as an int
+        if name not in values or type(values[name]) is not expected:
+            raise ValueError(f"{name} is not of type {expected.__name__}")
 
 
 def _check_plain(value: Any, depth: int) -> None:
@@ -134,6 +134,6 @@ def _check_plain(value: Any, depth: int) -> None:
             _check_plain(inner, depth - 1)
     elif isinstance(value, str):
         if not value.isprintable():
-            raise ValueError("text that cannot be printed")
+            raise ValueError("text with unprintable characters")
     elif isinstance(value, int) and abs(value) > LARGEST:
-        raise ValueError("a number beyond all measure")
+        raise ValueError("a number is too large")

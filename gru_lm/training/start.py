@@ -1,6 +1,6 @@
-"""A training from its plan: the state before the first step, and the steps.
+"""Set-up of training from a plan: the initial state, and the training steps.
 
-The one place where model, optimizer and the loop's arguments are put together.
+The only place that assembles model, optimizer and the arguments of the training loop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gru_lm.training.optimizers import Budget, Schedule, make_optimizer
 from gru_lm.training.plan import Plan
 from gru_lm.training.state import restore_model
 
-REHEARSAL_LR = 1e-4
+REHEARSAL_LR = 1e-4  # changes the weights, but not by much
 
 
 def fresh_state(
@@ -32,9 +32,9 @@ def fresh_state(
     seed: int,
     source: Checkpoint | None = None,
 ) -> TrainState:
-    """The state before the first step; `source` is a checkpoint whose weights to start from.
+    """Build the state before the first step, with initial weights from `source`, if given.
 
-    `counts_V` is how often each piece occurs in the training text.
+    `counts_V` holds the token counts of the training text. Raises InputError if `source` is damaged.
     """
     torch.manual_seed(seed)
     initial = None
@@ -73,7 +73,7 @@ def planned_steps(
     clock: Callable[[], float],
     average_decay: float | None = None,
 ) -> Iterator[StepReport]:
-    """`train_steps` of a plan over a training text."""
+    """Run `train_steps` for a plan on a training text."""
     return train_steps(
         state,
         Batches(tokens=tokens_N, batch=plan.batch, bptt=plan.bptt, seed=seed),
@@ -90,7 +90,7 @@ def planned_steps(
 def rehearsal_steps(
     state: TrainState, plan: Plan, tokens_N: np.ndarray, *, clip: float = 1.0, seed: int = 0
 ) -> Iterator[StepReport]:
-    """Steps without end, to see how fast they are: at a rate that moves the weights, but not far."""
+    """Run training steps indefinitely at REHEARSAL_LR, to measure their speed."""
     return planned_steps(
         state,
         plan,

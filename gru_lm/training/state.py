@@ -1,8 +1,8 @@
-"""From a training state to a checkpoint's tensors and JSON, and back.
+"""Conversion between training states and checkpoints.
 
-`capture` and `restore` are each other's inverse, bit for bit. `restore_model` is what sampling and
-evaluation need. A checkpoint is somebody else's file: names, shapes and types are checked against the
-model it claims to be before any memory is taken for it.
+`capture` and `restore` are exact inverses, bit for bit; `restore_model` and `restore_tokenizer` serve
+sampling and evaluation. A checkpoint may come from an untrusted source: names, shapes and types are
+checked against the model it describes before memory is allocated.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def capture(
     tensors |= {f"average.{name}": value for name, value in (state.average or {}).items()}
     tensors["hidden"] = state.hidden_LSBH
     if not _all_finite(tensors.values()):
-        raise DivergedError(f"step {state.step}: numbers that are not finite in the training state")
+        raise DivergedError(f"step {state.step}: the training state contains non-finite numbers")
     tensors["tokenizer"] = torch.from_numpy(np.frombuffer(tokenizer.data, dtype=np.uint8).copy())
     for name, each in lines.items():
         tensors[f"lines.{name}"] = torch.from_numpy(each.packed())
@@ -78,7 +78,7 @@ def capture(
 
 
 def environment(device: torch.device, backend: str) -> dict[str, Any]:
-    """What bit-equal results depend on, beside the settings."""
+    """Everything besides the settings that bit-identical results depend on."""
     return {
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
@@ -90,9 +90,9 @@ def environment(device: torch.device, backend: str) -> dict[str, Any]:
 def restore(
     checkpoint: Checkpoint, *, device: torch.device, backend: str, precision: str | None = None
 ) -> TrainState:
-    """The state that `checkpoint` captured, to go on in `precision` if not in its own.
+    """Restore the training state, to resume in `precision` if given, otherwise in the run's own.
 
-    Raises InputError where the file is not what it claims.
+    Raises InputError if the checkpoint is inconsistent.
     """
     tensors, meta = checkpoint.tensors(), checkpoint.meta
     model = restore_model(checkpoint, tensors, device=device, backend=backend, averaged=False)
@@ -109,26 +109,26 @@ def restore(
         if scaler.is_enabled():
             scaler.load_state_dict(meta["scaler"])
         for index, (parameter, group) in enumerate(_parameters(optimizer)):
-            found = _named(tensors, f"optimizer.{index}.")
+            saved = _named(tensors, f"optimizer.{index}.")
             scalar = torch.Size()
-            if found and _shapes(found) != {
+            if saved and _shapes(saved) != {
                 slot: scalar if slot == "step" else parameter.shape
                 for slot in slots(config["optimizer"], group)
             }:
-                raise ValueError("its optimizer does not fit its model")
-            optimizer.state[parameter] = {slot: value.to(device) for slot, value in found.items()}
-        if len({bool(kept) for kept in optimizer.state.values()}) == 2:  # all have stepped, or none
-            raise ValueError("its optimizer is not whole")
+                raise ValueError("its optimizer state does not match its model")
+            optimizer.state[parameter] = {slot: value.to(device) for slot, value in saved.items()}
+        if len({bool(entries) for entries in optimizer.state.values()}) == 2:  # must be all or none
+            raise ValueError("its optimizer state is incomplete")
         hidden_LSBH, size = tensors["hidden"], model.config
         shape = (size.layers, model.recurrent.states, config["batch"], size.width)
         if hidden_LSBH.shape != shape:
-            raise ValueError("its hidden state does not fit its model")
+            raise ValueError("its hidden state does not match its model")
         if not _plain_floats(
             value
             for name, value in tensors.items()
-            if name.partition(".")[0] not in ("tokenizer", "lines", "model")  # checked
+            if name.partition(".")[0] not in ("tokenizer", "lines", "model")  # checked elsewhere
         ):
-            raise ValueError("its numbers are not finite float32 numbers")
+            raise ValueError("its values are not finite float32 numbers")
         state = TrainState(model, optimizer, scaler, hidden_LSBH.to(device))
         for name in (*COUNTERS, *STEPS):
             setattr(state, name, meta[name])
@@ -141,11 +141,11 @@ def restore(
         state.validations = meta["validations"]
         average = _named(tensors, "average.")
         if not (0 <= state.average_start <= state.step if average else state.average_start == -1):
-            raise ValueError("its average does not fit its step")
+            raise ValueError("its weight average does not match its step")
         if average:
             state.average = {name: value.to(device) for name, value in average.items()}
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise damaged(checkpoint.path, f"its training state cannot be read: {error}") from error
+        raise damaged(checkpoint.path, f"invalid training state: {error}") from error
     return state
 
 
@@ -157,29 +157,29 @@ def restore_model(
     backend: str,
     averaged: bool = True,
 ) -> LanguageModel:
-    """The model alone, on `device`: with the averages of its weights, if there are any and `averaged`.
+    """Restore only the model, on `device`, with its averaged weights if there are any and `averaged`.
 
-    Raises InputError where the tensors are not the model's.
+    Raises InputError if the tensors do not match the model's description.
     """
     try:
         config = ModelConfig(**checkpoint.meta["model"])
-        with torch.device("meta"):  # shapes alone: a claim of any size costs nothing yet
+        with torch.device("meta"):  # shapes only: allocates nothing, whatever the claimed size
             regularization = Regularization(**checkpoint.meta["regularization"])
             model = LanguageModel(config, regularization=regularization, backend=backend)
-        found = _named(tensors, "model.")
+        weights = _named(tensors, "model.")
         average = _named(tensors, "average.")
         if average and _shapes(average) != _shapes(dict(model.named_parameters())):
-            raise ValueError("its average does not fit its own description")
+            raise ValueError("its averaged weights do not match its description")
         if averaged:
-            found |= average
-        if _shapes(found) != _shapes(model.state_dict()):
-            raise ValueError("its weights do not fit its own description")
-        if not _plain_floats(found[name] for name, _ in model.named_parameters()):
+            weights |= average
+        if _shapes(weights) != _shapes(model.state_dict()):
+            raise ValueError("its weights do not match its description")
+        if not _plain_floats(weights[name] for name, _ in model.named_parameters()):
             raise ValueError("its weights are not finite float32 numbers")
-        model.load_state_dict(found, assign=True)
+        model.load_state_dict(weights, assign=True)
         model.head.check()
     except (KeyError, TypeError, ValueError, GruLmError) as error:
-        raise damaged(checkpoint.path, f"its model cannot be read: {error}") from error
+        raise damaged(checkpoint.path, f"invalid model: {error}") from error
     for parameter in model.parameters():
         parameter.requires_grad_(True)
     return model.to(device)
@@ -269,7 +269,7 @@ def _occurred(tensors: Mapping[str, Tensor], token: int) -> bool:
 
 
 def _named(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+    """The tensors whose names start with `prefix`, keyed by the rest of the name."""
     return {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
 
 
@@ -278,9 +278,9 @@ def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
 
 
 def _plain_floats(tensors: Iterable[Tensor]) -> bool:
-    """Whether all are float32, as we write them, and finite."""
-    found = list(tensors)
-    return all(value.dtype is torch.float32 for value in found) and _all_finite(found)
+    """Whether all tensors are float32, the type in which we save them, and finite."""
+    values = list(tensors)
+    return all(value.dtype is torch.float32 for value in values) and _all_finite(values)
 
 
 def _all_finite(tensors: Iterable[Tensor]) -> bool:

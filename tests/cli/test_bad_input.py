@@ -147,7 +147,7 @@ RUNS: dict[str, str] = {
     "nothing": "nothing is not a run: it holds no checkpoint",
     "text.txt": "text.txt is damaged or not a checkpoint",
     "empty.txt": "empty.txt is damaged or not a checkpoint",
-    "zipped.txt": "not a checkpoint of gru-lm but a gzip archive",
+    "zipped.txt": "is a gzip archive, not a gru-lm checkpoint",
     "fifo": "fifo is not a regular file",
 }
 

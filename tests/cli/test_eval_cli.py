@@ -281,9 +281,7 @@ def test_what_is_no_checkpoint_is_refused_before_torch_is_imported(
         assert process.stdout is not None
         assert process.stderr is not None
         assert process.stdout.read() == b"3 False False\n"
-        assert b"foreign.pt is not a checkpoint of gru-lm but a Python pickle" in (
-            process.stderr.read()
-        )
+        assert b"foreign.pt is a Python pickle, not a gru-lm checkpoint" in (process.stderr.read())
 
 
 def test_wrong_use(trained: Path, text: Path, inside: Inside) -> None:

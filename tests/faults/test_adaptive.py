@@ -66,7 +66,7 @@ def test_another_run_begins_with_it(run: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_go_together_is_refused_before_any_text_is_read(tmp_path: Path) -> None:
     options = ("--softmax", "adaptive", "--no-tied", "--steps", 1)
-    assert "it is tied" in error(tmp_path, "train", "nothing.txt", *options, code=2)
+    assert "softmax cannot be untied" in error(tmp_path, "train", "nothing.txt", *options, code=2)
 
 
 def cutoffs(value: Any) -> Callable[[dict[str, Any], dict[str, Any]], None]:

@@ -96,7 +96,7 @@ def test_resume_falls_back_to_an_older_checkpoint_and_says_so(run: Path, tmp_pat
     (run / LAST).write_bytes(flipped(content, 8 * (len(content) - 5)))
     done = inside(tmp_path, "train", "--resume", run)
     assert f"warning: skipped: {run / LAST} is damaged" in done.err
-    assert "do not match its checksum" in done.err
+    assert "its checksum does not match" in done.err
     assert f"after step {older}\n" in done.err
     assert {path.name: path.read_bytes() for path in run.glob("*.safetensors")} == whole
 

@@ -106,7 +106,7 @@ def test_an_injected_number_stops_before_the_optimizers_step(value: float, name:
     assert state.step == 1
     for key, parameter in model.state_dict().items():
         torch.testing.assert_close(parameter, before[key], rtol=0, atol=0, equal_nan=True)
-    with pytest.raises(DivergedError, match="step 1: numbers that are not finite"):
+    with pytest.raises(DivergedError, match="step 1: the training state contains non-finite"):
         capture(
             state,
             load_tokenizer("byte", b""),

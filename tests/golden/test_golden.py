@@ -1,6 +1,6 @@
-"""Golden losses: float64, the reference path, one thread, to 1e-9. A refactor keeps them.
+"""Golden losses of short training runs (float64, one thread, to 1e-9); refactoring must not move them.
 
-A change that moves them on purpose says why in its commit, and prints the new ones with
+A commit that changes them on purpose explains why, and regenerates them with
 `python -m tests.golden.test_golden`.
 """
 
@@ -29,7 +29,7 @@ ADAPTIVE = {"tied": True, "cutoffs": (3, 8)}
 
 
 def losses(cell: str, backend: str, optimizer: str = "adamw", **changes: Any) -> list[float]:
-    """The losses of a short training run on made-up tokens with two layers and dropout."""
+    """The losses of a short training run on synthetic tokens, with two layers and dropout."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     size: dict[str, Any] = {"vocab_size": 17, "layers": 2, "width": 12, "embed": 7}
@@ -59,17 +59,17 @@ def losses(cell: str, backend: str, optimizer: str = "adamw", **changes: Any) ->
 
 @pytest.mark.parametrize("backend", ["reference", "fused"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_losses_are_the_golden_ones(cell: str, backend: str) -> None:
+def test_golden_losses(cell: str, backend: str) -> None:
     golden = json.loads(GOLDEN.read_text())
     assert losses(cell, backend) == pytest.approx(golden[cell], rel=0, abs=1e-9)
 
 
-def test_losses_of_an_adaptive_softmax_are_the_golden_ones() -> None:
+def test_golden_losses_of_an_adaptive_softmax() -> None:
     golden = json.loads(GOLDEN.read_text())
     assert losses("gru", "fused", **ADAPTIVE) == pytest.approx(golden["adaptive"], rel=0, abs=1e-9)
 
 
-def test_losses_under_muon_are_the_golden_ones() -> None:
+def test_golden_losses_under_muon() -> None:
     golden = json.loads(GOLDEN.read_text())
     assert losses("gru", "fused", "muon") == pytest.approx(golden["muon"], rel=0, abs=1e-9)
 

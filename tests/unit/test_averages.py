@@ -1,4 +1,4 @@
-"""Averages of the weights: the literal means, when they begin, where they are used."""
+"""Weight averaging: literal means, NT-ASGD's trigger, use in validation, resuming, tampering."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.text.batches import Batches
 from gru_lm.training.checkpoint import read
 from gru_lm.training.loop import TrainState, train_steps
-from gru_lm.training.optimizers import Budget, Schedule, make_optimizer, no_longer_falls
+from gru_lm.training.optimizers import Budget, Schedule, make_optimizer, stopped_improving
 from gru_lm.training.state import restore, restore_model
 from tests.conftest import TINY, words
 from tests.faults.hostile import changed
@@ -32,7 +32,7 @@ def weights(state: TrainState) -> dict[str, torch.Tensor]:
 
 
 def trained(steps: int, *, start: int, decay: float | None) -> tuple[TrainState, list[dict]]:
-    """A state after some steps, averaged from a step on; and its weights from that step on."""
+    """Train and average from step `start` on; return the state and the weights of each averaged step."""
     torch.manual_seed(0)
     model = LanguageModel(ModelConfig(cell="gru", vocab_size=5, layers=1, width=4, embed=4))
     optimizer = make_optimizer(model, "nt-asgd", weight_decay=0.0)
@@ -57,7 +57,7 @@ def trained(steps: int, *, start: int, decay: float | None) -> tuple[TrainState,
     return state, seen
 
 
-def test_a_plain_average_is_the_mean_of_all_weights_since_its_start() -> None:
+def test_plain_average_is_the_mean_of_weights_since_its_start() -> None:
     state, seen = trained(9, start=3, decay=None)
     assert len(seen) == 7
     assert state.average is not None
@@ -65,7 +65,7 @@ def test_a_plain_average_is_the_mean_of_all_weights_since_its_start() -> None:
         torch.testing.assert_close(value, torch.stack([each[name] for each in seen]).mean(0))
 
 
-def test_an_exponential_average_is_its_recursion() -> None:
+def test_exponential_average_matches_its_recursion() -> None:
     state, seen = trained(40, start=0, decay=0.7)
     assert state.average is not None
     for name, value in state.average.items():
@@ -76,7 +76,7 @@ def test_an_exponential_average_is_its_recursion() -> None:
         torch.testing.assert_close(value.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
-def test_the_average_is_lent_to_the_model_and_training_goes_on_without_it() -> None:
+def test_averaged_weights_are_swapped_in_and_out() -> None:
     state, seen = trained(5, start=0, decay=None)
     with suppress(ZeroDivisionError), state.averaged():
         assert state.average is not None
@@ -88,11 +88,11 @@ def test_the_average_is_lent_to_the_model_and_training_goes_on_without_it() -> N
 
 
 @given(st.lists(st.floats(0, 10), max_size=30))
-def test_it_begins_where_a_validation_is_worse_than_the_best_but_the_last_five(
+def test_nt_asgd_trigger_ignores_the_last_five_validations(
     losses: list[float],
 ) -> None:
-    begun = [no_longer_falls(nats, losses[:i]) for i, nats in enumerate(losses)]
-    assert begun == [
+    triggered = [stopped_improving(nats, losses[:i]) for i, nats in enumerate(losses)]
+    assert triggered == [
         any(i - j > 5 and losses[j] < nats for j in range(i)) for i, nats in enumerate(losses)
     ]
 
@@ -101,12 +101,12 @@ def test_it_begins_where_a_validation_is_worse_than_the_best_but_the_last_five(
     "options",
     [
         ["--average", 0.8],
-        # At such a rate it soon stops getting better.
+        # At this learning rate, validation soon stops improving and triggers averaging.
         ["--optimizer", "nt-asgd", "--schedule", "constant", "--lr", 20, "--clip", 0.25],
         ["--average", 0.9, "--optimizer", "muon", "--layers", 2],
     ],
 )
-def test_the_average_is_kept_resumed_and_used(
+def test_average_is_saved_resumed_and_used(
     options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gru_lm.reporting.plots.loss_png", lambda *_: b"")
@@ -119,7 +119,7 @@ def test_the_average_is_kept_resumed_and_used(
     last = run / "step-00000014.safetensors"
     checkpoint, whole = read(last), last.read_bytes()
     state = restore(checkpoint, device=CPU, backend="fused")
-    assert 0 <= state.average_start < 13, "it has begun"
+    assert 0 <= state.average_start < 13, "averaging has started"
     raw = weights(state)
     used = restore_model(checkpoint, checkpoint.tensors(), device=CPU, backend="fused")
     assert state.average is not None
@@ -149,23 +149,25 @@ HOSTILE: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
     "an average of nothing": lambda header, meta: header.update({"average.x": header.pop(WEIGHT)}),
     "another shape": lambda header, meta: header[WEIGHT].update(shape=[8, 24]),
     "whole numbers": lambda header, meta: header[WEIGHT].update(dtype="I32"),
-    "never begun": lambda header, meta: meta.update(average_start=-1),
-    "begun later": lambda header, meta: meta.update(average_start=3),
-    "begun, and not there": lambda header, meta: [
+    "no start": lambda header, meta: meta.update(average_start=-1),
+    "start after the step": lambda header, meta: meta.update(average_start=3),
+    "a start without an average": lambda header, meta: [
         header.pop(name) for name in list(header) if name.startswith("average.")
     ],
 }
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_averages_are_refused(name: str, averaging: bytes, tmp_path: Path) -> None:
+def test_tampered_averages_are_rejected(name: str, averaging: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(changed(averaging, HOSTILE[name]))
     with pytest.raises(InputError) as caught:
         restore(read(path), device=CPU, backend="fused")
-    assert "checksum" not in str(caught.value.why), "the test signs wrongly"
+    assert "checksum" not in str(caught.value.why), "the test wrote a wrong checksum"
 
 
-def test_two_averages_are_refused(tmp_path: Path) -> None:
+def test_two_kinds_of_average_are_rejected(tmp_path: Path) -> None:
     options = ["--average", 0.9, "--optimizer", "nt-asgd"]
-    assert "an average of its own" in error(tmp_path, "train", "nothing.txt", *options, code=2)
+    assert "already averages the weights" in error(
+        tmp_path, "train", "nothing.txt", *options, code=2
+    )

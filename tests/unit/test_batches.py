@@ -1,4 +1,4 @@
-"""Batches: a pure function of the position that covers the text without gaps."""
+"""Batches are a pure function of the position and cover the text without gaps."""
 
 import numpy as np
 from hypothesis import given
@@ -15,7 +15,7 @@ def make(size: int, batch: int, bptt: int, seed: int = 0) -> Batches:
 
 
 @given(SIZES)
-def test_targets_follow_inputs_and_streams_go_on(sizes: tuple[int, int, int, int]) -> None:
+def test_targets_follow_inputs_and_streams_continue(sizes: tuple[int, int, int, int]) -> None:
     size, batch, bptt, position = sizes
     b = make(size, batch, bptt)
     here, following = b(position), b(position + 1)
@@ -30,18 +30,18 @@ def test_targets_follow_inputs_and_streams_go_on(sizes: tuple[int, int, int, int
 def test_an_epoch_covers_every_token(sizes: tuple[int, int, int, int]) -> None:
     size, batch, bptt, _ = sizes
     b = make(size, batch, bptt)
-    steps = -(-size // (batch * bptt)) + 1  # arcs differ by a token where they do not divide
+    steps = -(-size // (batch * bptt)) + 1  # parts may differ by one token in length
     seen = {int(t) for position in range(steps) for t in b(position).targets_BT.flat}
     assert seen == set(range(size))
 
 
-def test_resets_come_at_their_rate() -> None:
+def test_reset_rate() -> None:
     b = make(1000, 50, 4)
     rate = np.mean([b(position).reset_B.mean() for position in range(2000)])
     assert abs(rate - batches.RESET) < 0.002
 
 
-def test_seeds_reset_at_different_places() -> None:
+def test_resets_depend_on_the_seed() -> None:
     first, second = make(1000, 50, 4, seed=1), make(1000, 50, 4, seed=2)
     assert any(
         not np.array_equal(first(position).reset_B, second(position).reset_B)

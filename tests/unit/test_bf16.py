@@ -1,4 +1,4 @@
-"""Products in bfloat16 on a CPU, against float64 with what is multiplied rounded the same way."""
+"""bfloat16 products on a CPU, against float64 with factors rounded to bfloat16."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def rounded(x: Tensor) -> Tensor:
 
 
 class RoundedLinear(torch.autograd.Function):
-    """W x with both factors of every product rounded, on the way back too."""
+    """W x with both factors of every product rounded, in the forward and backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -80,22 +80,22 @@ def test_products_of_all_shapes(size: tuple[int, int, int], turned: str, threads
     assert error(expected + start, added) < 1e-6
 
 
-def test_rounding_is_that_of_pytorch() -> None:
+def test_rounding_matches_pytorch() -> None:
     bits = torch.randint(-(2**31), 2**31, (20_000,), dtype=torch.int64).to(torch.int32)
     x = bits.view(torch.float32)
-    x = x[x.isfinite() & (x.abs() > 1e-37)]  # the instructions take smaller ones for zero
+    x = x[x.isfinite() & (x.abs() > 1e-37)]  # the instructions flush smaller numbers to zero
     found = bf16_product(x[:, None], torch.ones(1, 1))[:, 0]
     assert torch.equal(found, x.bfloat16().float())
 
 
-def test_undefined_and_infinite_numbers_pass_through() -> None:
+def test_nan_and_infinity_propagate() -> None:
     x = torch.tensor([[float("nan"), 1.0], [float("inf"), 1.0], [1.0, 1.0]])
     found = bf16_product(x, torch.ones(1, 2))[:, 0].tolist()
     assert found[0] != found[0]
     assert found[1:] == [float("inf"), 2.0]
 
 
-# Two threads share the streams where there are enough, and units otherwise.
+# Two threads split the streams if there are enough, the hidden units otherwise.
 SHAPES = [(1, 1, 1, 1), (2, 1, 9, 64), (4, 5, 3, 7), (4, 7, 5, 96), (6, 17, 33, 64)]
 
 
@@ -137,7 +137,7 @@ def test_cells(
     for one, same, other in zip(expected, emulated, found, strict=True):
         assert other.dtype == torch.float32
         assert error(one, other) < 0.03
-        # As it sums in float32, a number here and there is rounded to the other side.
+        # Sums are in float32, so a few values round differently.
         assert error(same, other) < (1e-5 if T * H < 200 else 1e-3)
 
 
@@ -160,7 +160,7 @@ def test_layers_and_softmax() -> None:
     for one, other in zip(double, given, strict=True):
         assert one.grad is not None
         assert other.grad is not None
-        # Here two gradients are rounded, there their sum is.
+        # The sum of two gradients is rounded in one case, each gradient in the other.
         assert error(one.grad, other.grad) < 0.01
 
 
@@ -191,7 +191,7 @@ def test_a_run_trains_and_resumes_in_bfloat16(tmp_path: Path, text: Path) -> Non
     inside(tmp_path, "train", "--resume", "run")
 
 
-def test_a_run_in_bfloat16_goes_elsewhere_and_comes_back(
+def test_bf16_run_resumes_on_a_machine_without_bf16_and_back(
     tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("--steps", 3, "--width", 8, "--tokenizer", "byte", "--precision", "bf16")

@@ -1,4 +1,4 @@
-"""Each cell against a literal one-step transcription of its equation, in float64."""
+"""Each cell against a literal transcription of its equation, in float64; gradients; initialization."""
 
 import math
 
@@ -19,7 +19,7 @@ def sigmoid(v: Tensor) -> Tensor:
 
 
 def literal(name: str, cell: Cell, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """One step, gate by gate, with the weights cut out by hand. Shapes [B, D] and [B, H]."""
+    """One step, gate by gate, with explicitly sliced weights. Shapes [B, D] and [B, H]."""
     W = {g: cell.weight_ih_l0[i * H : (i + 1) * H] for i, g in enumerate(cell.gates)}
     U = {g: cell.weight_hh_l0[i * H : (i + 1) * H] for i, g in enumerate(cell.gates)}
     b = {g: cell.bias_ih_l0[i * H : (i + 1) * H] for i, g in enumerate(cell.gates)}
@@ -58,7 +58,7 @@ def make(name: str) -> tuple[Cell, Tensor, tuple[Tensor, ...]]:
     torch.manual_seed(0)
     cell = CELLS[name](D, H).double()
     with torch.no_grad():
-        for parameter in cell.parameters():  # biases too: a zero would hide a wrong one
+        for parameter in cell.parameters():  # biases too: zeros would hide errors
             parameter.add_(torch.randn_like(parameter))
     x = torch.randn(B, D, dtype=torch.float64)
     state = tuple(torch.randn(B, H, dtype=torch.float64) for _ in range(cell.states))
@@ -66,7 +66,7 @@ def make(name: str) -> tuple[Cell, Tensor, tuple[Tensor, ...]]:
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_step_is_its_equation(name: str) -> None:
+def test_step_matches_its_equation(name: str) -> None:
     cell, x, state = make(name)
     stepped = cell.step(cell.project(x), state)
     for ours, expected in zip(stepped, literal(name, cell, x, state), strict=True):
@@ -101,7 +101,7 @@ def test_gradients(name: str) -> None:
 
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("layers", [1, 2])
-def test_fused_is_the_reference(name: str, layers: int) -> None:
+def test_fused_matches_reference(name: str, layers: int) -> None:
     torch.manual_seed(1)
     kind = Regularization(dropout=0.3, weight_drop=0.4, locked=layers > 1)
     sizes = {"inputs": D, "width": H, "layers": layers, "regularization": kind}
@@ -125,12 +125,12 @@ def test_fused_is_the_reference(name: str, layers: int) -> None:
     ("name", "blocks", "extra"),
     [("rnn", 1, 0), ("gru", 3, H), ("gru-before", 3, 0), ("lstm", 4, 0), ("lstm-thread", 4, 0)],
 )
-def test_parameter_count_is_the_table_s(name: str, blocks: int, extra: int) -> None:
+def test_parameter_counts_match_the_table(name: str, blocks: int, extra: int) -> None:
     assert CELLS[name](D, H).parameter_count() == blocks * (H * (D + H) + H) + extra
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_initialisation(name: str) -> None:
+def test_initialization(name: str) -> None:
     cell = CELLS[name](D, 32)
     for block in cell.weight_hh_l0.chunk(len(cell.gates)):
         torch.testing.assert_close(block @ block.T, torch.eye(32), atol=1e-5, rtol=0)
@@ -138,7 +138,7 @@ def test_initialisation(name: str) -> None:
     keep = cell.keep or ("", 0.0)
     for gate, bias in biases.items():
         assert torch.all(bias == (keep[1] if gate == keep[0] else 0.0))
-    if name != "rnn":  # more than half of the old state stays at first, in every gated cell
+    if name != "rnn":  # all gated cells initially keep the same share of the old state, σ(1)
         replaces = name == "gru-before"
         kept = sigmoid(torch.tensor(keep[1]))
         assert (1 - kept if replaces else kept) == pytest.approx(1 / (1 + math.exp(-1)))

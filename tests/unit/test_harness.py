@@ -144,7 +144,7 @@ def test_what_cannot_be_done_is_refused(trained: Path) -> None:
         generation_options({"until": [], "num_beams": 4})
     with pytest.raises(UsageError, match="batch_sise"):
         GruLM.create_from_arg_string(f"run={trained},batch_sise=2")
-    with pytest.raises(UsageError, match="which run"):
+    with pytest.raises(UsageError, match="no run given"):
         GruLM.create_from_arg_obj({}, {"device": "cpu"})
     with pytest.raises(UsageError, match="batch_size 0"):
         GruLM(trained, batch_size=0)

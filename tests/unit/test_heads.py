@@ -1,4 +1,4 @@
-"""Softmaxes against literal constructions: losses, gradients, distributions, slices, memory, cutoffs."""
+"""Softmaxes against literal constructions: loss, gradients, distributions, slicing, memory, cutoffs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ CUTOFFS = [(), (1,), (5,), (1, 2), (3, 11), (7, 8, 20)]
 
 
 def make(cutoffs: tuple[int, ...], *, V: int = 29, E: int = 6, tied: bool = True) -> Head:
-    """A float64 head of random numbers and random ranks; its hidden states are E wide."""
+    """A float64 head with random parameters and ranks, for hidden states of width E."""
     torch.manual_seed(V + E)
     head: Head
     if cutoffs:
@@ -50,7 +50,7 @@ def slices_of(size: int) -> Iterator[None]:
 
 
 def literal(head: AdaptiveSoftmax, hidden_NE: Tensor) -> Tensor:
-    """log p of every token [N, V], token by token, as the papers say it."""
+    """Log-probabilities of all tokens [N, V], computed token by token as in the papers."""
     first = linear(hidden_NE, head.weights[0], head.biases[0]).softmax(-1)
     starts = [*head.starts, len(head.rank_V)]
     columns = []
@@ -85,9 +85,7 @@ def gradients(loss: Tensor, wanted: list[Tensor]) -> list[Tensor]:
     size=st.integers(1, 400),
     seed=st.integers(0, 9),
 )
-def test_sliced_cross_entropy_is_cross_entropy(
-    N: int, V: int, H: int, size: int, seed: int
-) -> None:
+def test_sliced_cross_entropy_matches_torch(N: int, V: int, H: int, size: int, seed: int) -> None:
     torch.manual_seed(seed)
     hidden, weight, bias = (
         (3 * torch.randn(*shape, dtype=torch.float64)).requires_grad_()
@@ -109,7 +107,7 @@ def test_sliced_cross_entropy_is_cross_entropy(
 
 @settings(max_examples=40)
 @given(data=st.data(), N=st.integers(1, 30), V=st.integers(3, 30), size=st.integers(1, 300))
-def test_adaptive_is_its_literal_construction(
+def test_adaptive_matches_its_literal_construction(
     data: st.DataObject, N: int, V: int, size: int
 ) -> None:
     cutoffs = data.draw(st.sets(st.integers(1, V - 1), min_size=1, max_size=4).map(sorted))
@@ -158,7 +156,7 @@ def test_embeddings_and_their_gradient(cutoffs: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize("cutoffs", CUTOFFS)
-def test_before_it_knows_anything_it_is_the_unigram_distribution(cutoffs: tuple[int, ...]) -> None:
+def test_initial_distribution_is_the_unigram_distribution(cutoffs: tuple[int, ...]) -> None:
     head = make(cutoffs)
     counts = torch.randint(0, 1000, (29,))
     head.set_unigram(counts)
@@ -199,7 +197,7 @@ class _Loss(torch.nn.Module):
         return self.head.loss(hidden, targets)
 
 
-def test_a_second_backward_gives_the_same() -> None:
+def test_second_backward_gives_the_same_gradients() -> None:
     head = make((3, 11))
     loss = head.loss(torch.randn(9, 6, dtype=torch.float64), torch.arange(9))
     parameters = list(head.parameters())
@@ -208,8 +206,8 @@ def test_a_second_backward_gives_the_same() -> None:
         torch.testing.assert_close(2 * one, other)
 
 
-def test_clusters_that_no_token_is_in_get_a_gradient_of_zero() -> None:
-    """Not None: the optimizer would skip them, and its state would depend on when they were met."""
+def test_clusters_without_targets_get_zero_gradients() -> None:
+    """Zero, not None: the optimizer would skip None, and its state would depend on the batches seen."""
     head = make((3, 11))
     assert isinstance(head, AdaptiveSoftmax)
     common = head.rank_V.argsort()[:2]
@@ -220,7 +218,7 @@ def test_clusters_that_no_token_is_in_get_a_gradient_of_zero() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """The largest result of any operation, in elements."""
+    """Records the size, in elements, of the largest result of any operation."""
 
     elements = 0
 
@@ -233,7 +231,7 @@ class Largest(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("cutoffs", [(), (50, 400)])
-def test_the_logits_of_all_positions_never_exist(cutoffs: tuple[int, ...]) -> None:
+def test_logits_are_never_materialized_at_once(cutoffs: tuple[int, ...]) -> None:
     V, E, N, size = 2000, 8, 1000, 1 << 16
     head = make(cutoffs, V=V, E=E)
     hidden = torch.randn(N, E, dtype=torch.float64, requires_grad=True)
@@ -242,10 +240,10 @@ def test_the_logits_of_all_positions_never_exist(cutoffs: tuple[int, ...]) -> No
         head.loss(hidden, targets).backward()
         head.target_log_probs(hidden, targets)
     assert largest.elements <= size < N * V
-    assert largest.elements > size / 3, "it is measured"
+    assert largest.elements > size / 3, "sanity check of the measurement"
 
 
-def test_the_lookup_of_few_tokens_does_not_touch_the_vocabulary() -> None:
+def test_embedding_lookup_does_not_touch_the_whole_vocabulary() -> None:
     head, tokens = make((50, 400), V=2000, E=8), torch.arange(0, 2000, 100)
     with Largest() as largest:
         head.embed(tokens)
@@ -253,7 +251,7 @@ def test_the_lookup_of_few_tokens_does_not_touch_the_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("cutoffs", [(), (3, 11)])
-def test_under_autocast_it_is_nearly_the_same(cutoffs: tuple[int, ...]) -> None:
+def test_autocast_is_close_to_float32(cutoffs: tuple[int, ...]) -> None:
     head = make(cutoffs, E=16).float()
     hidden = torch.randn(40, 16, requires_grad=True)
     targets = torch.randint(0, 29, (40,))
@@ -275,14 +273,14 @@ def test_under_autocast_it_is_nearly_the_same(cutoffs: tuple[int, ...]) -> None:
     counts=st.lists(st.integers(0, 10**9), min_size=1, max_size=300),
     embed=st.integers(1, 600),
 )
-def test_any_counts_give_cutoffs_within_the_vocabulary(counts: list[int], embed: int) -> None:
+def test_cutoffs_lie_within_the_vocabulary_for_any_counts(counts: list[int], embed: int) -> None:
     V = len(counts)
     cutoffs = choose_cutoffs(torch.tensor(counts), embed=embed)
     assert len(cutoffs) == min(2, V - 1)
     assert sorted({0, *cutoffs, V}) == [0, *cutoffs, V]
 
 
-def test_cutoffs_save_most_of_the_work_on_text() -> None:
+def test_cutoffs_save_most_of_the_cost_on_zipfian_text() -> None:
     V, E = 33_000, 200
     zipf = 1e6 / torch.arange(1, V + 1)
     first, second = choose_cutoffs(zipf[torch.randperm(V)], embed=E)
@@ -305,7 +303,7 @@ def test_ranks_must_be_a_permutation() -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_tokens_that_training_lacks_share_a_row(tied: bool) -> None:
+def test_tokens_absent_from_training_share_a_row(tied: bool) -> None:
     torch.manual_seed(3)
     counts_V = torch.randint(1, 9, (29,)) * (torch.arange(29) % 3 == 1)
     head = FullSoftmax(29, embed=6 if tied else 4, width=6, tied=tied, rows=11).double()
@@ -317,7 +315,7 @@ def test_tokens_that_training_lacks_share_a_row(tied: bool) -> None:
     hidden_NH, targets_N = torch.randn(29, 6, dtype=torch.float64), torch.arange(29)
     log_probs_NV = head.log_probs(hidden_NH)
     torch.testing.assert_close(log_probs_NV.exp().sum(1), torch.ones(29, dtype=torch.float64))
-    assert (log_probs_NV[:, [0, 2, 3]] == log_probs_NV[:, :1]).all(), "no two of them differ"
+    assert (log_probs_NV[:, [0, 2, 3]] == log_probs_NV[:, :1]).all(), "shared row, same probability"
     assert not torch.equal(log_probs_NV[:, 1], log_probs_NV[:, 4])
     found_N = head.target_log_probs(hidden_NH, targets_N)
     torch.testing.assert_close(found_N, log_probs_NV.diagonal())
@@ -335,7 +333,7 @@ def test_tokens_that_training_lacks_share_a_row(tied: bool) -> None:
     torch.testing.assert_close(head.embed(targets_N), embedded)
 
 
-def test_rows_must_fit_their_tokens() -> None:
+def test_rows_must_match_tokens() -> None:
     head = FullSoftmax(29, embed=6, width=6, tied=True, rows=11)
     head.check()
     assert head.row_V is not None

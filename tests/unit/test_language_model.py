@@ -1,4 +1,4 @@
-"""The language model: carried state, tied weights, start from unigrams, counts."""
+"""The language model: carried state, tied weights, unigram initialization, parameter counts."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def tokens(seed: int = 0) -> torch.Tensor:
 
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("head", HEADS)
-def test_chunks_with_carried_state_are_the_whole(cell: str, head: dict[str, Any]) -> None:
+def test_chunks_with_carried_state_match_the_full_pass(cell: str, head: dict[str, Any]) -> None:
     model, x = make(cell, **head), tokens()
     whole, after_whole = model.log_probs(x, model.initial_state(B))
     state, parts = model.initial_state(B), []
@@ -46,9 +46,7 @@ def test_chunks_with_carried_state_are_the_whole(cell: str, head: dict[str, Any]
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_three_views_of_one_distribution(
-    head: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loss_and_log_probs_agree(head: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross_entropy, "SLICE", 4 * V)  # several slices, the last one short
     model, x, y = make(**head), tokens(0), tokens(1)
     state = model.initial_state(B)
@@ -61,7 +59,7 @@ def test_three_views_of_one_distribution(
     assert penalty == 0
 
 
-def test_starts_as_the_unigram_distribution() -> None:
+def test_initial_distribution_is_unigram() -> None:
     torch.manual_seed(0)
     model = LanguageModel(ModelConfig(cell="gru", vocab_size=V, layers=1, width=8, embed=5))
     counts = torch.arange(V) * 10
@@ -71,13 +69,13 @@ def test_starts_as_the_unigram_distribution() -> None:
     torch.testing.assert_close(log_probs, expected)
 
 
-def test_tied_weights_are_one_matrix_and_counted_once() -> None:
+def test_tied_weights_are_counted_once() -> None:
     untied, tied, projected = make(embed=8), make(embed=8, tied=True), make(embed=5, tied=True)
     assert untied.parameter_count() - tied.parameter_count() == V * 8
     assert projected.to_embedding is not None
     assert (
         projected.parameter_count() == sum(p.numel() for p in projected.parameters()) - 2 * 2 * 8
-    )  # two layers' redundant biases of r and z
+    )  # redundant biases of r and z in two layers
 
 
 def test_dropout_needs_noise() -> None:
@@ -105,13 +103,13 @@ def test_dropout_needs_noise() -> None:
         {"cutoffs": [1, 2]},
     ],
 )
-def test_impossible_sizes_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_sizes_are_rejected(wrong: dict[str, Any]) -> None:
     values = {"cell": "gru", "vocab_size": 5, "layers": 1, "width": 4, "embed": 4, **wrong}
     with pytest.raises(UsageError):
         ModelConfig(**values)
 
 
-def test_unknown_cell_names_the_nearest() -> None:
+def test_unknown_cell_suggests_the_nearest() -> None:
     with pytest.raises(UsageError) as caught:
         ModelConfig(cell="gruu", vocab_size=5, layers=1, width=4, embed=4)
     assert "did you mean gru?" in str(caught.value.hint)

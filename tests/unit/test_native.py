@@ -1,4 +1,4 @@
-"""The C kernels against the readable recurrence in float64: outputs and every gradient."""
+"""The C kernels against the reference recurrence in float64: outputs and all gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def results(stack: Recurrent, x: Tensor, state: Tensor, weight: Tensor) -> list[
     x, state = x.clone().requires_grad_(), state.clone().requires_grad_()
     stack.zero_grad()
     table, rows = x.flatten(0, 1), torch.arange(x.shape[0] * x.shape[1]).view(x.shape[:2])
-    # Without a table, the LSTM would be oneDNN's.
+    # Without a table, the LSTM would run in oneDNN.
     read_as_table = isinstance(stack.layers[0], LSTM)
     out, after = stack(table, state, None, rows) if read_as_table else stack(x, state, None)
     ((out * weight).sum() + 2 * after.sum()).backward()
@@ -38,7 +38,7 @@ def compare(cell: str, T: int, B: int, D: int, H: int, *, backend: str = "native
     sizes = {"inputs": D, "width": H, "layers": 1}
     exact = Recurrent(cell, **sizes, backend="reference").double()
     for parameter in exact.parameters():
-        # Not more: a simple network with large weights is chaotic, and doubles any rounding.
+        # No larger: a simple RNN with large weights is chaotic and amplifies rounding errors.
         parameter.data += 0.3 * torch.randn_like(parameter) / H**0.5
     native = Recurrent(cell, **sizes, backend=backend)
     native.load_state_dict(exact.state_dict())
@@ -122,8 +122,8 @@ def test_the_floating_point_mode_is_untouched() -> None:
     tiny = torch.tensor(1e-40)
     stack = Recurrent("gru", inputs=2, width=32, layers=1, backend="native")
     stack(torch.zeros(2, 1, 2), torch.zeros(1, 1, 1, 32), None)[0].sum().backward()
-    assert (tiny / 2).item() != 0  # denormals are still there
-    assert (torch.tensor(1.0) + 2**-24).item() == 1.0  # and so is rounding to even
+    assert (tiny / 2).item() != 0  # denormals are not flushed to zero
+    assert (torch.tensor(1.0) + 2**-24).item() == 1.0  # rounding is still to even
 
 
 @kernels

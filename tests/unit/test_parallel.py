@@ -1,4 +1,4 @@
-"""Encoding by several processes: the same ids whatever becomes of them, in order and in bounds."""
+"""Encoding by worker processes: the same ids in order even if workers die; bounded memory; no leaks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def word() -> Tokenizer:
 
 
 def never() -> None:
-    """No signal ever comes."""
+    """A `stop` without signals."""
 
 
 def encoded(tokenizer: Tokenizer, workers: int) -> list[list[int]]:
@@ -37,7 +37,7 @@ def encoded(tokenizer: Tokenizer, workers: int) -> list[list[int]]:
 
 
 def child(monkeypatch: pytest.MonkeyPatch, folder: Path, code: str) -> None:
-    """Workers that run `code` instead."""
+    """Make workers run `code` instead."""
     path = folder / "child.py"
     path.write_text(code)
     monkeypatch.setattr(parallel, "_CHILD", path)

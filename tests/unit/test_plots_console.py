@@ -1,4 +1,4 @@
-"""Plots are PNG whatever the figures; the console keeps results, notes and control codes apart."""
+"""Plots are valid PNGs for any metrics; the console separates results from notes and escapes codes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ VALID = [{"step": 8, "tokens": 800, "valid_nats_per_token": 1.25}]
 
 
 @pytest.mark.parametrize("metrics", [[], TRAIN[:1], TRAIN, VALID, TRAIN + VALID, TRAIN * 500])
-def test_a_picture_of_any_run(metrics: list[dict[str, Any]]) -> None:
+def test_loss_plot_of_any_metrics(metrics: list[dict[str, Any]]) -> None:
     png = loss_png(metrics, "gru, 1,000 parameters")
     assert png.startswith(b"\x89PNG\r\n\x1a\n")
     assert png[16:24] == (840).to_bytes(4, "big") + (504).to_bytes(4, "big")
 
 
-def test_the_picture_depends_on_the_figures() -> None:
+def test_plot_depends_on_the_data() -> None:
     assert loss_png(TRAIN, "a") == loss_png(TRAIN, "a") != loss_png(TRAIN + VALID, "a")
 
 
-def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+def test_results_go_to_stdout_and_notes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     console.result_json({"a": "ü\n", "b": None})
     console.note("a note [bold]with brackets[/bold]")
     console.warn("careful")
@@ -38,12 +38,12 @@ def test_results_go_to_stdout_and_the_rest_to_stderr(capsys: pytest.CaptureFixtu
     assert err == "a note [bold]with brackets[/bold]\nwarning: careful\n"
 
 
-def test_json_holds_no_nan() -> None:
+def test_json_rejects_nan() -> None:
     with pytest.raises(ValueError, match="JSON"):
         console.result_json({"a": float("nan")})
 
 
-def test_an_error_is_three_lines_and_cannot_steer_the_terminal(
+def test_error_is_three_lines_with_escaped_control_codes(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     console.error("bad\nname \x1b[31m\x9b", why="two\n\nlines\r", hint="h" * 500)
@@ -51,12 +51,12 @@ def test_an_error_is_three_lines_and_cannot_steer_the_terminal(
     assert lines == ["error: bad name \\x1b[31m\\x9b", "two lines", "hint: " + "h" * 500]
 
 
-def test_a_table_in_a_pipe_is_tab_separated(capsys: pytest.CaptureFixture[str]) -> None:
+def test_table_in_a_pipe_is_tab_separated(capsys: pytest.CaptureFixture[str]) -> None:
     console.table(("name", "bytes"), [("a", "1,000"), ("b", "2")])
     assert capsys.readouterr().out == "name\tbytes\na\t1,000\nb\t2\n"
 
 
-def test_plain_progress_comes_ever_more_slowly(
+def test_plain_progress_intervals_grow(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 0.0
@@ -70,10 +70,10 @@ def test_plain_progress_comes_ever_more_slowly(
     assert 4 <= len(lines) <= 6
 
 
-def test_the_time_left_is_by_the_pace_after_the_first_part(
+def test_eta_uses_the_pace_after_the_first_report(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A resumed run begins with all that was done before; a new one, with next to nothing, late."""
+    """The first report of a resumed run covers all earlier work; that of a new run comes late."""
     now = 0.0
     monkeypatch.setattr(console.time, "monotonic", lambda: now)
     for first in (50, 0):
@@ -93,7 +93,7 @@ def test_the_time_left_is_by_the_pace_after_the_first_part(
 
 
 @pytest.mark.parametrize("value", [2.5, None])
-def test_a_picture_of_any_context_curve(value: float | None) -> None:
+def test_plot_of_any_context_curve(value: float | None) -> None:
     point = {"bits_per_token": value, "ci95": value and [value - 0.1, value + 0.1]}
     curve = {
         "contexts": [{"context": n, **point} for n in (0, 1, 2)],

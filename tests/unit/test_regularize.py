@@ -1,4 +1,4 @@
-"""What is dropped, how much of it and for how long; penalties; nothing without noise."""
+"""Dropout and DropConnect: masks, their rates and duration; penalties; no effect without noise."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def noise(seed: int = 0) -> torch.Generator:
     probability=st.floats(0, 0.95),
     seed=st.integers(0, 2**32),
 )
-def test_a_locked_mask_is_the_same_at_all_steps(
+def test_locked_mask_is_shared_by_all_steps(
     shape: list[int], probability: float, seed: int
 ) -> None:
     kept = dropout(torch.ones(shape), probability, noise(seed), locked=True)
@@ -49,7 +49,7 @@ def test_a_locked_mask_is_the_same_at_all_steps(
 
 @pytest.mark.parametrize("locked", [False, True])
 @pytest.mark.parametrize("probability", [0.1, 0.5, 0.65])
-def test_dropping_changes_no_expectation(locked: bool, probability: float) -> None:
+def test_dropout_preserves_expectations(locked: bool, probability: float) -> None:
     shape = (2, 100, 500) if locked else (100, 500)
     kept = dropout(torch.ones(shape), probability, noise(), locked=locked)
     assert kept.unique().tolist() == pytest.approx([0.0, 1 / (1 - probability)], rel=1e-4)
@@ -57,7 +57,7 @@ def test_dropping_changes_no_expectation(locked: bool, probability: float) -> No
     assert kept.mean() == pytest.approx(1, abs=0.03)
 
 
-def test_what_is_dropped_is_drawn_from_its_generator_alone() -> None:
+def test_masks_depend_on_their_generator_only() -> None:
     x = torch.ones(50, 50)
     first = dropout(x, 0.4, noise(3))
     torch.manual_seed(99)
@@ -68,7 +68,7 @@ def test_what_is_dropped_is_drawn_from_its_generator_alone() -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
-def test_weights_are_dropped_for_a_call_and_gradients_reach_what_was_kept(cell: str) -> None:
+def test_dropconnect_masks_weights_and_gradients_within_the_block(cell: str) -> None:
     layer = CELLS[cell](3, 40)
     whole, order = layer.weight_hh_l0, [name for name, _ in layer.named_parameters()]
     with recurrent_weights_dropped(layer, 0.3, noise()):
@@ -89,8 +89,8 @@ def test_weights_are_dropped_for_a_call_and_gradients_reach_what_was_kept(cell: 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_backend_computes_with_the_dropped_weights(cell: str, backend: str) -> None:
-    """As a stack does that has them for its own; in both layers, from a table and not."""
+def test_every_backend_applies_dropconnect(cell: str, backend: str) -> None:
+    """The result equals that of a stack whose own weights are masked, in both layers."""
     torch.manual_seed(0)
     kind = Regularization(weight_drop=0.5)
     stack = Recurrent(cell, inputs=5, width=12, layers=2, backend=backend, regularization=kind)
@@ -137,13 +137,13 @@ def test_without_noise_nothing_is_dropped() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n, v in asdict(ALL).items() if isinstance(v, float)])
-def test_each_of_them_does_something_in_training_and_is_seeded(name: str) -> None:
-    """And none by itself moves the others: a model with one is the plain one but for it."""
+def test_each_option_has_an_effect_and_is_reproducible(name: str) -> None:
+    """Each option changes either the loss or the penalty, reproducibly."""
     made, x = model(**{name: 0.5}), batch()
     nats, penalty, _ = made.loss(x, x, made.initial_state(3), noise())
     plain = model().loss(x, x, made.initial_state(3), noise())[0]
     if name in ("ar", "tar"):
-        assert nats == plain, "the loss that is reported is without the penalty"
+        assert nats == plain, "the reported loss excludes the penalty"
         assert penalty > 0
     else:
         assert nats != plain
@@ -153,10 +153,10 @@ def test_each_of_them_does_something_in_training_and_is_seeded(name: str) -> Non
 
 
 @pytest.mark.parametrize("vocab_size", [11, SMALL + 1])
-def test_a_dropped_token_is_dropped_wherever_it_stands(
+def test_embedding_dropout_drops_a_token_at_all_positions(
     vocab_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Small vocabularies are read from a table, larger ones are not."""
+    """With a small vocabulary, which uses the table, and a larger one, which does not."""
     made, x = model(vocab_size, embedding_dropout=0.5), batch(11)
     seen: list[tuple[Tensor, Tensor | None]] = []
     run = made.recurrent.forward
@@ -179,7 +179,7 @@ def test_a_dropped_token_is_dropped_wherever_it_stands(
     assert set(factors.values()) == {0.0, 2.0}
 
 
-def test_the_penalty_is_the_literal_formula() -> None:
+def test_penalty_matches_the_formula() -> None:
     generator = np.random.default_rng(0)
     h, d = generator.normal(size=(2, 5, 3, 4))
     wanted = 2.0 * (d**2).mean() + 0.5 * ((h[1:] - h[:-1]) ** 2).mean()
@@ -189,7 +189,7 @@ def test_the_penalty_is_the_literal_formula() -> None:
     assert one_step == 0
 
 
-def test_the_output_s_dropout_is_that_between_layers_unless_it_is_given() -> None:
+def test_output_dropout_defaults_to_dropout() -> None:
     assert Regularization(dropout=0.2).output_dropout == 0.2
     assert Regularization(dropout=0.2, output_dropout=0.0).output_dropout == 0.0
 
@@ -197,6 +197,6 @@ def test_the_output_s_dropout_is_that_between_layers_unless_it_is_given() -> Non
 @pytest.mark.parametrize(
     "wrong", [{"dropout": 1.0}, {"weight_drop": -0.1}, {"ar": float("nan")}, {"tar": float("inf")}]
 )
-def test_impossible_values_are_refused(wrong: dict[str, float]) -> None:
+def test_invalid_values_are_rejected(wrong: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         replace(ALL, **wrong)

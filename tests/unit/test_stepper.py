@@ -1,4 +1,4 @@
-"""A step at a time against the whole pass in float64; the kernel's draws against the readable ones."""
+"""Step-by-step inference against a full pass in float64; the kernel's sampling against Python's."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def model_of(cell: str, *, H: int, V: int = 50, **sizes: Any) -> LanguageModel:
 
 
 def whole_pass(model: LanguageModel, tokens_NT: np.ndarray, state_LSNH: Tensor) -> np.ndarray:
-    """log p of every next token by the readable cells, in float64 [N, T, V]."""
+    """Next-token log-probabilities of the reference backend, in float64 [N, T, V]."""
     exact = LanguageModel(model.config, backend="reference").double()
     exact.load_state_dict(model.state_dict())
     with torch.inference_mode():
@@ -60,7 +60,7 @@ def check(model: LanguageModel, N: int, kind: type) -> None:
 @kernels
 @pytest.mark.parametrize("cell", ["gru", "gru-before"])
 @pytest.mark.parametrize("H", [1, 2, 7, 15, 16, 17, 31, 33, 48, 65, 70])
-def test_every_size_of_the_kernel(cell: str, H: int) -> None:
+def test_kernel_at_all_widths(cell: str, H: int) -> None:
     for layers, tied, N in ((1, False, 1), (2, True, 3), (2, False, 64)):
         check(model_of(cell, H=H, layers=layers, tied=tied), N, NativeStepper)
 
@@ -89,7 +89,7 @@ def test_tokens_that_share_a_row() -> None:
     ],
     ids=["lstm", "lstm-thread", "adaptive", "float64"],
 )
-def test_every_other_model_steps_by_itself(model: LanguageModel) -> None:
+def test_other_models_use_the_fallback(model: LanguageModel) -> None:
     if model.config.cutoffs or next(model.parameters()).dtype == torch.float64:
         state_LSNH = torch.zeros(1, 1, 3, model.config.width).to(next(model.parameters()).dtype)
         tokens_NT = np.arange(3 * T).reshape(3, T)
@@ -104,7 +104,7 @@ def test_every_other_model_steps_by_itself(model: LanguageModel) -> None:
         check(model, 3, Stepper)
 
 
-def test_without_a_compiler_the_model_steps_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fallback_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(step, "available", lambda: False)
     model = model_of("gru", H=8)
     model.recurrent.backend = "fused"
@@ -112,7 +112,7 @@ def test_without_a_compiler_the_model_steps_by_itself(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("cell", ["gru", "gru-before", "lstm"])
-def test_streams_leave(cell: str) -> None:
+def test_streams_can_be_dropped(cell: str) -> None:
     model = model_of(cell, H=20, layers=2)
     state_LSNH = torch.randn(2, model.recurrent.states, 12, 20)
     tokens_NT = np.random.default_rng(0).integers(0, 50, (12, T))
@@ -154,7 +154,7 @@ def drawn(
     ],
     ids=str,
 )
-def test_draws_are_those_of_the_readable_filters(options: dict[str, Any], V: int) -> None:
+def test_sampling_matches_the_python_filters(options: dict[str, Any], V: int) -> None:
     N, steps = 40, 6
     model = model_of("gru", H=12, V=V)
     never = [1, 3] if V > 3 else []
@@ -162,7 +162,7 @@ def test_draws_are_those_of_the_readable_filters(options: dict[str, Any], V: int
     seen_NV = np.random.default_rng(V).random((N, V)) < 0.3
     marked_NV = seen_NV.copy()
     tokens_NT, log_probs_NT = drawn(model, uniform_NT, never=never, seen_NV=marked_NV, **options)
-    # The same streams, led along the same tokens by the readable code.
+    # The same streams and tokens by the reference implementation.
     state_LSNH = torch.randn(1, 1, N, 12, generator=torch.manual_seed(1))
     read_NT = np.hstack([np.zeros((N, 1), np.int64), tokens_NT[:, :-1]])
     exact_NTV = whole_pass(model, read_NT, state_LSNH)
@@ -183,9 +183,9 @@ def test_draws_are_those_of_the_readable_filters(options: dict[str, Any], V: int
 @pytest.mark.parametrize(
     ("options", "kept"),
     [
-        ({"top_k": 3}, set(range(20))),  # what ties with the last is kept
+        ({"top_k": 3}, set(range(20))),  # ties with the last are kept
         ({"top_k": 3, "never": [0]}, set(range(1, 20))),
-        ({"top_p": 0.22}, set(range(5))),  # the first of those that tie
+        ({"top_p": 0.22}, set(range(5))),  # the first tokens among ties
         ({"typical": 0.22}, set(range(5))),
         ({"min_p": 1.0}, set(range(20))),
         ({"top_p": 1e-9, "min_p": 0.5}, {0}),
@@ -202,7 +202,7 @@ def test_ties(options: dict[str, Any], kept: set[int]) -> None:
 
 
 @kernels
-def test_greedy_draws_take_the_best_and_no_temperature_overflows() -> None:
+def test_greedy_sampling_and_extreme_temperatures() -> None:
     model = model_of("gru", H=12, V=300)
     tokens_NT, _ = drawn(model, np.zeros((5, 8)), temperature=0)
     again_NT, _ = drawn(model, np.full((5, 8), 0.999), temperature=1e-300)
@@ -216,7 +216,7 @@ def test_greedy_draws_take_the_best_and_no_temperature_overflows() -> None:
 
 
 @kernels
-def test_what_cannot_be_is_never_drawn() -> None:
+def test_zero_probability_is_never_drawn() -> None:
     model = model_of("gru", H=3, V=40)
     with torch.no_grad():
         model.head.bias[:] = -math.inf
@@ -233,7 +233,7 @@ def test_what_cannot_be_is_never_drawn() -> None:
 
 @kernels
 @pytest.mark.parametrize("cell", ["gru", "gru-before"])
-def test_a_stream_is_the_same_in_any_company_and_by_any_number_of_threads(cell: str) -> None:
+def test_stream_does_not_depend_on_batch_or_threads(cell: str) -> None:
     model = model_of(cell, H=70, V=300, layers=2)
     tokens_NT = np.random.default_rng(0).integers(0, 300, (21, 3))
     found = []
@@ -250,7 +250,7 @@ def test_a_stream_is_the_same_in_any_company_and_by_any_number_of_threads(cell: 
 
 
 @kernels
-def test_how_many_steps_are_made_at_once_changes_nothing() -> None:
+def test_result_does_not_depend_on_steps_per_call() -> None:
     model = model_of("gru", H=24, V=60)
     uniform_NT = np.random.default_rng(3).random((3, 9))
     whole_NT, nats_NT = drawn(model, uniform_NT, never=[2])
@@ -275,8 +275,8 @@ def test_how_many_steps_are_made_at_once_changes_nothing() -> None:
     ],
     ids=str,
 )
-def test_texts_of_the_kernel_are_the_models(options: dict[str, Any]) -> None:
-    """The same seed gives the same text by the kernel and without it, alone and among others."""
+def test_kernel_generates_the_same_texts(options: dict[str, Any]) -> None:
+    """The same seed gives the same text with and without the kernel, alone and in a batch."""
     model = model_of("gru", H=24, V=BYTES.vocab_size)
     options = {"prompt": read_prompt(BYTES, "AB"), "length": 60, "seed": 4} | options
     together = complete(model, BYTES, samples=5, **options)
@@ -290,7 +290,7 @@ def test_texts_of_the_kernel_are_the_models(options: dict[str, Any]) -> None:
 
 
 @kernels
-def test_no_numbers_are_said_to_be_none() -> None:
+def test_nan_logits_raise() -> None:
     model = model_of("gru", H=8, V=BYTES.vocab_size)
     with torch.no_grad():
         model.head.bias[3] = math.nan

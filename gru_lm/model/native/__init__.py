@@ -1,1 +1,1 @@
-"""The C kernels of the recurrence, compiled where they run; PyTorch's own path is always there too."""
+"""C kernels for the recurrences, compiled on first use; PyTorch is the fallback."""

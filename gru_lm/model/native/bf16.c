@@ -1,7 +1,7 @@
-/* The recurrences again, and large products, of factors rounded to bfloat16: half the bytes, and twice the
- * arithmetic an instruction (AVX512_BF16). Sums, states and gates stay float32.
+/* bfloat16 variants of the recurrences, and large matrix products: half the memory traffic and twice the
+ * arithmetic per instruction (AVX512_BF16). Accumulators, states and gates stay float32.
  *
- * Where the compiler's processor lacks the instruction, nothing is here but the answer that it does.
+ * If the target processor lacks the instructions, only stubs are compiled and has_bf16 returns 0.
  */
 #include <stddef.h>
 
@@ -14,9 +14,9 @@
 
 /* ---- a large product ---- */
 
-enum { DEPTH = 256 }; /* pairs of k at a time, so that a tile's part of both factors stays in the caches */
+enum { DEPTH = 256 }; /* pairs of k per block, for both factors of a tile to stay in cache */
 
-/* A square of LANES rows turned, by exchanging ever larger blocks off its diagonal. */
+/* Transpose LANES rows of LANES elements in place, by swapping off-diagonal blocks of increasing size. */
 INLINE void turn(ivec *r) {
   const ivec lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 #pragma GCC unroll 4
@@ -32,7 +32,7 @@ INLINE void turn(ivec *r) {
   }
 }
 
-/* The numbers at p, of which there are `left`; zeros after them. */
+/* Load up to LANES numbers from p, where `left` remain, padded with zeros. */
 INLINE vec load_some(const float *p, size_t left) {
   if (left >= LANES) return load(p);
   vec v = {0};
@@ -40,11 +40,11 @@ INLINE vec load_some(const float *p, size_t left) {
   return v;
 }
 
-/* Groups of LANES rows of a matrix, and zeros after the last: packed [groups][depth/2][LANES], of `depth`
- * columns. The strides are from row to row and from column to column; one of them is 1. */
+/* Pack groups begin..end of LANES rows, zero-padded after the last row, into [groups][depth/2][LANES] pairs
+ * of columns. `row` and `column` are the strides of `a`, one of which is 1; `depth` is the number of columns. */
 static void pack_groups(size_t begin, size_t end, size_t rows, size_t depth, const float *a, size_t row,
                         size_t column, factor *packed) {
-  enum { NEAR = 4 }; /* groups at a time, where they lie side by side: whatever is near is fetched together */
+  enum { NEAR = 4 }; /* adjacent groups packed together, which share prefetched memory */
   const size_t next = (depth + 1) / 2 * LANES;
   if (row == 1) {
     for (size_t first = begin; first < end; first += NEAR)
@@ -74,8 +74,8 @@ static void pack_groups(size_t begin, size_t end, size_t rows, size_t depth, con
     }
 }
 
-/* out [ROWS][wide*LANES] = from + the product of `depth` pairs of ROWS rows of a group a with `wide` groups
- * b, `next` apart; rows of `from` are `step` apart, of out `across`. */
+/* One tile: out [ROWS][wide*LANES] = from + the product, over `depth` pairs, of ROWS rows of group a with
+ * `wide` groups b. Strides: `next` between groups of b, `step` between rows of from, `across` of out. */
 #define TILE(wide)                                                                                     \
   static __attribute__((noinline)) void tile_##wide(size_t depth, const factor *a, const factor *b,    \
                                                     size_t next, const float *from, size_t step,       \
@@ -93,11 +93,11 @@ TILE(1) TILE(2) TILE(3)
 
 INLINE size_t groups_of(size_t rows) { return (rows + LANES - 1) / LANES; }
 
-/* Factors of scratch that a product needs. */
+/* Size of a product's scratch buffer, in factors. */
 size_t product_scratch_bf16(size_t N, size_t G) { return (groups_of(N) + groups_of(G)) * LANES * DEPTH; }
 
-/* out [N,G] = (or, with `more`, +=) bias [G] (or null) + the sum over K of a [N,K] times b [G,K], either of
- * which may lie turned: one of its strides is 1. */
+/* out [N,G] = a [N,K] times b [G,K] transposed + bias [G] (or null); with `more`, added to out instead. a and
+ * b may each be stored transposed: one of the two strides must be 1. */
 void product_bf16(size_t more, size_t N, size_t G, size_t K, const float *a, size_t a_row, size_t a_k,
                   const float *b, size_t b_row, size_t b_k, const float *bias, float *out, factor *packed,
                   int threads) {
@@ -106,12 +106,12 @@ void product_bf16(size_t more, size_t N, size_t G, size_t K, const float *a, siz
   factor *packed_b = packed, *packed_a = packed + b_groups * LANES * DEPTH;
 #pragma omp parallel num_threads(threads)
   {
-    float edge[ROWS * 3 * LANES] = {0}; /* where a tile is more than what is left of `out` */
+    float edge[ROWS * 3 * LANES] = {0}; /* buffer for tiles that extend beyond `out` */
     size_t id = 0, all = 1;
 #ifdef _OPENMP
     id = (size_t)omp_get_thread_num(), all = (size_t)omp_get_num_threads();
 #endif
-    for (size_t k = 0; k < K || k == 0; k += 2 * DEPTH) { /* of no k, the sum is the bias */
+    for (size_t k = 0; k < K || k == 0; k += 2 * DEPTH) { /* runs once if K is 0: out = bias */
       const size_t numbers = K - k < 2 * DEPTH ? K - k : 2 * DEPTH, depth = (numbers + 1) / 2;
       const size_t next = depth * LANES;
       pack_groups(b_groups * id / all, b_groups * (id + 1) / all, G, numbers, b + k * b_k, b_row, b_k,

@@ -1,9 +1,9 @@
-/* Drawing a token from scores: penalty, temperature, filters and the draw, as generation/choice.py has them.
+/* Sampling a token from scores: penalty, temperature, filters and draw, as defined in generation/choice.py.
  *
- * A filter leaves weights, which need not sum to one, and zeroes the others. Nothing is sorted: the border
- * between what a filter keeps and what it drops is found by halving the range of its keys, 32 times.
+ * A filter zeroes the weights of the tokens it drops; the others are not renormalized. Nothing is sorted:
+ * a filter's threshold is found by bisection over 32-bit keys, in 32 passes.
  *
- * Shapes: V vocabulary, Q padded to LANES, where scores are -inf and weights 0.
+ * Shapes: V vocabulary; Q is V padded to LANES, with scores of -inf and weights of 0.
  */
 #include "choose.h"
 
@@ -11,7 +11,7 @@
 
 INLINE ivec load_keys(const int32_t *p) { ivec v; memcpy(&v, p, sizeof v); return v; }
 
-/* The sum of a vector's elements, by halves. */
+/* Sum of a vector's elements, by pairwise halving. */
 INLINE float total(vec sum) {
   float part[LANES];
   memcpy(part, &sum, sizeof sum);
@@ -20,7 +20,7 @@ INLINE float total(vec sum) {
   return part[0];
 }
 
-/* The sum of n floats, n a multiple of LANES. */
+/* Sum of n floats; n is a multiple of LANES. */
 static float sum_of(const float *x, size_t n) {
   vec sum = load(x);
   for (size_t i = LANES; i < n; i += LANES) sum += load(x + i);
@@ -35,9 +35,9 @@ static float largest(const float *x, size_t Q) {
   return found;
 }
 
-/* ln x of positive x, by Halley's iteration on e^y = x; a NaN stays one. No mathematical library is linked. */
+/* ln x for positive x, by Halley's method on e^y = x. Propagates NaN. Avoids linking libm. */
 static vec logarithm(vec x) {
-  vec y = __builtin_convertvector((ivec)x - 0x3F800000, vec) * 8.2629582e-8f; /* ln 2 / 2^23: off by 0.06 */
+  vec y = __builtin_convertvector((ivec)x - 0x3F800000, vec) * 8.2629582e-8f; /* ln 2 / 2^23; error up to 0.06 */
   for (int i = 0; i < 2; i++) {
     const vec e = expv(y);
     y += 2.f * (x - e) / (x + e);
@@ -45,7 +45,7 @@ static vec logarithm(vec x) {
   return y;
 }
 
-/* e^((x - its largest) / temperature), and their sum. The exponent stops at -87: there it is 0. */
+/* out = e^((x - most) / temperature), with exponents of -87 and below giving 0; returns the sum. */
 static float exponentials(const float *x, size_t Q, float most, float per_temperature, float *out) {
   for (size_t q = 0; q < Q; q += LANES) {
     const vec power = (load(x + q) - most) * per_temperature;
@@ -59,7 +59,7 @@ float normaliser(const float *scores, size_t Q, float *weights) {
   return most + logarithm(fill(exponentials(scores, Q, most, 1.f, weights)))[0];
 }
 
-/* The sum of the amounts (null: of ones) whose keys are at most `key`. */
+/* Sum of the amounts (null: ones) whose keys are at most `key`. */
 static float amount_to(int32_t key, const int32_t *keys, const float *amounts, size_t Q) {
   vec sum = {0};
   for (size_t q = 0; q < Q; q += LANES) {
@@ -69,7 +69,7 @@ static float amount_to(int32_t key, const int32_t *keys, const float *amounts, s
   return total(sum);
 }
 
-/* The least key to which the amounts reach `wanted`. */
+/* The smallest key up to which the amounts sum to at least `wanted`. */
 static int32_t border(const int32_t *keys, const float *amounts, size_t Q, float wanted) {
   int32_t low = INT32_MIN, high = INT32_MAX;
   while (low < high) {
@@ -80,12 +80,13 @@ static int32_t border(const int32_t *keys, const float *amounts, size_t Q, float
   return low;
 }
 
-/* Keep the tokens whose keys are at most `last`. */
+/* Keep only tokens whose keys are at most `last`. */
 static void keep_to(int32_t last, const int32_t *keys, size_t Q, float *weights) {
   for (size_t q = 0; q < Q; q++) weights[q] = keys[q] <= last ? weights[q] : 0;
 }
 
-/* Keep the fewest tokens, by rising keys, then by number, whose weights reach `mass` of all. */
+/* Keep the fewest tokens, in order of key and then of token number, whose weights reach a share `mass` of the
+ * total. */
 static void keep_mass(float mass, const int32_t *keys, size_t Q, float *weights) {
   const float wanted = mass * sum_of(weights, Q);
   const int32_t last = border(keys, weights, Q, wanted);
@@ -99,7 +100,7 @@ static void keep_mass(float mass, const int32_t *keys, size_t Q, float *weights)
     }
 }
 
-/* Keys that rise as the weights fall: a float that is not negative has the order of its bits. */
+/* Keys in order of decreasing weight: non-negative floats are ordered like their bits. */
 static void by_weight(const float *weights, size_t Q, int32_t *keys) {
   for (size_t q = 0; q < Q; q += LANES) {
     const ivec key = -(ivec)load(weights + q);
@@ -107,20 +108,20 @@ static void by_weight(const float *weights, size_t Q, int32_t *keys) {
   }
 }
 
-/* Keys that rise with the distance of a token's surprisal from the entropy. */
+/* Keys in order of increasing distance between surprisal and entropy (locally typical sampling). */
 static void by_distance(const float *weights, size_t Q, int32_t *keys) {
   const float whole = sum_of(weights, Q);
   vec sum = {0};
   for (size_t q = 0; q < Q; q += LANES) sum += load(weights + q) * logarithm(load(weights + q) / whole);
   const float entropy = -total(sum) / whole;
   for (size_t q = 0; q < Q; q += LANES) {
-    const ivec key = (ivec)(logarithm(load(weights + q) / whole) + entropy) & INT32_MAX; /* of |.| */
+    const ivec key = (ivec)(logarithm(load(weights + q) / whole) + entropy) & INT32_MAX; /* absolute value */
     memcpy(keys + q, &key, sizeof key);
   }
 }
 
-/* The first token at which the cumulative weight exceeds `uniform` of the whole: by large parts, by small
- * ones, by tokens. One without weight is never drawn. */
+/* The first token at which the cumulative weight exceeds a share `uniform` of the total. Searches large blocks,
+ * then small ones, then tokens. A token of zero weight is never drawn. */
 static size_t draw(const float *weights, size_t Q, double uniform) {
   double before = 0, until = uniform * sum_of(weights, Q);
   size_t begin = 0, end = Q;
@@ -133,7 +134,7 @@ static size_t draw(const float *weights, size_t Q, double uniform) {
       if (before + sum > until) break;
       before += sum;
     }
-    if (q >= end) until = __builtin_inf(); /* by rounding: then the last that has any weight */
+    if (q >= end) until = __builtin_inf(); /* not found, by rounding: take the last token with weight */
     begin = found;
     if (found + size < end) end = found + size;
   }
@@ -143,7 +144,7 @@ static size_t draw(const float *weights, size_t Q, double uniform) {
 size_t choose_token(const choice *how, size_t Q, size_t V, const float *scores, float minus,
                     const uint8_t *seen, double uniform, float *weights, int32_t *keys) {
   int again = how->penalty != 1 || how->per_temperature != 1;
-  if (how->nevers) { /* the rest is renormalised */
+  if (how->nevers) { /* renormalize without them */
     const float whole = sum_of(weights, Q);
     for (size_t n = 0; n < how->nevers; n++) weights[how->never[n]] = 0;
     const float left = sum_of(weights, Q) / whole;

@@ -1,19 +1,19 @@
-/* The recurrences of `gru` and `gru-before` on a CPU: only what is sequential in time.
+/* Recurrence kernels of `gru` and `gru-before`: only the part that is sequential in time.
  *
- * The caller does the rest as one large matrix product each: the input projection of all steps before,
- * the gradients of weights and inputs after. The threads share either the hidden units, for the whole
- * sequence, and meet once or twice a step; or, where the weights fit a core's cache, the rows of the
- * batch, and never meet. The recurrent weights are packed once a sequence, so that the inner loop reads
- * them in order; gates are applied while the sums are in the first cache. Nothing is allocated.
+ * The caller computes the rest as one large matrix product each: the input projection of all steps
+ * beforehand, the gradients of weights and inputs afterwards. Threads split either the hidden units, for the
+ * whole sequence, with one or two barriers per step; or, if the weights fit a core's cache, the batch rows,
+ * without barriers. The recurrent weights are packed once per sequence so that the inner loop reads them
+ * sequentially; gates are applied while the sums are in L1 cache. No memory is allocated.
  *
- * Plain C with the vector extension of GCC and Clang: no BLAS, no PyTorch headers; and no -ffast-math, so
- * the process's floating-point mode stays as it is. Compiled twice: products of floats here, of pairs of
- * bfloat16 in bf16.c. What is multiplied is kept as numbers and as factors (products.h), which are the same
- * array where both are floats.
+ * Plain C with the vector extensions of GCC and Clang: no BLAS, no PyTorch headers, and no -ffast-math, which
+ * would change the floating-point mode of the process. Compiled twice: with float products here, with
+ * bfloat16 pairs in bf16.c. Factors of products are stored both as numbers and as "factors" (products.h); in
+ * float32 these are the same array.
  *
- * Shapes, row-major: T time, B batch, H hidden, a multiple of UNITS (the caller pads). x [T,B,3H] is
- * W x + b of every gate, U [3H,H] the recurrent weights, hs [T+1,B,H] the states, hs[0] given; `packed`
- * is scratch of 3*H*H numbers. Names of gates as in cells.py.
+ * Shapes, row-major: T time, B batch, H hidden, a multiple of UNITS (the caller pads). x [T,B,3H]: W x + b of
+ * all gates; U [3H,H]: recurrent weights; hs [T+1,B,H]: states, hs[0] an input; `packed`: scratch of 3*H*H
+ * numbers. Gate names as in cells.py.
  */
 #include "products.h"
 
@@ -23,7 +23,7 @@ size_t recurrence_units(void) { return UNITS; }
 
 /* ---- gru: r, z = σ(x + U h₋); u = U_n h₋ + b_hn; n = tanh(x_n + r⊙u); h = (1−z)⊙n + z⊙h₋ ---- */
 
-/* bias [H] is b_hn. gates [T,B,3H] (r, z, n) and inner [T,B,H] (u) are kept for the way back, or null. */
+/* bias [H]: b_hn. gates [T,B,3H] (r, z, n) and inner [T,B,H] (u): saved for the backward pass, or null. */
 void NAME(gru_forward)(size_t T, size_t B, size_t H, const float *x, const float *U, const float *bias,
                        float *hs, factor *h_factors, float *gates, float *inner, factor *packed, int threads) {
 #pragma omp parallel num_threads(threads)
@@ -58,8 +58,8 @@ void NAME(gru_forward)(size_t T, size_t B, size_t H, const float *x, const float
   }
 }
 
-/* dy [T,B,H]. dh [B,H] comes as the gradient of the last state and leaves as that of the first.
- * dx [T,B,3H] and dinner [T,B,H] become the gradients of x and of u. */
+/* dy [T,B,H]: gradient of the outputs. dh [B,H]: in, gradient of the final state; out, of the initial one.
+ * dx [T,B,3H] and dinner [T,B,H]: out, gradients of x and u. */
 void NAME(gru_backward)(size_t T, size_t B, size_t H, const float *dy, const float *U, const float *hs,
                         const float *gates, const float *inner, float *dh, float *dx, factor *dx_factors,
                         float *dinner, factor *dinner_factors, factor *packed, int threads) {
@@ -90,7 +90,7 @@ void NAME(gru_backward)(size_t T, size_t B, size_t H, const float *dy, const flo
 
 /* ---- gru-before: u, r = σ(x + U c₋); c̃ = tanh(x_c + U_c (r⊙c₋)); c = u⊙c̃ + (1−u)⊙c₋ ---- */
 
-/* U_c is the last third of U. gates [T,B,3H] (u, r, c̃) and reset [T,B,H] (r⊙c₋) are always kept. */
+/* U_c is the last third of U. gates [T,B,3H] (u, r, c̃) and reset [T,B,H] (r⊙c₋) are always saved. */
 void NAME(before_forward)(size_t T, size_t B, size_t H, const float *x, const float *U, float *hs,
                           factor *h_factors, float *gates, float *reset, factor *reset_factors,
                           factor *packed, int threads) {
@@ -139,7 +139,7 @@ void NAME(before_forward)(size_t T, size_t B, size_t H, const float *x, const fl
   }
 }
 
-/* As gru_backward; dreset [B,H] is scratch. dx [T,B,3H] becomes the gradient of x. */
+/* Arguments as in gru_backward; dreset [B,H] is scratch. dx [T,B,3H]: out, gradient of x. */
 void NAME(before_backward)(size_t T, size_t B, size_t H, const float *dy, const float *U, const float *hs,
                            const float *gates, float *dh, float *dx, factor *dx_factors, float *dreset,
                            factor *packed, int threads) {

@@ -1,9 +1,9 @@
-"""Our C functions called with tensors; and products of float32 matrices in bfloat16, by one of them.
+"""Calls C kernels with tensors; bfloat16 products of float32 matrices.
 
-bfloat16 is how training is told to be quick, by torch.autocast: what is outside it (evaluation,
-sampling) is float32. Sums, states and gradients are float32 always. Knows no cell and no layer.
+Training selects bfloat16 with torch.autocast; outside it (evaluation, sampling) everything is float32.
+Accumulators, states and gradients are always float32. Knows no cells and no layers.
 
-Shapes: N and G rows, K what is summed over.
+Shapes: N and G rows, K the dimension summed over.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from gru_lm.model.native.build import library
 
 
 def call(name: str, *arguments: int | Tensor | None, bf16: bool = False) -> None:
-    """Call a kernel: sizes as size_t, tensors as their addresses, and PyTorch's threads.
+    """Call a kernel: sizes as size_t, tensors by address, then PyTorch's number of threads.
 
-    `bf16` calls its twin whose products are in bfloat16.
+    `bf16` selects the variant with bfloat16 products.
     """
     converted = [
         ctypes.c_size_t(each)
@@ -36,25 +36,28 @@ def call(name: str, *arguments: int | Tensor | None, bf16: bool = False) -> None
 
 @cache
 def bf16_available() -> bool:
-    """Whether there are kernels in bfloat16: whether the processor has AVX512_BF16."""
+    """Whether the bfloat16 kernels are available, which need a processor with AVX512_BF16."""
     return build.available() and bool(library().has_bf16())
 
 
-def bf16_wanted() -> bool:
-    """Whether products are to be in bfloat16 here and now, and can be."""
-    wanted = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    return wanted and bf16_available()
+def bf16_enabled() -> bool:
+    """Whether bfloat16 autocast is enabled on the CPU and the kernels are available."""
+    enabled = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+    return enabled and bf16_available()
 
 
 def factors_of(x: Tensor, bf16: bool) -> Tensor:
-    """Where a kernel keeps what it multiplies of `x`: rounded, in a tensor of its own, or `x` itself."""
+    """The buffer for a kernel's factors of `x`: an empty bfloat16 tensor, or `x` itself in float32."""
     return torch.empty_like(x, dtype=torch.bfloat16) if bf16 else x
 
 
 def bf16_product(
     a_NK: Tensor, b_GK: Tensor, bias_G: Tensor | None = None, *, add_to: Tensor | None = None
 ) -> Tensor:
-    """A Bᵀ + bias [N, G] of float32 matrices rounded to bfloat16; `add_to` [N, G] grows by it."""
+    """A Bᵀ + bias, [N, G] in float32, of matrices rounded to bfloat16.
+
+    With `add_to` [N, G] the product is accumulated into it, in place.
+    """
     (N, K), G = a_NK.shape, len(b_GK)
     a_NK, b_GK = (x if 1 in x.stride() else x.contiguous() for x in (a_NK, b_GK))
     out = a_NK.new_empty(N, G) if add_to is None else add_to

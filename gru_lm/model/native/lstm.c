@@ -1,23 +1,23 @@
-/* The recurrences of `lstm`, `lstm-thread` and `rnn` on a CPU, as gru.c does them.
+/* Recurrence kernels of `lstm`, `lstm-thread` and `rnn`, with the structure of gru.c.
  *
- * Shapes as in gru.c; x is [T,B,4H] and [T,B,H]. Names of gates as in cells.py.
+ * Shapes as in gru.c, except x: [T,B,4H] and [T,B,H]. Gate names as in cells.py.
  */
 #include "products.h"
 
 /* ---- lstm: i, f, o = σ(x + U h₋); g = tanh(x + U h₋); c = i⊙g + f⊙c₋; h = o⊙tanh(c) ----
- * ---- lstm-thread: the same without the last tanh ("plain"), and its gates in another order ---- */
+ * ---- lstm-thread: no tanh on the output ("plain"), and a different gate order ---- */
 
 typedef struct { size_t g, i, f, o; } order;
 static order gates_of(int plain) { return plain ? (order){0, 1, 2, 3} : (order){2, 0, 1, 3}; }
 
-/* hs, cs [T+1,B,H] are the two states, the first of each given. gates [T,B,4H] are kept for the way back. */
+/* hs, cs [T+1,B,H]: the states; the first of each is an input. gates [T,B,4H]: saved for the backward pass. */
 void NAME(lstm_forward)(size_t plain, size_t T, size_t B, size_t H, const float *x, const float *U, float *hs,
                         factor *h_factors, float *cs, float *gates, factor *packed, int threads) {
   const order at = gates_of((int)plain);
 #pragma omp parallel num_threads(threads)
   {
     const share mine = my_share(B, H);
-    factor *packed_2 = packed + 2 * H * H / PAIR; /* of the second two gates */
+    factor *packed_2 = packed + 2 * H * H / PAIR; /* weights of the last two gates */
     pack_rows(2, LANES, H, mine.pack, mine.pack_end, U, packed);
     pack_rows(2, LANES, H, mine.pack, mine.pack_end, U + 2 * H * H, packed_2);
     round_part(&mine, H, hs, h_factors);
@@ -46,8 +46,8 @@ void NAME(lstm_forward)(size_t plain, size_t T, size_t B, size_t H, const float 
   }
 }
 
-/* dy [T,B,H]. dh, dc [B,H] come as the gradients of the last states and leave as those of the first. dx
- * [T,B,4H] becomes the gradient of x. */
+/* dy [T,B,H]: gradient of the outputs. dh, dc [B,H]: in, gradients of the final states; out, of the initial
+ * ones. dx [T,B,4H]: out, gradient of x. */
 void NAME(lstm_backward)(size_t plain, size_t T, size_t B, size_t H, const float *dy, const float *U,
                          const float *cs, const float *gates, float *dh, float *dc, float *dx,
                          factor *dx_factors, factor *packed, int threads) {
@@ -107,7 +107,7 @@ void NAME(rnn_forward)(size_t T, size_t B, size_t H, const float *x, const float
   }
 }
 
-/* As lstm_backward; dx [T,B,H]. */
+/* Arguments as in lstm_backward; dx is [T,B,H]. */
 void NAME(rnn_backward)(size_t T, size_t B, size_t H, const float *dy, const float *U, const float *hs,
                         float *dh, float *dx, factor *dx_factors, factor *packed, int threads) {
 #pragma omp parallel num_threads(threads)

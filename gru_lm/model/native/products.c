@@ -1,9 +1,9 @@
-/* Packed weights, products with them, and the gradient of weights: the arithmetic of the recurrences. */
+/* Weight packing, products with packed weights, and weight gradients for the recurrence kernels. */
 #include "products.h"
 
 void pack_rows(size_t gates, size_t units, size_t H, size_t begin, size_t end, const float *U,
                factor *packed) {
-  enum { NEAR = UNITS / PAIR }; /* at a time, so that what is written stays in the first cache */
+  enum { NEAR = UNITS / PAIR }; /* k per block, for the output to stay in L1 cache */
   for (size_t j = begin; j < end; j += units)
     for (size_t k0 = 0; k0 < H / PAIR; k0 += NEAR)
       for (size_t g = 0; g < gates; g++)
@@ -21,7 +21,7 @@ void pack_columns(size_t K, size_t H, size_t begin, size_t end, const float *U, 
         column_factors(U + k * H + j + u, H, packed + (j * K + k * UNITS) / PAIR + u);
 }
 
-/* Code of its own for each shape, never inlined, so that the sums have the registers to themselves. */
+/* One function per shape, never inlined, so that the accumulators stay in registers. */
 #define MULTIPLY(rows, wide)                                                           \
   static __attribute__((noinline)) void multiply_##rows##_##wide(                      \
       size_t K, const factor *a, size_t stride, const factor *packed, vec *sum) {      \
@@ -67,14 +67,14 @@ void add_back(const share *mine, size_t H, const factor *packed, size_t rows_of_
 }
 
 #ifndef BF16
-/* ---- the gradient of weights ---- */
+/* ---- weight gradients ---- */
 
-enum { DEPTH = 256 }; /* rows at a time: their part of both factors stays in the caches */
+enum { DEPTH = 256 }; /* rows per block, for both factors to stay in cache */
 
 size_t outer_product_depth(void) { return DEPTH; }
 
-/* out [G,H] = the sum over n of d [N,G] times h [N,H]. G and H are multiples of UNITS; d has `stride` floats
- * a row; `packed` is scratch of DEPTH*H floats. */
+/* out [G,H] = d [N,G] transposed times h [N,H]. G and H are multiples of UNITS; rows of d are `stride` floats
+ * apart; `packed` is scratch of DEPTH*H floats. */
 void outer_product(size_t N, size_t G, size_t H, const float *d, size_t stride, const float *h, float *out,
                    float *packed, int threads) {
 #pragma omp parallel num_threads(threads)

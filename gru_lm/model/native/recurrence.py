@@ -1,9 +1,9 @@
-"""The cells over time by the C kernels, differentiable. float32 on a CPU alone; its products are in
-bfloat16 where that is wanted on the way there, and then on the way back too.
+"""The cells over time by the C kernels, as differentiable functions on float32 CPU tensors.
 
-The input projection is the caller's (one product for all steps); here are the steps themselves, and
-on the way back the gradient of the recurrent weights as one product. Hidden sizes that do not fill the
-processor's vectors are padded with units that stay zero.
+The kernels run the sequential steps; the input projection and, in the backward pass, the gradient of the
+recurrent weights are one product over all steps each. If the forward pass runs under bfloat16 autocast,
+the products of both passes are in bfloat16. Hidden sizes are padded to whole processor vectors with
+units that stay zero.
 
 Shapes: T time, B batch, H hidden, G gates x H, S states of a cell.
 """
@@ -19,7 +19,7 @@ from torch.nn.functional import embedding, pad
 from gru_lm.model import products
 from gru_lm.model.cells import GRU, LSTM, RNN, GRUBefore, LSTMThread
 from gru_lm.model.native.build import library
-from gru_lm.model.native.kernels import bf16_product, bf16_wanted, call, factors_of
+from gru_lm.model.native.kernels import bf16_enabled, bf16_product, call, factors_of
 from gru_lm.model.products import linear
 
 NativeCell = GRU | GRUBefore | LSTM | LSTMThread | RNN
@@ -28,47 +28,48 @@ NativeCell = GRU | GRUBefore | LSTM | LSTMThread | RNN
 def run(
     cell: NativeCell, x_TBD: Tensor, state_SBH: Tensor, rows_TB: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The outputs of a layer [T, B, H] and the state after the last step [S, B, H].
+    """Return the outputs of a layer [T, B, H] and the state after the last step [S, B, H].
 
-    With `rows_TB`, step t of stream b reads row rows_TB[t, b] of a table x [V, D], of which the
-    product is made once a row.
+    With `rows_TB`, step t of stream b reads row rows_TB[t, b] of a table x [V, D], whose input
+    projection is computed once per row.
     """
     H, gates = cell.width, len(cell.gates)
-    more = -H % library().recurrence_units()
-    bias, given = cell.bias_ih_l0, []
+    padding = -H % library().recurrence_units()
+    bias, inner_bias = cell.bias_ih_l0, []
     if isinstance(cell, RNN | LSTM):
         bias = bias + cell.bias_hh_l0
     elif isinstance(cell, GRU):
         u_r, u_z, inner = cell.bias_hh_l0.chunk(3)
         bias = bias + torch.cat((u_r, u_z, torch.zeros_like(inner)))
-        given = [_pad(inner, more)]
-    W = _pad_rows(cell.weight_ih_l0, gates, more)
-    x_TBG = linear(x_TBD, W, _pad_rows(bias, gates, more), outer=_outer)
+        inner_bias = [_pad(inner, padding)]
+    W = _pad_rows(cell.weight_ih_l0, gates, padding)
+    x_TBG = linear(x_TBD, W, _pad_rows(bias, gates, padding), outer=_outer)
     if rows_TB is not None:
         x_TBG = embedding(rows_TB, x_TBG)
-    U = _pad(_pad_rows(cell.weight_hh_l0, gates, more), more)
+    U = _pad(_pad_rows(cell.weight_hh_l0, gates, padding), padding)
     steps = STEPS[type(cell)].apply
-    hs, *rest = steps(x_TBG, U, *_pad(state_SBH, more).unbind(), *given)  # type: ignore[no-untyped-call]
-    if more:  # a slice of everything would still cost a copy of its gradient
+    states = _pad(state_SBH, padding).unbind()
+    hs, *rest = steps(x_TBG, U, *states, *inner_bias)  # type: ignore[no-untyped-call]
+    if padding:  # even a full slice would cost a copy of its gradient
         hs, rest = hs[..., :H], [state[..., :H] for state in rest]
     return hs, torch.stack((hs[-1], *rest))
 
 
-def _pad(x: Tensor, more: int) -> Tensor:
-    """`x` with so many zeros more in its last dimension; no copy where there are none."""
-    return pad(x, (0, more)) if more else x
+def _pad(x: Tensor, padding: int) -> Tensor:
+    """`x` padded with zeros in its last dimension; not copied if `padding` is 0."""
+    return pad(x, (0, padding)) if padding else x
 
 
-def _pad_rows(weights: Tensor, gates: int, more: int) -> Tensor:
-    """Each gate's block of rows [H, ...] made [H + more, ...] with zeros."""
-    if not more:
+def _pad_rows(weights: Tensor, gates: int, padding: int) -> Tensor:
+    """Each gate's block of rows [H, ...] padded with zeros to [H + padding, ...]."""
+    if not padding:
         return weights
     blocks = weights.reshape(gates, -1, *weights.shape[1:])
-    return pad(blocks, (0, 0) * (weights.ndim - 1) + (0, more)).flatten(0, 1)
+    return pad(blocks, (0, 0) * (weights.ndim - 1) + (0, padding)).flatten(0, 1)
 
 
 def _outer(dy_NG: Tensor, x_ND: Tensor, bf16: bool = False) -> Tensor:
-    """The gradient of weights, [G, D]: the sum over the rows of dy times x."""
+    """Gradient of weights [G, D]: the sum over rows of dy ⊗ x."""
     if bf16:
         return bf16_product(dy_NG.t(), x_ND.t())
     (N, G), D = dy_NG.shape, x_ND.shape[1]
@@ -89,13 +90,13 @@ class _GRU(torch.autograd.Function):
         x_TBG, U, bias = x_TBG.contiguous(), U.contiguous(), bias.contiguous()
         hs = x_TBG.new_empty(T + 1, B, H)
         hs[0] = h_BH
-        kept = any(ctx.needs_input_grad)
-        gates = torch.empty_like(x_TBG) if kept else None
-        inner = x_TBG.new_empty(T, B, H) if kept else None
-        ctx.bf16 = bf16_wanted()
-        given, packed = (x_TBG, U, bias, hs, factors_of(hs, ctx.bf16)), x_TBG.new_empty(3 * H * H)
-        call("gru_forward", T, B, H, *given, gates, inner, packed, bf16=ctx.bf16)
-        if kept:
+        training = any(ctx.needs_input_grad)
+        gates = torch.empty_like(x_TBG) if training else None
+        inner = x_TBG.new_empty(T, B, H) if training else None
+        ctx.bf16 = bf16_enabled()
+        inputs, packed = (x_TBG, U, bias, hs, factors_of(hs, ctx.bf16)), x_TBG.new_empty(3 * H * H)
+        call("gru_forward", T, B, H, *inputs, gates, inner, packed, bf16=ctx.bf16)
+        if training:
             ctx.save_for_backward(U, hs, gates, inner)
         return (hs[1:],)
 
@@ -106,11 +107,11 @@ class _GRU(torch.autograd.Function):
         dh, dx, dinner = dy.new_zeros(B, H), torch.empty_like(gates), torch.empty_like(inner)
         packed = dy.new_empty(3 * H * H)
         dy = dy.contiguous()
-        made = (dh, dx, factors_of(dx, ctx.bf16), dinner, factors_of(dinner, ctx.bf16))
-        call("gru_backward", T, B, H, dy, U, hs, gates, inner, *made, packed, bf16=ctx.bf16)
-        before_NH, dx_NG, dinner_NH = hs[:-1].flatten(0, 1), dx.flatten(0, 1), dinner.flatten(0, 1)
-        dU_rz = _outer(dx_NG[:, : 2 * H], before_NH, ctx.bf16)
-        dU = torch.cat((dU_rz, _outer(dinner_NH, before_NH, ctx.bf16)))
+        outputs = (dh, dx, factors_of(dx, ctx.bf16), dinner, factors_of(dinner, ctx.bf16))
+        call("gru_backward", T, B, H, dy, U, hs, gates, inner, *outputs, packed, bf16=ctx.bf16)
+        h_NH, dx_NG, dinner_NH = hs[:-1].flatten(0, 1), dx.flatten(0, 1), dinner.flatten(0, 1)
+        dU_rz = _outer(dx_NG[:, : 2 * H], h_NH, ctx.bf16)
+        dU = torch.cat((dU_rz, _outer(dinner_NH, h_NH, ctx.bf16)))
         return dx, dU, dh, dinner_NH.sum(0)
 
 
@@ -124,9 +125,9 @@ class _GRUBefore(torch.autograd.Function):
         hs[0] = h_BH
         gates, reset = torch.empty_like(x_TBG), x_TBG.new_empty(T, B, H)
         packed = x_TBG.new_empty(3 * H * H)
-        ctx.bf16 = bf16_wanted()
-        kept = (hs, factors_of(hs, ctx.bf16), gates, reset, factors_of(reset, ctx.bf16))
-        call("before_forward", T, B, H, x_TBG, U, *kept, packed, bf16=ctx.bf16)
+        ctx.bf16 = bf16_enabled()
+        outputs = (hs, factors_of(hs, ctx.bf16), gates, reset, factors_of(reset, ctx.bf16))
+        call("before_forward", T, B, H, x_TBG, U, *outputs, packed, bf16=ctx.bf16)
         ctx.save_for_backward(U, hs, gates, reset)
         return (hs[1:],)
 
@@ -137,11 +138,11 @@ class _GRUBefore(torch.autograd.Function):
         dh, dreset, dx = dy.new_zeros(B, H), dy.new_empty(B, H), torch.empty_like(gates)
         packed = dy.new_empty(3 * H * H)
         dy = dy.contiguous()
-        made = (dh, dx, factors_of(dx, ctx.bf16), dreset)
-        call("before_backward", T, B, H, dy, U, hs, gates, *made, packed, bf16=ctx.bf16)
+        outputs = (dh, dx, factors_of(dx, ctx.bf16), dreset)
+        call("before_backward", T, B, H, dy, U, hs, gates, *outputs, packed, bf16=ctx.bf16)
         dx_NG = dx.flatten(0, 1)
-        before_NH, reset_NH = hs[:-1].flatten(0, 1), reset.flatten(0, 1)
-        dU_ur = _outer(dx_NG[:, : 2 * H], before_NH, ctx.bf16)
+        h_NH, reset_NH = hs[:-1].flatten(0, 1), reset.flatten(0, 1)
+        dU_ur = _outer(dx_NG[:, : 2 * H], h_NH, ctx.bf16)
         dU = torch.cat((dU_ur, _outer(dx_NG[:, 2 * H :], reset_NH, ctx.bf16)))
         return dx, dU, dh
 
@@ -159,9 +160,9 @@ class _LSTM(torch.autograd.Function):
         hs, cs = x_TBG.new_empty(T + 1, B, H), x_TBG.new_empty(T + 1, B, H)
         hs[0], cs[0] = h_BH, c_BH
         gates, packed = torch.empty_like(x_TBG), x_TBG.new_empty(4 * H * H)
-        ctx.bf16 = bf16_wanted()
-        kept = (hs, factors_of(hs, ctx.bf16), cs, gates)
-        call("lstm_forward", cls.plain, T, B, H, x_TBG, U, *kept, packed, bf16=ctx.bf16)
+        ctx.bf16 = bf16_enabled()
+        outputs = (hs, factors_of(hs, ctx.bf16), cs, gates)
+        call("lstm_forward", cls.plain, T, B, H, x_TBG, U, *outputs, packed, bf16=ctx.bf16)
         ctx.save_for_backward(U, hs, cs, gates)
         return hs[1:], cs[-1].clone()
 
@@ -172,8 +173,8 @@ class _LSTM(torch.autograd.Function):
         H = G // 4
         dh, dc, dx = dy.new_zeros(B, H), dc_last.clone(), torch.empty_like(gates)
         dy, packed = dy.contiguous(), dy.new_empty(4 * H * H)
-        made = (dh, dc, dx, factors_of(dx, ctx.bf16))
-        call("lstm_backward", cls.plain, T, B, H, dy, U, cs, gates, *made, packed, bf16=ctx.bf16)
+        outputs = (dh, dc, dx, factors_of(dx, ctx.bf16))
+        call("lstm_backward", cls.plain, T, B, H, dy, U, cs, gates, *outputs, packed, bf16=ctx.bf16)
         return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1), ctx.bf16), dh, dc
 
 
@@ -188,7 +189,7 @@ class _RNN(torch.autograd.Function):
         x_TBG, U = x_TBG.contiguous(), U.contiguous()
         hs, packed = x_TBG.new_empty(T + 1, B, H), x_TBG.new_empty(H * H)
         hs[0] = h_BH
-        ctx.bf16 = bf16_wanted()
+        ctx.bf16 = bf16_enabled()
         call("rnn_forward", T, B, H, x_TBG, U, hs, factors_of(hs, ctx.bf16), packed, bf16=ctx.bf16)
         ctx.save_for_backward(U, hs)
         return (hs[1:],)
@@ -199,8 +200,8 @@ class _RNN(torch.autograd.Function):
         T, B, H = dy.shape
         dh, dx, packed = dy.new_zeros(B, H), dy.new_empty(T, B, H), dy.new_empty(H * H)
         dy = dy.contiguous()
-        made = (dh, dx, factors_of(dx, ctx.bf16))
-        call("rnn_backward", T, B, H, dy, U, hs, *made, packed, bf16=ctx.bf16)
+        outputs = (dh, dx, factors_of(dx, ctx.bf16))
+        call("rnn_backward", T, B, H, dy, U, hs, *outputs, packed, bf16=ctx.bf16)
         return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1), ctx.bf16), dh
 
 

@@ -1,14 +1,15 @@
-/* A language model of `gru` or `gru-before` cells one token at a time on a CPU, float32: N streams, each
- * with its state in place, and tokens drawn from the model's own distribution.
+/* Step-by-step inference of a `gru` or `gru-before` language model in float32: N parallel streams with states
+ * updated in place, and sampling from the model's distribution.
  *
- * The threads share the streams, where the weights fit a core's cache, and never meet; or else the rows
- * of every matrix, and meet after each product. A sum runs over k in order, in one accumulator, whatever
- * the number of streams, so a stream's numbers do not depend on its neighbours. Nothing is allocated.
+ * If the weights fit a core's cache, threads split the streams, without barriers; otherwise they split the
+ * rows of every matrix, with a barrier after each product. Every sum runs over k in order, in one
+ * accumulator, for any number of streams: a stream's results do not depend on the others. No memory is
+ * allocated.
  *
  * Shapes: N streams, T steps, E embedding, H hidden, V vocabulary, K inputs of a product; P, Q, R are H, V
- * and the head's inputs padded to UNITS. A matrix is packed by groups of its rows, [groups][K][rows of a
- * group]: UNITS rows, or LANES of each gate side by side; what is computed with it has their order. What
- * is padded is zero, but the bias of the padded vocabulary, which is -inf.
+ * and the input size of the softmax, padded to UNITS. A matrix is packed in groups of rows, [groups][K][rows
+ * of a group]: UNITS rows, or LANES rows of each gate side by side; outputs of its products have the same
+ * order. Padding is zero, except for biases of the padded vocabulary, which are -inf.
  */
 #include "choose.h"
 #include "products.h"
@@ -16,24 +17,24 @@
 typedef struct {
   size_t inputs;            /* K of W; 0: the input products are in the table */
   const float *W, *W_bias;  /* [3P,K], [3P] */
-  const float *U, *U_bias;  /* gru: [3P,H], [3P]; gru-before: its first two gates, [2P,H], [2P] */
-  const float *C, *C_bias;  /* gru-before: its candidate, [P,H], [P] */
-  float *h[2];              /* the states [N,P] before and after even steps; after and before odd ones */
+  const float *U, *U_bias;  /* gru: [3P,H], [3P]; gru-before: the first two gates, [2P,H], [2P] */
+  const float *C, *C_bias;  /* gru-before: the candidate, [P,H], [P] */
+  float *h[2];              /* states [N,P], double-buffered: h[turn] is read, h[!turn] written */
 } layer;
 
 typedef struct {
-  size_t layers, before, E, H, V, P, Q, R, outputs; /* before: the cells are gru-before */
-  size_t bytes, turn;                               /* of all weights; steps made, modulo 2 */
+  size_t layers, before, E, H, V, P, Q, R, outputs; /* before: whether the cells are gru-before */
+  size_t bytes, turn;                               /* size of all weights; number of steps modulo 2 */
   const layer *layer;
-  const float *table;                  /* the first layer's W x + b [V,3P]; or embeddings [V,E] */
-  const float *project, *project_bias; /* what the head reads of the state, [R,H], [R]; or null */
+  const float *table;                  /* the first layer's W x + b [V,3P], or embeddings [V,E] */
+  const float *project, *project_bias; /* projection from state to softmax input, [R,H], [R]; or null */
   const float *head, *head_bias;       /* [Q,outputs], [Q] */
   float *inputs, *x, *u, *reset, *candidate, *projected, *logits, *weights; /* scratch, N rows each */
-  float *sum; /* of the layers' outputs, where each adds to those below it, [N,P]; or null */
+  float *sum; /* residual stream [N,P], or null without residual connections */
   int32_t *keys;
 } model;
 
-/* What a thread does: these streams; of what `threads` share, its part. */
+/* A thread's share of the work: its streams, and part `id` of `threads` of whatever else is split. */
 typedef struct { size_t row, row_end, id, threads; } work;
 typedef struct { size_t begin, end; } range;
 
@@ -55,8 +56,8 @@ static range part_of(const work *mine, size_t all) {
     }                          \
   } while (0)
 
-/* These groups of out [N,.] = bias + a [N,K] times groups of `wide` vectors; rows of a are `stride` apart,
- * of out `across`. */
+/* The given groups of out [N,.] = bias + a [N,K] times packed groups of `wide` vectors; rows of a are `stride`
+ * apart, those of out `across`. */
 static void product(const work *mine, range groups, size_t wide, size_t K, const float *a, size_t stride,
                     const float *packed, const float *bias, float *out, size_t across) {
   multiply *const *const multiply_wide = wide == 3 ? multiply_3 : multiply_2;
@@ -71,12 +72,12 @@ static void product(const work *mine, range groups, size_t wide, size_t K, const
     }
 }
 
-/* What a layer reads of stream i, W x + b, for LANES units from block j on: in the table, or a product. */
+/* A layer's input W x + b of stream i for LANES units from block j on: from the table, or from the product. */
 INLINE const float *given(const model *m, const layer *l, const int64_t *tokens, size_t i, size_t j) {
   return (l->inputs ? m->x + i * 3 * m->P : m->table + (size_t)tokens[i] * 3 * m->P) + j * 3 * LANES;
 }
 
-/* The next state of a layer, into h[!turn], from what it reads: rows of `below`, `stride` apart. */
+/* Compute a layer's next state, h[!turn], from its inputs: rows of `below`, `stride` apart. */
 static void advance(const work *mine, const model *m, const layer *l, size_t turn, const int64_t *tokens,
                     const float *below, size_t stride) {
   const size_t P = m->P, H = m->H;
@@ -114,16 +115,17 @@ static void advance(const work *mine, const model *m, const layer *l, size_t tur
   }
 }
 
-/* T steps of N streams that last read `last` [N]. With `uniform` [N,T], in [0,1), every step draws each
- * stream's next token, as `how` says, and marks it in `seen` [N,V] (or null): tokens and log_probs, of the
- * unmodified distribution, are [N,T]. Without it T is 1, and the logits [N,Q] become log-probabilities. */
+/* Run T steps of N streams, starting by feeding the tokens `last` [N]. With `uniform` [N,T], in [0,1), each step
+ * samples every stream's next token as configured by `how` and marks it in `seen` [N,V] (or null); outputs are
+ * `tokens` and `log_probs` [N,T], the latter of the unmodified distribution. With `uniform` null, T is 1, and
+ * the logits [N,Q] become log-probabilities. */
 void step_run(model *m, const choice *how, size_t T, size_t N, int64_t *last, const double *uniform,
               uint8_t *seen, int64_t *tokens, float *log_probs, int threads) {
   const size_t Q = m->Q, first = m->turn;
 #pragma omp parallel num_threads(threads)
   {
     const work mine = my_work(N, m->bytes);
-    /* Of what is done by rows alone: all that is mine, or my part of what all share. */
+    /* Rows of this thread in loops over rows only: all its streams, or its part of the shared ones. */
     const range part = part_of(&mine, mine.row_end - mine.row);
     const range own = {mine.row + part.begin, mine.row + part.end};
     for (size_t t = 0; t < T; t++) {

@@ -1,12 +1,12 @@
-"""A language model of `gru` or `gru-before` cells one step at a time by the C kernel; it draws, too.
+"""Step-by-step inference and sampling by the C kernel, for `gru` and `gru-before` models.
 
-Weights are packed once, at creation, so what is learned later is not seen. The state stays in place.
-float32 on a CPU and a full softmax alone: `suits` says whether a model is such a one. Knows tokens and
-distributions, but no text; what penalty and filters mean is generation/choice.py's to say, and the
-kernel's to do. A stream's numbers do not depend on how many streams run beside it.
+Weights are packed once, at construction, so later weight updates have no effect. The state is updated
+in place. Supports float32 on a CPU with a full softmax (see `suits`). Knows tokens and distributions,
+but no text; the repetition penalty and the filters are defined in generation/choice.py and implemented
+by the kernel. Invariant: a stream's results do not depend on the number of parallel streams.
 
 Shapes: N streams, T steps, V vocabulary, E embedding, L layers, S states (1), H hidden, K inputs of a
-product, R rows of a matrix; as in step.c, P hidden padded, Q vocabulary padded.
+product, R rows of a matrix; as in step.c, P is H padded and Q is V padded.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from gru_lm.model.heads import FullSoftmax
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.model.native.build import available, library
 
-TABLE = 1 << 23  # floats of a table of the first layer's input products; beyond it: a product
-GRAIN = 1 << 15  # multiplications and additions that are worth a thread more
-BLOCK = 1 << 29  # the same, that are about 5 ms of work and done at once
+TABLE = 1 << 23  # maximum size, in floats, of a table of the first layer's input products
+GRAIN = 1 << 15  # multiply-adds that justify another thread
+BLOCK = 1 << 29  # multiply-adds per call of `sample`, about 5 ms
 MOST_STEPS = 64
-COLDEST, HOTTEST = 1e-30, 1e30  # temperatures beyond are these: greedy, and all alike, in float32
+COLDEST, HOTTEST = 1e-30, 1e30  # temperatures are clamped: greedy and uniform, in float32
 
 
 class _Choice(ctypes.Structure):
@@ -59,7 +59,7 @@ class _Model(ctypes.Structure):
 
 
 def suits(model: LanguageModel) -> bool:
-    """Whether the kernel is chosen, there, and able to run this model."""
+    """Whether the kernel is selected, available and able to run this model."""
     return (
         model.recurrent.backend == "native"
         and isinstance(model.head, FullSoftmax)
@@ -70,7 +70,7 @@ def suits(model: LanguageModel) -> bool:
 
 
 class NativeStepper:
-    """N streams of a model that `suits`, from a state [L, S, N, H] on."""
+    """Stepper for a model that `suits`, starting from state [L, S, N, H]."""
 
     @torch.no_grad()
     def __init__(self, model: LanguageModel, state_LSNH: Tensor) -> None:
@@ -83,7 +83,7 @@ class NativeStepper:
         outputs = H if model.to_embedding is None else E
         P, Q, R = (size + -size % units for size in (H, V, outputs))
         self._streams, self._vocabulary = N, V
-        self._kept: list[Tensor] = []  # what the kernel has the addresses of
+        self._kept: list[Tensor] = []  # keeps tensors alive whose addresses the kernel holds
 
         def keep(tensor: Tensor) -> int:
             self._kept.append(tensor)
@@ -113,9 +113,9 @@ class NativeStepper:
             if isinstance(cell, GRU):
                 layer.U, layer.U_bias = packed(U, 3), packed(cell.bias_hh_l0, 3)
             else:
-                none = U.new_zeros(2 * H)
-                layer.U, layer.U_bias = packed(U[: 2 * H], 2), packed(none, 2)
-                layer.C, layer.C_bias = packed(U[2 * H :]), packed(none[:H])
+                zeros = U.new_zeros(2 * H)
+                layer.U, layer.U_bias = packed(U[: 2 * H], 2), packed(zeros, 2)
+                layer.C, layer.C_bias = packed(U[2 * H :]), packed(zeros[:H])
             layer.h, layer.h_after = (state.data_ptr() for state in self._states_L2NP[number])
         self._model = _Model(
             *(len(cells), before, E, H, V, P, Q, R, outputs, 0, 0),
@@ -141,11 +141,11 @@ class NativeStepper:
 
     @property
     def steps_at_once(self) -> int:
-        """How many steps `sample` should be asked for: those of about 5 ms, so that text is prompt."""
+        """Recommended number of steps per call of `sample`: about 5 ms, to print text promptly."""
         return max(1, min(MOST_STEPS, BLOCK // (self._work * self._streams)))
 
     def log_probs(self, tokens_N: np.ndarray) -> np.ndarray:
-        """Read a token in each stream; log p of every next one [N, V], float64, in nats."""
+        """Feed one token per stream; return next-token log-probabilities [N, V] in nats, float64."""
         self._run(1, tokens_N)
         return self._logits_NQ[: self._streams, : self._vocabulary].double().numpy()
 
@@ -163,19 +163,19 @@ class NativeStepper:
         seen_NV: np.ndarray | None = None,
         never: Sequence[int] = (),
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Read a token in each stream, draw the next, read it, and so on: T tokens [N, T].
+        """Feed one token per stream and sample T tokens; return them [N, T] and their log-probabilities.
 
-        Each is the one at which the cumulative probability first exceeds its number in [0, 1), after
-        penalty, temperature and filters as generation/choice.py has them, and is none of `never`. The
-        penalty is for what `seen_NV` (bool) marks; what is drawn is marked too. Also the tokens'
-        log-probabilities [N, T] under the unmodified distribution, in nats. The last tokens are not
-        yet read.
+        A token is drawn by inverting the cumulative distribution at its number of `uniform_NT`, in
+        [0, 1), after the penalty, temperature and filters of generation/choice.py; the tokens `never`
+        are excluded. The penalty applies to the tokens marked in `seen_NV` (bool), where sampled tokens
+        are marked too. Log-probabilities [N, T] are those of the unmodified distribution, in nats. The
+        last tokens have not been fed yet.
         """
-        if temperature == 0:  # the first of the most probable, whatever the filters say
+        if temperature == 0:  # greedy: the first of the most probable tokens, without filters
             uniform_NT, top_k, top_p, min_p, typical = np.zeros_like(uniform_NT), 0, 1.0, 0.0, 1.0
         never_M = np.array(never, np.int64)
         assert not len(never) or 0 <= never_M.min() <= never_M.max() < self._vocabulary
-        how = _Choice(
+        choice = _Choice(
             per_temperature=1 / min(max(temperature, COLDEST), HOTTEST),
             top_p=top_p,
             min_p=min_p,
@@ -185,7 +185,7 @@ class NativeStepper:
             nevers=len(never),
             never=never_M.ctypes.data,
         )
-        assert len(uniform_NT) == self._streams, "a row for each stream"
+        assert len(uniform_NT) == self._streams, "one row per stream"
         if repetition_penalty == 1:
             seen_NV = None
         else:
@@ -197,11 +197,11 @@ class NativeStepper:
         )
         uniform_NT = np.ascontiguousarray(uniform_NT, np.float64)
         T = uniform_NT.shape[1]
-        self._run(T, tokens_N, how, (uniform_NT, seen_NV, drawn_NT, log_probs_NT))
+        self._run(T, tokens_N, choice, (uniform_NT, seen_NV, drawn_NT, log_probs_NT))
         return drawn_NT, log_probs_NT
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these streams alone, in this order."""
+        """Keep only these streams, in this order."""
         at = self._model.turn
         self._states_L2NP[:, at, : len(rows)] = self._states_L2NP[:, at, list(rows)]
         self._streams = len(rows)
@@ -210,16 +210,16 @@ class NativeStepper:
         self,
         steps: int,
         tokens_N: np.ndarray,
-        how: _Choice | None = None,
+        choice: _Choice | None = None,
         arrays: Sequence[np.ndarray | None] = (None,) * 4,
     ) -> None:
         last_N = np.array(tokens_N, np.int64)
-        assert len(last_N) == self._streams, "a token for each stream"
-        assert 0 <= last_N.min() <= last_N.max() < self._vocabulary, "tokens of the vocabulary"
+        assert len(last_N) == self._streams, "one token per stream"
+        assert 0 <= last_N.min() <= last_N.max() < self._vocabulary, "tokens out of range"
         threads = min(torch.get_num_threads(), self._work * self._streams // GRAIN + 1)
         library().step_run(
             byref(self._model),
-            how and byref(how),
+            choice and byref(choice),
             c_size_t(steps),
             c_size_t(self._streams),
             *(c_void_p(None if each is None else each.ctypes.data) for each in (last_N, *arrays)),
@@ -228,7 +228,7 @@ class NativeStepper:
 
 
 def _packed(rows: Tensor, gates: int, units: int, fill: float) -> Tensor:
-    """[gates * R, K], or [gates * R], packed as step.c has it: [groups][K][rows of a group]."""
+    """Pack [gates * R, K] or [gates * R] into the layout of step.c, [groups][K][rows of a group]."""
     R, K = len(rows) // gates, rows[0].numel()
     blocks = rows.reshape(gates, R, K)
     if R % units:

@@ -1,6 +1,6 @@
-/* Vectors of floats by the vector extension of GCC and Clang, and the functions that gates are made of.
+/* Float vectors by the vector extensions of GCC and Clang, and the activation functions of the gates.
  *
- * Plain C: no intrinsics, and no -ffast-math, so the process's floating-point mode stays as it is.
+ * Plain C: no intrinsics, and no -ffast-math, which would change the floating-point mode of the process.
  */
 #pragma once
 #include <string.h>
@@ -22,12 +22,12 @@ INLINE void store(float *p, vec v) { memcpy(p, &v, sizeof v); }
 INLINE vec fill(float x) { return x - (vec){0}; }
 INLINE vec choose(ivec mask, vec a, vec b) { return (vec)(((ivec)a & mask) | ((ivec)b & ~mask)); }
 
-/* e^x to about 2 ulp: 2^n times a polynomial on [-ln2/2, ln2/2] (Cephes). A NaN stays one. */
+/* e^x to about 2 ulp: 2^n times a polynomial on [-ln2/2, ln2/2] (Cephes). Propagates NaN. */
 INLINE vec expv(vec x) {
   const vec low = fill(-87.f), high = fill(88.f), magic = fill(12582912.f);
   x = choose(x < low, low, x);
   x = choose(x > high, high, x);
-  const vec t = x * 1.44269504f + magic; /* the nearest whole number n, in the low bits */
+  const vec t = x * 1.44269504f + magic; /* nearest integer n, in the low bits */
   const vec n = t - magic, r = x - n * 0.693359375f + n * 2.12194440e-4f;
   vec p = r * 1.9875691500e-4f + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
