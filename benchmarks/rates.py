@@ -25,6 +25,7 @@ from gru_lm.commands.train.run import train
 from gru_lm.config import Settings, settings
 from gru_lm.errors import DivergedError
 from gru_lm.model.cells import CELLS
+from gru_lm.reporting.console import marked
 from gru_lm.signals import never
 
 LAYERS, WIDTH = 2, 62  # of the GRU
@@ -108,5 +109,5 @@ def _bits(results: Path, key: dict[str, Any], chosen: Settings) -> float:
         except DivergedError:
             figures = {"parameters": None, "bits_per_byte": None}
     kept = {name: figures[name] for name in ("parameters", "bits_per_byte")}
-    results.write_text(json.dumps([*book, key | {"lr": chosen.lr} | kept], indent=1) + "\n")
+    results.write_text(json.dumps([*book, marked(key | {"lr": chosen.lr} | kept)], indent=1) + "\n")
     return kept["bits_per_byte"] if kept["bits_per_byte"] is not None else math.inf

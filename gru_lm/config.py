@@ -7,9 +7,7 @@ optimizers and devices are checked where they are used.
 
 from __future__ import annotations
 
-import codecs
 import dataclasses
-import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+from gru_lm.canonical import SHARE, check_text, codec, decimal
 from gru_lm.errors import InputError, UsageError, unknown_name
 
 TEXT, MODEL, BUDGET, TRAINING, MACHINE, KEEPING = (
@@ -31,7 +30,6 @@ TEXT, MODEL, BUDGET, TRAINING, MACHINE, KEEPING = (
 LARGEST = 2**63 - 1  # limit of integers, which a checkpoint stores in 64 bits
 PLACES = ("text", "valid", "test")  # fields that name texts
 PATHS = (*PLACES, "start_from")  # fields that name files; not part of a checkpoint
-RECORDED = {"batch", "bptt", "lr", "optimizer", "weight_decay", "beta2"}  # of every run
 BUDGETS = ("minutes", "epochs", "steps", "tokens")
 
 
@@ -198,9 +196,9 @@ class Settings:
     def __post_init__(self) -> None:
         self.shares()
         # One spelling of each, as runs are resumed and compared by their settings.
-        split = ",".join(_decimal(Fraction(part.strip())) for part in self.split.split(","))
+        split = ",".join(decimal(Fraction(part.strip())) for part in self.split.split(","))
         object.__setattr__(self, "split", split)
-        object.__setattr__(self, "encoding", _codec(self.encoding))
+        object.__setattr__(self, "encoding", codec(self.encoding))
         for field in dataclasses.fields(self):
             _check(field, getattr(self, field.name))
         if self.average is not None and self.optimizer == "nt-asgd":
@@ -217,7 +215,7 @@ class Settings:
         """`split` as exact shares of training, validation and test text."""
         try:
             parts = [part.strip() for part in self.split.split(",")]
-            shares = [Fraction(part) for part in parts] if all(map(_SHARE.fullmatch, parts)) else []
+            shares = [Fraction(part) for part in parts] if all(map(SHARE.fullmatch, parts)) else []
         except (ValueError, ZeroDivisionError):
             shares = []
         if len(shares) not in (2, 3) or min(shares) < 0 or sum(shares) != 1 or shares[0] == 0:
@@ -261,40 +259,10 @@ class Settings:
         return Path(tokenizer) if tokenizer.endswith(".model") else None
 
 
-# A number or a ratio; an exponent of more digits would take all memory.
-_SHARE = re.compile(r"[0-9.]{1,20}(e-?[0-9]{1,2})?(/[0-9]{1,20})?", re.ASCII)
-
-
-def _decimal(share: Fraction) -> str:
-    """The shortest decimal that is `share`, or a ratio where there is none."""
-    text = f"{float(share):.15g}"
-    return text if Fraction(text) == share else str(share)
-
-
-def _codec(encoding: str) -> str:
-    """The canonical name of the codec; an unknown one is refused where it is used."""
-    try:
-        return codecs.lookup(encoding).name
-    except (LookupError, ValueError):
-        return encoding
-
-
-def _check_text(flag: str, text: str, *, is_path: bool) -> None:
-    """Raise UsageError for a string that config.toml or a checkpoint could not hold."""
-    shown = text.encode("utf-8", "backslashreplace").decode()
-    if shown != text:
-        raise UsageError(
-            f"the name {shown} is not UTF-8, and a run could not record it",
-            hint="rename it, or pipe the text in: ... | gru-lm train -",
-        )
-    if not (is_path or text.isprintable()):
-        raise UsageError(f"{flag} {text!r} holds characters that cannot be printed")
-
-
 def _check(field: dataclasses.Field[Any], value: Any) -> None:
     flag = "--" + field.name.replace("_", "-")
     for text in value if isinstance(value, tuple) else [value] * isinstance(value, str):
-        _check_text(flag, text, is_path=field.name in PATHS or text.endswith(".model"))
+        check_text(flag, text, is_path=field.name in PATHS or text.endswith(".model"))
     if value is None or not field.metadata:
         return
     low, high = field.metadata["low"], field.metadata["high"]
@@ -309,30 +277,6 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     choices = field.metadata["choices"]
     if choices and value not in choices:
         raise unknown_name(field.name, value, choices)
-
-
-def refuse_ignored(chosen: Settings, given: Iterable[Mapping[str, Any]]) -> None:
-    """Raise UsageError where a setting that was `given` has no effect beside the others.
-
-    `given` are the layers that the settings come of. The config.toml of a run may say anything, for it
-    has a value for everything.
-    """
-    layers = [{key.replace("-", "_") for key in layer} for layer in given]
-    named = {name for layer in layers if not layer >= RECORDED for name in layer}
-    corpora = all(
-        spec.startswith("@") for spec in (*chosen.text, chosen.valid, chosen.test) if spec
-    )
-    for name, is_void, without, hint in (
-        ("split", chosen.valid, "--valid, beside which all of TEXT is trained on", "--valid"),
-        ("beta2", chosen.optimizer in ("sgd", "nt-asgd"), f"--optimizer {chosen.optimizer}", ""),
-        ("residual", chosen.residual and chosen.layers == 1, "--layers 1", ""),
-        ("encoding", corpora, "a named corpus, which is UTF-8", ""),
-    ):
-        if name in named and is_void:
-            raise UsageError(
-                f"--{name} has no effect with {without}",
-                hint=f"leave --{name} out" + (f", or {hint}" if hint else ""),
-            )
 
 
 def read_toml(path: Path) -> dict[str, Any]:

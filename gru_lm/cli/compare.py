@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gru_lm.cli.options import with_settings
-from gru_lm.config import parse_set, read_toml, refuse_ignored, settings
+from gru_lm.cli.options import refuse_ignored, with_settings
+from gru_lm.config import parse_set, read_toml, settings
 from gru_lm.errors import UsageError
 from gru_lm.signals import watch_signals
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand, TyperGroup, TyperOption
 
 from gru_lm.config import Settings
+from gru_lm.errors import UsageError
 
+RECORDED = {"batch", "bptt", "lr", "optimizer", "weight_decay", "beta2"}  # of every run
 COMMON, OTHER = "Common options", "Other options"
 MOST_COMMON = 12
 
@@ -112,3 +114,27 @@ def _help(field: dataclasses.Field[Any]) -> str:
         "" if field.default is None or field.default is False else f" (default: {field.default})"
     )
     return f"{field.metadata['help']}{shown}"
+
+
+def refuse_ignored(chosen: Settings, given: Iterable[Mapping[str, Any]]) -> None:
+    """Raise UsageError where a setting that was `given` has no effect beside the others.
+
+    `given` are the layers that the settings come of. The config.toml of a run may say anything, for it
+    has a value for everything.
+    """
+    layers = [{key.replace("-", "_") for key in layer} for layer in given]
+    named = {name for layer in layers if not layer >= RECORDED for name in layer}
+    corpora = all(
+        spec.startswith("@") for spec in (*chosen.text, chosen.valid, chosen.test) if spec
+    )
+    for name, is_void, without, hint in (
+        ("split", chosen.valid, "--valid, beside which all of TEXT is trained on", "--valid"),
+        ("beta2", chosen.optimizer in ("sgd", "nt-asgd"), f"--optimizer {chosen.optimizer}", ""),
+        ("residual", chosen.residual and chosen.layers == 1, "--layers 1", ""),
+        ("encoding", corpora, "a named corpus, which is UTF-8", ""),
+    ):
+        if name in named and is_void:
+            raise UsageError(
+                f"--{name} has no effect with {without}",
+                hint=f"leave --{name} out" + (f", or {hint}" if hint else ""),
+            )

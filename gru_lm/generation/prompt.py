@@ -97,9 +97,8 @@ def _agrees(tokenizer: Tokenizer, text: str) -> bool:
     """
     if tokenizer.lossless:
         return True
-    decoder = tokenizer.decoder()
-    decoded = "".join(map(decoder.push, tokenizer.encode_text(text)))
-    return decoded.endswith(" ") == text.endswith(" ")
+    surfaces = b"".join(map(tokenizer.surface, tokenizer.encode_text(text)))
+    return surfaces.endswith(b" ") == text.endswith(" ")
 
 
 def _completions(tokenizer: Tokenizer, start: bytes) -> np.ndarray:

@@ -8,7 +8,6 @@ may hold tokenizer_model.py's.
 
 from __future__ import annotations
 
-import codecs
 import copy
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -21,6 +20,7 @@ import numpy as np
 from gru_lm.errors import InputError, UsageError, unknown_name
 from gru_lm.signals import Stop, never
 from gru_lm.text import tokenizer_model as models
+from gru_lm.text.decoder import Decoder
 from gru_lm.text.tokenizer_encoders import (
     ByteEncoder,
     Encoder,
@@ -43,52 +43,6 @@ Spacing = Mapping[str, Mapping[str, int]]
 def escaped(text: str) -> str:
     r"""`text` as a field of a table: \t \n \r \0 \\, a space as ▁."""
     return text.translate(_ESCAPES)
-
-
-class Decoder:
-    """Tokens to text, one at a time; bytes that do not yet make a character are held back.
-
-    Bytes that can never make one become U+FFFD. Where the tokenizer puts a space before each word
-    (`word`, or a foreign model with a dummy prefix), the one at a line's start is dropped; where it
-    puts one behind each word, the one at a line's end.
-    """
-
-    def __init__(
-        self,
-        surfaces: list[bytes],
-        *,
-        end_id: int,
-        drop_leading_space: bool,
-        drop_trailing_space: bool,
-    ) -> None:
-        self._surfaces = surfaces
-        self._end_id = end_id
-        self._drop = drop_leading_space
-        self._drop_trailing = drop_trailing_space
-        self._line_start = True
-        self._held = b""  # a space that may be at a line's end
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token: int) -> str:
-        surface = self._surfaces[token]
-        dropped = int(self._drop and self._line_start and surface.startswith(b" "))
-        if surface:
-            self._line_start = surface.endswith(b"\n")
-        elif token == self._end_id:
-            self._line_start = True
-        surface = surface[dropped:]
-        if self._drop_trailing:
-            surface = (b"" if self._line_start else self._held) + surface
-            self._held = b" " if surface.endswith(b" ") else b""
-            surface = surface.removesuffix(self._held)
-        return self._utf8.decode(surface)
-
-    def flush(self) -> str:
-        """What is still held back, as U+FFFD; the decoder is then as new."""
-        self._line_start, self._held = True, b""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
 
 
 class Covering(NamedTuple):

@@ -164,7 +164,7 @@ def test_a_disk_that_fills_up_on_the_way(
     assert done.err.count("XDG_CACHE_HOME") == 1
     assert "tokens: a write failed; using" in done.err
     assert list((tmp_path / "cache" / "gru-lm" / "tokens").iterdir()) == []
-    assert len(list((instead(tmp_path) / "tokens").glob("*.tokens"))) == 3
+    assert len(list((instead(tmp_path) / "tokens").glob("*.tokens"))) == 2
 
 
 @pytest.fixture
@@ -276,11 +276,12 @@ def test_tokens_beyond_the_bound_go_after_a_run_and_never_its_own(
     monkeypatch.setattr(caches, "MOST_BYTES", 1)
     inside(tmp_path, *options, "--out", "b")
     assert not old.exists()
-    assert len(list(old.parent.iterdir())) == 3
+    assert len(list(old.parent.iterdir())) == 2
 
 
 def test_show_and_clear(tmp_path: Path, said: list[str]) -> None:
-    assert inside(tmp_path, "cache", "--json").json() == {"caches": [], "bytes": 0}
+    empty = inside(tmp_path, "cache", "--json").json()
+    assert (empty["caches"], empty["bytes"]) == ([], 0)
     tokens, kernels = caches.folder("tokens"), caches.folder("kernels")
     aged(tokens / "a.tokens", 0, 1000)
     aged(tokens / ".lock", 0, 0)
@@ -296,9 +297,8 @@ def test_show_and_clear(tmp_path: Path, said: list[str]) -> None:
     shown = inside(tmp_path, "cache").out.splitlines()
     assert shown[0].split("\t") == ["cache", "files", "bytes", "path"]
     assert shown[2].split("\t") == ["tokens", "2", "1,000", str(tokens)]
-    assert inside(tmp_path, "cache", "clear", "corpora", "--json").json() == {
-        "files": 1, "bytes": 500
-    }  # fmt: skip
+    cleared = inside(tmp_path, "cache", "clear", "corpora", "--json").json()
+    assert (cleared["files"], cleared["bytes"]) == (1, 500)
     with atomic.replacing(tokens / "b.tokens") as file:
         file.write(b"new")
         assert "removed: 3 files, " in inside(tmp_path, "cache", "clear").out

@@ -174,7 +174,15 @@ def test_another_version_of_the_encoder_has_stores_of_its_own(
     byte = train_tokenizer("byte", lambda: [])
 
     def paths() -> set[Path]:
-        data = tokenize(texts, byte, cache=tmp_path, workers=1, stop=never, progress=lambda _: None)
+        data = tokenize(
+            texts,
+            byte,
+            seen={},
+            cache=tmp_path,
+            workers=1,
+            stop=never,
+            progress=lambda _: None,
+        )
         return {data.train.path, data.valid.path}
 
     first = paths()

@@ -13,7 +13,7 @@ import gru_lm
 
 ROOT = Path(gru_lm.__file__).parent
 # From left to right; a module imports from rooms to its left, and within its own room.
-SERVICES = {"errors", "signals", "atomic", "caches", "config", "layout"}
+SERVICES = {"errors", "signals", "atomic", "caches", "canonical", "config", "layout"}
 ORDER = [
     "services",
     "text",

@@ -165,7 +165,7 @@ def recorded(
     return Record(
         asked={**given, "match": match, "lr": asked_lr, "cells": ["gru", "rnn"]},
         plans={"gru": plan | {"cell": "gru"}, "rnn": plan | {"cell": "rnn"} | other},
-        parameters={}, kind="char", tokenizer="", data={}, part="test", format=FORMAT,
+        parameters={"gru": 1, "rnn": 1}, kind="char", tokenizer="", data={}, part="test", format=FORMAT,
     )  # fmt: skip
 
 

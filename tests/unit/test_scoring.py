@@ -233,7 +233,7 @@ def test_measure(mode: str, batch: int | None, chunk: int | None) -> None:
         mode=mode,
         batch=batch,
         chunk=chunk,
-        tables=[lambda portion, covered_N3: heard.append((portion, covered_N3))],
+        tables=[lambda portion, covered: heard.append((portion, covered.sizes_N2))],
         of_distribution=lambda log_probs_nV: log_probs_nV[:, [3, 5]],
         progress=progress.append,
     )

@@ -241,7 +241,7 @@ class Trainer:
         best = state.validated(totals.nats, totals.unknown_nats)
         if self.plan.optimizer == "nt-asgd" and state.begins_to_average(totals.nats):
             console.note(f"step {state.step:,}: from here on the weights are averaged")
-        figures = self._figures_of("valid", totals)
+        figures = (self.counts["valid"] + Counts(**totals._asdict())).figures()
         self._append(
             valid_nats_per_token=figures["nats_per_token"],
             valid_bits_per_byte=figures["bits_per_byte"],
@@ -279,8 +279,7 @@ class Trainer:
 
     def _figures(self, report: StepReport) -> str:
         bits = report.loss / math.log(2) / self.bytes_per_token
-        # What tokens do not tell of the training text has not been charged.
-        shown = f"{bits:.3f} bits/byte  " if self.data.tokenizer.lossless else ""
+        shown = f"{bits:.3f} bits/byte  " if self.data.tokenizer.lossless else ""  # uncharged
         return (
             f"step {report.step:,}  loss {report.loss:.3f}  {shown}"
             f"{self.pace.tokens_per_second():,.0f} tokens/s"
@@ -294,7 +293,7 @@ class Trainer:
     def _check_space(self) -> None:
         """Raise EnvironmentProblem where there is no room for what the run will save."""
         weights = sum(p.numel() * p.element_size() for p in self.state.model.parameters())
-        # What the first steps will add. An average that `--average` begins is there already.
+        # Optimizer state appears with the first step; an average exists already.
         self.run.check_space(len(self._capture()) + slots_at_most(self.plan.optimizer) * weights)
 
     def _save(self, *, best: bool = False) -> None:
@@ -337,7 +336,7 @@ class Trainer:
 
     def _described(self, part: str, totals: Totals, seconds: float) -> dict[str, Any]:
         """The figures as `eval` reports them."""
-        figures = self._figures_of(part, totals)
+        figures = (self.counts[part] + Counts(**totals._asdict())).figures()
         rate, several = figures["unknown_rate"], getattr(self.data.texts, part).is_several()
         found = caveats(self.data.tokenizer, rate, of=f"the {part} text", several=several)
         return figures | {
@@ -349,6 +348,3 @@ class Trainer:
             "checkpoint": str(self.run.directory / BEST),
             "device": str(self.device),
         }
-
-    def _figures_of(self, part: str, totals: Totals) -> dict[str, Any]:
-        return (self.counts[part] + Counts(**totals._asdict())).figures()

@@ -89,13 +89,7 @@ def reopen(
     backend = meta["environment"]["backend"]
     if backend == "native":  # kept where it can be had; else the warning below says so
         backend = choose_backend(where)
-    now = environment(where, backend)
-    for name, before in meta["environment"].items():
-        if now.get(name) != before:
-            console.warn(
-                f"resumed with {name} {now.get(name)} instead of {before}: "
-                "not bit-identical to an uninterrupted run"
-            )
+    _warn_of_changes(meta["environment"], environment(where, backend))
     state = restore(checkpoint, device=where, backend=backend, precision=here.precision)
     run.rewind(state, console.warn)
     if budget:
@@ -117,6 +111,15 @@ def reopen(
         spent=spent,
     )
     return prepared, state
+
+
+def _warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name, value in before.items():
+        if now.get(name) != value:
+            console.warn(
+                f"resumed with {name} {now.get(name)} instead of {value}: "
+                "not bit-identical to an uninterrupted run"
+            )
 
 
 def _texts(
