@@ -34,8 +34,8 @@ def check_text(flag: str, text: str, *, is_path: bool) -> None:
     shown = text.encode("utf-8", "backslashreplace").decode()
     if shown != text:
         raise UsageError(
-            f"the name {shown} is not UTF-8, and a run could not record it",
-            hint="rename it, or pipe the text in: ... | gru-lm train -",
+            f"the name {shown} is not UTF-8, and cannot be recorded",
+            hint="rename it, or link to it under another name: ln -s OLD NEW",
         )
     if not (is_path or text.isprintable()):
         raise UsageError(f"{flag} {text!r} holds characters that cannot be printed")

@@ -116,8 +116,9 @@ def test_the_run_that_training_starts_from_does_not_stay_in_memory(
             held.append(sum(type(each) is Checkpoint for each in gc.get_objects()))
 
     chosen = settings(
-        {"text": str(trained.parent / "text.txt"), "steps": 2, "batch": 2, "bptt": 8, "threads": 1}
+        {"text": str(trained.parent / "text.txt"), "start_from": str(trained)},
+        {"steps": 2, "batch": 2, "bptt": 8, "threads": 1},
     )
-    train(chosen, out=tmp_path / "run", start_from=trained, stop=stop)
+    train(chosen, out=tmp_path / "run", stop=stop)
     assert held
     assert max(held) == 0

@@ -29,7 +29,7 @@ def measured(cwd: Path, *args: object) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each kind on one document, `several` on three; and a text as one file and as many."""
     folder = tmp_path_factory.mktemp("documents")
     (folder / "text.txt").write_text(words(600))
@@ -53,8 +53,9 @@ def test_lines_as_one_file_and_as_many_have_the_same_figures(folder: Path, kind:
         many = measured(folder, kind, "many", "--mode", mode)
         for name in ("tokens", "bytes", "words", "lines"):
             assert one[name] == many[name]
-        # In the stream the state is reset between files.
-        close = 1e-5 if mode == "line" else 0.1
+        # In the stream the state is reset between files. For words, the end of each document is charged
+        # for the white space that might follow.
+        close = 0.1 if mode == "stream" else 1e-3 if kind == "word" else 1e-5
         assert many["bits_per_byte"] == pytest.approx(one["bits_per_byte"], rel=close)
         assert many["caveats"].count(SINGLE) == 1
         assert SINGLE not in one["caveats"]
@@ -147,7 +148,7 @@ def test_eval_without_a_file_says_what_its_text_was_used_for(folder: Path, train
 
 
 @pytest.fixture(scope="module")
-def known(tmp_path_factory: pytest.TempPathFactory, cache: None) -> Path:
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose texts hold no line twice."""
     folder = tmp_path_factory.mktemp("known")
     chosen = [f"line {n} of all {n * 7919 % 10_007} lines is like no other" for n in range(400)]
@@ -263,7 +264,6 @@ def test_what_has_no_effect_is_refused(folder: Path) -> None:
         (("--beta2", 0.9, "--optimizer", "sgd"), "--beta2 has no effect with --optimizer sgd"),
         (("--beta2", 0.9, "--optimizer", "nt-asgd"), "--beta2 has no effect"),
         (("--residual",), "--residual has no effect with --layers 1"),
-        (("--print-config", "--from", "char"), "--print-config does not go with --from"),
         (("--print-config", "--dry-run"), "--print-config does not go with --dry-run"),
     ):
         assert said in error(folder, *train, *options, code=2)
@@ -283,10 +283,14 @@ def test_what_has_no_effect_is_refused(folder: Path) -> None:
     inside(folder, "train", "text.txt", *config)
 
 
-@pytest.mark.parametrize(
-    ("option", "remedy"), [("--ar", "--ar"), ("--weight-decay", "--weight-decay")]
-)
-def test_a_trial_that_diverges_names_a_remedy(folder: Path, option: str, remedy: str) -> None:
-    train = ("train", "text.txt", "--minutes", 0.1, "--out", "huge", *TINY)
-    assert f"hint: a smaller {remedy}" in error(folder, *train, option, "1e39", code=4)
+def test_a_trial_that_diverges_names_a_remedy(folder: Path) -> None:
+    train = ("train", "text.txt", "--minutes", 1, "--out", "huge", *TINY)
+    assert "hint: a smaller --ar" in error(folder, *train, "--ar", "1e39", code=4)
     assert not (folder / "huge").exists()
+
+
+def test_a_run_that_diverges_by_its_weight_decay_says_so(folder: Path) -> None:
+    train = ("train", "text.txt", "--steps", 9, "--out", "decayed", *TINY)
+    assert "hint: a smaller --weight-decay" in error(
+        folder, *train, "--weight-decay", "1e39", code=4
+    )

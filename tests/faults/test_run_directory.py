@@ -243,7 +243,8 @@ def test_a_text_whose_name_is_not_utf8(tmp_path: Path, program: Program) -> None
     done = program("train", "good.txt", *TINY, "--steps", 2, "--out", out, "--json")
     assert os.fsencode(json.loads(done.stdout)["run"]) == os.fsencode(out)
     assert "caf\\udce9-run" in program("train", "--resume", out).stdout
-    inside(tmp_path, "train", "good.txt", "--from", out, *MORE, "--out", "next")
+    (tmp_path / "link").symlink_to(out)
+    inside(tmp_path, "train", "good.txt", "--from", "link", *MORE, "--out", "next")
 
 
 JUNK = [
