@@ -22,6 +22,10 @@ def never() -> None:
     """Do nothing: the default `stop`, for callers that handle no signals."""
 
 
+def unheard(_: object) -> None:
+    """Default for `progress` and `note` callbacks: ignores its argument."""
+
+
 class StopFlag:
     """The first signal received, if any.
 

@@ -27,7 +27,7 @@ from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, columns
 from gru_lm.model.devices import fastest_precision
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.planning.model import DEFAULT_MINUTES, plan_model
-from gru_lm.signals import Stop, never
+from gru_lm.signals import Stop, never, unheard
 from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.start import fresh_state, rehearsal_steps
@@ -141,7 +141,7 @@ def warm_up(
     device: torch.device,
     backend: str,
     stop: Stop = never,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = unheard,
 ) -> list[Work]:
     """Create the workloads, training and then evaluation of each subject, and run each one twice.
 
@@ -170,7 +170,7 @@ def measure(
     *,
     until: float,
     stop: Stop = never,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: Callable[[float], None] = unheard,
 ) -> list[Speed]:
     """Time the workloads in rounds until time `until` (monotonic clock), for at least MIN_ROUNDS rounds.
 

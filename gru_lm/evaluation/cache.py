@@ -27,7 +27,7 @@ from torch import Tensor
 from gru_lm.evaluation.adaptation import Sequences, Tuned, beginning, check_range, segments
 from gru_lm.evaluation.scoring import Portion
 from gru_lm.model.language_model import LanguageModel
-from gru_lm.signals import Stop, never
+from gru_lm.signals import Stop, never, unheard
 
 CHUNK = 512
 SLICE = 1 << 22  # entries of one T x K score matrix: 16 MiB in float32, and there are a few copies
@@ -62,7 +62,7 @@ def score_with_cache(
     settings: CacheSettings,
     chunk: int = CHUNK,
     stop: Stop = never,
-    progress: Callable[[np.ndarray], None] = lambda _: None,
+    progress: Callable[[np.ndarray], None] = unheard,
 ) -> Iterator[Portion]:
     """Score sequences as `score` does, but one at a time and with the neural cache.
 
@@ -90,7 +90,7 @@ def tune_cache(
     newline_id: int,
     given: Mapping[str, float] = MappingProxyType({}),
     stop: Stop = never,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: Callable[[float], None] = unheard,
 ) -> Tuned[CacheSettings]:
     """Grid search over WINDOWS x THETAS x WEIGHTS on the first TUNE_TOKENS of validation sequences.
 

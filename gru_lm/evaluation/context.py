@@ -23,7 +23,7 @@ import torch
 from gru_lm.errors import InputError
 from gru_lm.evaluation.adaptation import check_range
 from gru_lm.model.language_model import LanguageModel
-from gru_lm.signals import Stop, never
+from gru_lm.signals import Stop, never, unheard
 
 TARGETS = 2_000
 LONGEST = 1_024  # tokens of context
@@ -100,7 +100,7 @@ def context_curve(
     longest: int = LONGEST,
     seed: int = 0,
     stop: Stop = never,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: Callable[[float], None] = unheard,
 ) -> ContextCurve:
     """Measure the loss against context length, on one document's tokens [N] or on several documents.
 

@@ -30,7 +30,7 @@ from gru_lm.errors import DivergedError, InputError, unknown_name
 from gru_lm.evaluation.adaptation import Sequences, Tuned, beginning, check_range, segments
 from gru_lm.evaluation.scoring import Portion, Tokens
 from gru_lm.model.language_model import LanguageModel
-from gru_lm.signals import Stop, never
+from gru_lm.signals import Stop, never, unheard
 
 METHODS = ("sgd", "rms")
 # Gradients are dense, those of embeddings too: a step reads or writes each parameter about twenty times,
@@ -82,7 +82,7 @@ def gradient_rms(
     batches: Iterable[tuple[np.ndarray, np.ndarray]],
     *,
     stop: Stop = never,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = unheard,
 ) -> list[Tensor]:
     """√MS of every parameter, from batches of training text: inputs and targets [B, T], constant B.
 
@@ -114,7 +114,7 @@ def score_dynamically(
     settings: DynamicSettings,
     rms: Sequence[Tensor] | None = None,
     stop: Stop = never,
-    progress: Callable[[np.ndarray], None] = lambda _: None,
+    progress: Callable[[np.ndarray], None] = unheard,
 ) -> Generator[Portion, None, None]:
     """Score sequences as `score` does, but one at a time and with dynamic evaluation.
 
@@ -160,7 +160,7 @@ def tune_dynamic(
     given: Collection[str] = (),
     rms: Sequence[Tensor] | None = None,
     stop: Stop = never,
-    progress: Callable[[float], None] = lambda _: None,
+    progress: Callable[[float], None] = unheard,
 ) -> Tuned[DynamicSettings]:
     """Tune learning rate and decay of `start` on the first TUNE_TOKENS of validation sequences.
 

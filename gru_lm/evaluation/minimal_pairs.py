@@ -29,7 +29,7 @@ import numpy.typing as npt
 from gru_lm.errors import InputError
 from gru_lm.evaluation.scoring import score
 from gru_lm.model.language_model import LanguageModel
-from gru_lm.signals import Stop, never
+from gru_lm.signals import Stop, never, unheard
 from gru_lm.text import files
 from gru_lm.text.tokenizer import Tokenizer
 
@@ -222,7 +222,7 @@ def score_pairs(
     batch: int = BATCH,
     chunk: int = CHUNK,
     stop: Stop = never,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = unheard,
 ) -> PairScores:
     """Log-probability of every sentence including the end of its line, in nats, from the zero state.
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gru_lm.model.language_model import LanguageModel
-from gru_lm.signals import Stop, never
+from gru_lm.signals import Stop, never, unheard
 
 Tokens = Sequence[int] | np.ndarray
 # Maps log-distributions [n, V], in nats, to X extra values each [n, X].
@@ -90,7 +90,7 @@ def score(
     chunk: int,
     of_distribution: OfDistribution | None = None,
     stop: Stop = never,
-    progress: Callable[[np.ndarray], None] = lambda _: None,
+    progress: Callable[[np.ndarray], None] = unheard,
 ) -> Iterator[Portion]:
     """Score sequences, given as (document number, tokens in chunks of any size), in order.
 
@@ -256,7 +256,7 @@ def validate(
     chunk: int = COLUMN_CHUNK,
     warm: int = WARM,
     stop: Stop = never,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = unheard,
 ) -> Totals:
     """Sums over an array of tokens, by `columns`; `progress` is called with the tokens scored."""
     nats = unknown_nats = torch.zeros((), dtype=torch.float64, device=model.initial_state(1).device)

@@ -32,7 +32,7 @@ from gru_lm.evaluation.scoring import (
 )
 from gru_lm.evaluation.spelling import Charges
 from gru_lm.model.language_model import LanguageModel
-from gru_lm.signals import Stop, never
+from gru_lm.signals import Stop, never, unheard
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.tokenizer import Covering, Tokenizer
 from gru_lm.text.tokenizer_encoders import begins_character
@@ -74,7 +74,7 @@ def measure(
     tables: Sequence[Table] = (),
     of_distribution: OfDistribution | None = None,
     stop: Stop = never,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = unheard,
 ) -> list[Counts]:
     """The counts of each document. `progress` hears of UTF-8 bytes scored.
 

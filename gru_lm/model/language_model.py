@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gru_lm.errors import UsageError, unknown_name
 from gru_lm.model.cells import CELLS, Cell
 from gru_lm.model.heads import AdaptiveSoftmax, FullSoftmax
+from gru_lm.model.options import Shape
 from gru_lm.model.recurrent import Recurrent
 from gru_lm.model.regularize import Regularization, activation_penalty, dropout
 
@@ -30,16 +31,10 @@ SMALL = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Shape):
     """The shape of a model. Raises UsageError if a value is out of range."""
 
-    cell: str
     vocab_size: int
-    layers: int
-    width: int
-    embed: int
-    tied: bool = False
-    residual: bool = False  # residual connections around all layers but the first
     # Rows of a full softmax, the last one shared by all tokens absent from the training text; 0: one
     # per token.
     rows: int = 0

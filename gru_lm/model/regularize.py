@@ -18,22 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from gru_lm.errors import UsageError
+from gru_lm.model.options import RegularizationOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regularization:
+class Regularization(RegularizationOptions):
     """Regularization during training. Raises UsageError if a value is out of range."""
-
-    dropout: float = 0.0  # between layers
-    output_dropout: float | None = None  # after the last layer; None: same as `dropout`
-    input_dropout: float = 0.0  # on the embeddings
-    embedding_dropout: float = (
-        0.0  # of whole tokens, at all their positions (Gal and Ghahramani 2016)
-    )
-    weight_drop: float = 0.0  # DropConnect on recurrent weights (Merity, Keskar and Socher 2018)
-    locked: bool = False  # one mask for all time steps of a batch (both papers)
-    ar: float = 0.0  # α of `activation_penalty`
-    tar: float = 0.0  # β of `activation_penalty`
 
     def __post_init__(self) -> None:
         if self.output_dropout is None:

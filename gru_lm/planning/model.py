@@ -26,6 +26,7 @@ from gru_lm.config import Settings
 from gru_lm.errors import InputError, UsageError, unknown_name
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL
+from gru_lm.model.options import RegularizationOptions, Shape, names
 from gru_lm.training.plan import Plan
 
 Given = TypeVar("Given", bool, float)
@@ -93,7 +94,7 @@ def plan_like(settings: Settings, model: Mapping[str, Any]) -> Settings:
 
     Raises UsageError where they say otherwise themselves.
     """
-    shape = {name: model[name] for name in ("cell", "layers", "width", "embed", "tied", "residual")}
+    shape = {name: model[name] for name in names(Shape)}
     shape["softmax"] = "adaptive" if model["cutoffs"] else "full"
     for name, value in shape.items():
         if getattr(settings, name) not in (None, "auto", value):
@@ -224,28 +225,28 @@ def _draft(
             hint="add text, or a smaller --batch or --bptt",
         )
     assert settings.precision is not None
-    return Plan(
-        cell=settings.cell or DEFAULT_CELL,
-        layers=layers,
-        width=width,
-        embed=settings.embed or (width if tied else min(width, 128)),
-        tied=tied,
-        residual=_given(settings.residual, layers > 1),
-        softmax=softmax,
-        batch=batch,
-        bptt=bptt,
-        optimizer=settings.optimizer or DEFAULT_OPTIMIZER,
-        precision=settings.precision,
-        dropout=settings.dropout or 0.0,
-        output_dropout=settings.output_dropout,
-        embedding_dropout=settings.embedding_dropout or 0.0,
-        locked=settings.locked is not False,
-        ar=settings.ar or 0.0,
-        tar=settings.tar or 0.0,
-        lr=0.0,
-        weight_decay=0.0,
-        beta2=BETA2_NEW,
-    )
+    given = {
+        name: value
+        for name in (*names(Shape), *names(RegularizationOptions))
+        if (value := getattr(settings, name)) is not None
+    }
+    planned: dict[str, Any] = {
+        "cell": settings.cell or DEFAULT_CELL,
+        "layers": layers,
+        "width": width,
+        "embed": settings.embed or (width if tied else min(width, 128)),
+        "tied": tied,
+        "residual": _given(settings.residual, layers > 1),
+        "softmax": softmax,
+        "batch": batch,
+        "bptt": bptt,
+        "optimizer": settings.optimizer or DEFAULT_OPTIMIZER,
+        "precision": settings.precision,
+        "lr": 0.0,
+        "weight_decay": 0.0,
+        "beta2": BETA2_NEW,
+    }
+    return Plan(**given | planned)
 
 
 def _dropout(plan: Plan, epochs: float, *, tokens: int, vocab_size: int) -> float:

@@ -34,7 +34,7 @@ from pathlib import Path, PurePosixPath
 
 from gru_lm import atomic, caches
 from gru_lm.errors import EnvironmentProblem, InputError, nearest
-from gru_lm.signals import Stop, never
+from gru_lm.signals import Stop, never, unheard
 
 RECIPES = Path(__file__).parents[1] / "corpora_recipes"
 SUMS = ".sha256.json"  # in a corpus folder: the SHA-256 of each document by name
@@ -45,10 +45,6 @@ NOT_LIBRARY = {
     "__pycache__", "dist-packages", "idlelib", "lib2to3", "site-packages", "test", "tests",
     "turtledemo",
 }  # fmt: skip
-
-
-def _silent(text: str) -> None:
-    """Ignore a note: the default `note`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +114,7 @@ def _sums(paths: Iterable[Path]) -> dict[str, str]:
 
 
 def corpus_paths(
-    name: str, *, stop: Stop = never, note: Callable[[str], None] = _silent
+    name: str, *, stop: Stop = never, note: Callable[[str], None] = unheard
 ) -> list[Path]:
     """Return the text files of corpus `name` in order, one per document; fetch or build if necessary.
 

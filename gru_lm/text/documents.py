@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from gru_lm.errors import InputError
-from gru_lm.signals import Stop, never
+from gru_lm.signals import Stop, never, unheard
 from gru_lm.text import files
 
 # Bytes per read. Larger reads are no faster and fragment the C heap: after 365 MB of text, resident
@@ -28,11 +28,6 @@ from gru_lm.text import files
 CHUNK = 1 << 14
 PACKED_TO = 3  # bytes of text in a compressed one, often
 MARK_BYTES = 1 << 20  # between two places of a file where reading may begin
-
-
-def _silent(amount: int) -> None:
-    """Report no progress."""
-    del amount
 
 
 class Document(Protocol):
@@ -229,7 +224,7 @@ def survey(
     documents: Sequence[Document],
     *,
     stop: Stop = never,
-    progress: Callable[[int], None] = _silent,
+    progress: Callable[[int], None] = unheard,
 ) -> Survey:
     """Read all documents once; `progress` is called with UTF-8 bytes.
 

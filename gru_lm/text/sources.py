@@ -17,16 +17,11 @@ from pathlib import Path
 
 from gru_lm import atomic, caches, layout
 from gru_lm.errors import InputError
-from gru_lm.signals import Stop, never
+from gru_lm.signals import Stop, never, unheard
 from gru_lm.text import corpora, files
 from gru_lm.text.documents import CHUNK, Document, FileDocument, identity_of
 
 HEAD = 1 << 13  # bytes on which a file is judged
-
-
-def _mute(text: str) -> None:
-    """Nobody listens."""
-    del text
 
 
 def open_documents(
@@ -35,7 +30,7 @@ def open_documents(
     encoding: str = "utf-8",
     stdin: Path | None = None,
     stop: Stop = never,
-    note: Callable[[str], None] = _mute,
+    note: Callable[[str], None] = unheard,
 ) -> list[Document]:
     """The documents that `specs` name, in order; opens each file for a look at its first bytes.
 

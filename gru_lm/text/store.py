@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from gru_lm import atomic, caches
 from gru_lm.errors import EnvironmentProblem
-from gru_lm.signals import Stop, never
+from gru_lm.signals import Stop, never, unheard
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.parallel import BLOCK, encode_all, gather
 
@@ -74,7 +74,7 @@ def build_store(
     ends: bool = True,
     workers: int = 1,
     stop: Stop = never,
-    progress: Callable[[int], None] = lambda _: None,
+    progress: Callable[[int], None] = unheard,
 ) -> TokenStore:
     """The tokens of `documents`, from the cache where it has them.
 

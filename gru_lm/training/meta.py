@@ -13,31 +13,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from gru_lm.config import LARGEST
+from gru_lm.model.options import RegularizationOptions, Shape, field_types
 
 FORMAT = 1
 MAX_DEPTH = 8  # of nested lists and objects
 
-MODEL = {
-    "cell": str,
-    "vocab_size": int,
-    "layers": int,
-    "width": int,
-    "embed": int,
-    "tied": bool,
-    "residual": bool,
-    "rows": int,
-    "cutoffs": list,
-}
-REGULARIZATION = {
-    "dropout": float,
-    "output_dropout": float,
-    "input_dropout": float,
-    "embedding_dropout": float,
-    "weight_drop": float,
-    "locked": bool,
-    "ar": float,
-    "tar": float,
-}
+MODEL = field_types(Shape) | {"vocab_size": int, "rows": int, "cutoffs": list}
+REGULARIZATION = field_types(RegularizationOptions)
 DATA = {"train": str, "valid": str, "test": str}
 SEEN = {"document_ends": bool, "carriage_returns": bool}  # what the training text held
 ENVIRONMENT = {"torch": str, "threads": int, "device": str, "backend": str}

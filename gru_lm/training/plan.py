@@ -6,7 +6,7 @@ Who chooses is planning's business. Here is what follows from a plan: its model,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -14,6 +14,7 @@ from gru_lm.config import Settings
 from gru_lm.model.cells import CELLS
 from gru_lm.model.heads import choose_cutoffs
 from gru_lm.model.language_model import SMALL, ModelConfig
+from gru_lm.model.options import RegularizationOptions, Shape, names
 from gru_lm.model.regularize import Regularization
 
 PENALTIES, HUGE = ("ar", "tar", "weight_decay"), 1000.0
@@ -21,16 +22,10 @@ TRAINING_SHARE = 0.95  # of the time left: the rest goes to validations and chec
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Plan(Shape, RegularizationOptions):
     """The settings that the rule may choose, all chosen."""
 
-    cell: str
-    layers: int
-    width: int
-    embed: int
-    tied: bool
     softmax: str
-    dropout: float
     batch: int
     bptt: int
     optimizer: str
@@ -39,19 +34,12 @@ class Plan:
     beta2: float
     precision: str
     epochs: float | None = None  # at most
-    output_dropout: float | None = None  # None: as dropout
-    residual: bool = False
-    input_dropout: float = 0.0
-    embedding_dropout: float = 0.0
-    weight_drop: float = 0.0
     locked: bool = True
-    ar: float = 0.0
-    tar: float = 0.0
 
     @classmethod
     def of(cls, settings: Settings) -> Plan:
         """The plan that complete settings hold."""
-        return cls(**{f.name: getattr(settings, f.name) for f in fields(cls)})
+        return cls(**{name: getattr(settings, name) for name in names(cls)})
 
     def total_steps(self, settings: Settings, *, tokens: int) -> int | None:
         """The budget in steps, if any part of it can be counted in steps."""
@@ -71,21 +59,12 @@ class Plan:
             cutoffs = choose_cutoffs(counts_V, embed=self.embed)
         elif (seen := int((counts_V > 0).sum())) + 1 < len(counts_V):
             rows = seen + 1  # one for all that do not occur
-        return ModelConfig(
-            cell=self.cell,
-            vocab_size=len(counts_V),
-            layers=self.layers,
-            width=self.width,
-            embed=self.embed,
-            tied=self.tied,
-            residual=self.residual,
-            rows=rows,
-            cutoffs=cutoffs,
-        )
+        shape = {name: getattr(self, name) for name in names(Shape)}
+        return ModelConfig(**shape, vocab_size=len(counts_V), rows=rows, cutoffs=cutoffs)
 
     def regularization(self) -> Regularization:
         """What is dropped and penalised in training."""
-        return Regularization(**{f.name: getattr(self, f.name) for f in fields(Regularization)})
+        return Regularization(**{name: getattr(self, name) for name in names(Regularization)})
 
     def weights(self, vocab_size: int) -> float:
         """Weights that a token is multiplied with, in a model for this vocabulary."""

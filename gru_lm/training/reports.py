@@ -14,6 +14,7 @@ from typing import Any
 
 from gru_lm import atomic
 from gru_lm.layout import METRICS, SAMPLES
+from gru_lm.signals import unheard
 from gru_lm.training.folder import is_plain
 
 SAMPLE = re.compile(rb"^--- step (\d{1,18})\n", re.MULTILINE)
@@ -25,7 +26,7 @@ NULLABLE = (
 MOST = 1e300  # "not <" refuses NaN and infinity too
 
 
-def metrics(directory: Path, warn: Callable[[str], None] = lambda _: None) -> list[dict[str, Any]]:
+def metrics(directory: Path, warn: Callable[[str], None] = unheard) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; what is no line of a run is left out, and counted."""
     path = directory / METRICS
     # A crash may have cut the last one short.

@@ -16,7 +16,11 @@ from tests.inside import inside
 
 TINY = "--steps 2 --threads 1 --width 8 --layers 1 --batch 4 --bptt 16"
 # Options that make an example fast.
-QUICK = {"train": TINY, "compare": TINY + " --seeds 1 --match width", "bench": "--seconds 0.1"}
+QUICK = {
+    "train": TINY,
+    "compare": TINY + " --seeds 1 --match width",
+    "bench": "--seconds 0.1 --cells gru --width 16",
+}
 LEAVES = [[name] for name in COMMANDS] + [["corpus", name] for name in ("list", "get", "show")]
 LEAVES.append(["cache", "clear"])
 

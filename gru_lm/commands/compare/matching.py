@@ -31,6 +31,7 @@ from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
+from gru_lm.model.options import Shape, names
 from gru_lm.planning.model import MOST_EPOCHS
 from gru_lm.signals import Stop
 
@@ -40,15 +41,8 @@ VALIDATIONS = 10  # of a run
 VALIDATION_SHARE = 0.05  # of the time for training, at most, but for the last
 # What of the reference's plan is decided before it is known how much of the text is seen.
 SHAPE = (
-    "layers",
-    "embed",
-    "tied",
-    "residual",
-    "softmax",
-    "batch",
-    "bptt",
-    "optimizer",
-    "precision",
+    *(name for name in names(Shape) if name not in ("cell", "width")),
+    *("softmax", "batch", "bptt", "optimizer", "precision"),
 )
 
 # How much of the text is used.
