@@ -116,7 +116,7 @@ def _help(field: dataclasses.Field[Any]) -> str:
     return f"{field.metadata['help']}{shown}"
 
 
-def refuse_ignored(chosen: Settings, given: Iterable[Mapping[str, Any]]) -> None:
+def refuse_ignored(config: Settings, given: Iterable[Mapping[str, Any]]) -> None:
     """Raise UsageError where a setting that was `given` has no effect beside the others.
 
     `given` are the layers that the settings come of. The config.toml of a run may say anything, for it
@@ -125,12 +125,12 @@ def refuse_ignored(chosen: Settings, given: Iterable[Mapping[str, Any]]) -> None
     layers = [{key.replace("-", "_") for key in layer} for layer in given]
     named = {name for layer in layers if not layer >= RECORDED for name in layer}
     corpora = all(
-        spec.startswith("@") for spec in (*chosen.text, chosen.valid, chosen.test) if spec
+        spec.startswith("@") for spec in (*config.text, config.valid, config.test) if spec
     )
     for name, is_void, without, hint in (
-        ("split", chosen.valid, "--valid, beside which all of TEXT is trained on", "--valid"),
-        ("beta2", chosen.optimizer in ("sgd", "nt-asgd"), f"--optimizer {chosen.optimizer}", ""),
-        ("residual", chosen.residual and chosen.layers == 1, "--layers 1", ""),
+        ("split", config.valid, "--valid, beside which all of TEXT is trained on", "--valid"),
+        ("beta2", config.optimizer in ("sgd", "nt-asgd"), f"--optimizer {config.optimizer}", ""),
+        ("residual", config.residual and config.layers == 1, "--layers 1", ""),
         ("encoding", corpora, "a named corpus, which is UTF-8", ""),
     ):
         if name in named and is_void:

@@ -63,10 +63,10 @@ def own_text(loaded: LoadedModel, part: str, *, stop: Stop) -> Part:
     directory = loaded.checkpoint.path.parent
     hint = f"gru-lm eval {loaded.checkpoint.path} FILE"
     try:
-        chosen = run_directory.read_settings(directory)
+        config = run_directory.read_settings(directory)
         is_word = loaded.tokenizer.kind == "word"
         stdin = directory / PIPED_TEXT
-        texts, used = read_again(chosen, stdin=stdin, is_word=is_word, stop=stop)
+        texts, used = read_again(config, stdin=stdin, is_word=is_word, stop=stop)
     except InputError as error:
         error.hint = hint
         raise
@@ -78,43 +78,43 @@ def own_text(loaded: LoadedModel, part: str, *, stop: Stop) -> Part:
     return texts.valid if part == "valid" else texts.train
 
 
-def read_sources(chosen: Settings, *, stdin: Path, stop: Stop) -> Sources:
+def read_sources(config: Settings, *, stdin: Path, stop: Stop) -> Sources:
     """The texts that the settings name. Raises InputError where nothing would be held out."""
     with console.progress("reading", None) as advance:
         sources = open_texts(
-            chosen.text,
-            valid=chosen.valid,
-            test=chosen.test,
-            encoding=chosen.encoding,
+            config.text,
+            valid=config.valid,
+            test=config.test,
+            encoding=config.encoding,
             stdin=stdin,
             stop=stop,
             progress=advance,
             note=console.note,
         )
-    if not sources.holds_out(chosen.shares()):
+    if not sources.holds_out(config.shares()):
         raise InputError(
             "no text is held out to validate on", hint="--split 0.9,0.1, or --valid FILE"
         )
     return sources
 
 
-def used_texts(whole: Texts, chosen: Settings, *, stop: Stop) -> Texts:
+def used_texts(whole: Texts, config: Settings, *, stop: Stop) -> Texts:
     """The part of the texts that the settings say is used; all of the test text."""
     return dataclasses.replace(
         whole,
-        train=excerpt(whole.train, chosen.characters, stop=stop),
-        valid=excerpt(whole.valid, chosen.valid_characters, stop=stop),
+        train=excerpt(whole.train, config.characters, stop=stop),
+        valid=excerpt(whole.valid, config.valid_characters, stop=stop),
     )
 
 
-def read_again(chosen: Settings, *, stdin: Path, is_word: bool, stop: Stop) -> tuple[Texts, Texts]:
+def read_again(config: Settings, *, stdin: Path, is_word: bool, stop: Stop) -> tuple[Texts, Texts]:
     """The texts of a run with complete settings: all of them, and what of them it used."""
-    sources = read_sources(chosen, stdin=stdin, stop=stop)
-    whole = sources.split(chosen.shares(), at_line_ends=is_word, stop=stop)
-    return whole, used_texts(whole, chosen, stop=stop)
+    sources = read_sources(config, stdin=stdin, stop=stop)
+    whole = sources.split(config.shares(), at_line_ends=is_word, stop=stop)
+    return whole, used_texts(whole, config, stop=stop)
 
 
-def recorded(chosen: Settings) -> Settings:
+def recorded(config: Settings) -> Settings:
     """The settings with paths made absolute: a run can be resumed from anywhere.
 
     Raises UsageError where a name cannot be recorded, of this folder too.
@@ -129,8 +129,8 @@ def recorded(chosen: Settings) -> Settings:
         return str(Path(glob.escape(here) if magic else here) / spec)
 
     return dataclasses.replace(
-        chosen,
-        text=tuple(map(absolute, chosen.text)),
-        valid=absolute(chosen.valid) if chosen.valid else None,
-        test=absolute(chosen.test) if chosen.test else None,
+        config,
+        text=tuple(map(absolute, config.text)),
+        valid=absolute(config.valid) if config.valid else None,
+        test=absolute(config.test) if config.test else None,
     )

@@ -52,7 +52,7 @@ Size = Callable[[int], float]  # of a model, by its width
 
 
 def plan_cells(
-    chosen: Settings, cells: Sequence[str], *, match: str, stop: Stop
+    config: Settings, cells: Sequence[str], *, match: str, stop: Stop
 ) -> dict[str, Prepared]:
     """What each cell is trained on and how; the reference as `train` would plan it, or very near.
 
@@ -63,15 +63,15 @@ def plan_cells(
 
     def first_planned() -> tuple[Prepared, float]:
         started = time.monotonic()
-        asked = dataclasses.replace(chosen, cell=reference)
+        asked = dataclasses.replace(config, cell=reference)
         prepared = prepare(asked, stdin=Path(), source=None, started=started, stop=stop)
         return prepared, time.monotonic() - started
 
     first, seconds = first_planned()
-    if chosen.minutes and seconds > READING_SHARE * 60 * chosen.minutes:
+    if config.minutes and seconds > READING_SHARE * 60 * config.minutes:
         first, _ = first_planned()  # with its tokens in the cache, where every run will find them
 
-    def planned(cell: str, budget: Settings = chosen, **given: Any) -> Prepared:
+    def planned(cell: str, budget: Settings = config, **given: Any) -> Prepared:
         """The plan of a cell for the same tokens, where not given."""
         part = {name: getattr(first.settings, name) for name in PART}
         return plan_for(
@@ -86,17 +86,17 @@ def plan_cells(
     if match == "time":
         return {reference: first} | {cell: planned(cell) for cell in others}
     shape = {name: getattr(first.plan, name) for name in SHAPE}
-    widths = _widths(first, [reference, *others], match=match, given=chosen.width is not None)
-    budget = chosen
-    if chosen.minutes:
+    widths = _widths(first, [reference, *others], match=match, given=config.width is not None)
+    budget = config
+    if config.minutes:
         tried = [
             first
             if (cell, width) == (reference, first.plan.width)
             else planned(cell, width=width, **shape)
             for cell, width in widths.items()
         ]
-        budget = in_steps(chosen, tried)
-    if budget is not chosen or widths[reference] != first.plan.width:
+        budget = in_steps(config, tried)
+    if budget is not config or widths[reference] != first.plan.width:
         first = planned(reference, budget, width=widths[reference], **shape)
     common = {
         name: value for name, value in dataclasses.asdict(first.plan).items() if name not in OWN
@@ -117,7 +117,7 @@ def mismatch(prepared: Mapping[str, Prepared], *, match: str) -> float:
     return max(sizes) / min(sizes) - 1
 
 
-def fixed(prepared: Prepared, chosen: Settings) -> Settings:
+def fixed(prepared: Prepared, config: Settings) -> Settings:
     """Settings that plan the same again, however fast the machine then is.
 
     `chosen` are those that `prepared` came of.
@@ -126,11 +126,11 @@ def fixed(prepared: Prepared, chosen: Settings) -> Settings:
     epochs = found.epochs
     if epochs is None and not (found.steps or found.tokens):
         epochs = MOST_EPOCHS  # the planner's own limit, which else would hang on a new look
-    named = (chosen.tokenizer or "").endswith(".model")
+    named = (config.tokenizer or "").endswith(".model")
     return dataclasses.replace(
         found,
-        tokenizer=chosen.tokenizer if named else found.tokenizer,
-        vocab_size=chosen.vocab_size,
+        tokenizer=config.tokenizer if named else found.tokenizer,
+        vocab_size=config.vocab_size,
         epochs=epochs,
     )
 
@@ -141,7 +141,7 @@ def parameters(config: ModelConfig) -> int:
         return LanguageModel(config).parameter_count()
 
 
-def in_steps(chosen: Settings, tried: Sequence[Prepared]) -> Settings:
+def in_steps(config: Settings, tried: Sequence[Prepared]) -> Settings:
     """The settings with minutes as the steps that the slowest of the cells makes in them.
 
     Raises UsageError where that is none.
@@ -161,7 +161,7 @@ def in_steps(chosen: Settings, tried: Sequence[Prepared]) -> Settings:
     if not steps:
         seconds = max(each.read_seconds for each in tried)
         raise UsageError(
-            f"no step fits into --minutes {chosen.minutes:g}",
+            f"no step fits into --minutes {config.minutes:g}",
             why=f"to read and tokenize the text takes {seconds:.0f} s of it",
             hint="more --minutes, or --steps N",
         )
@@ -169,7 +169,7 @@ def in_steps(chosen: Settings, tried: Sequence[Prepared]) -> Settings:
     validations = int(3 * VALIDATION_SHARE * tokens / held_out)
     every = math.ceil(steps / max(1, min(VALIDATIONS, validations)))
     budget: dict[str, Any] = {**dict.fromkeys(BUDGETS), "steps": steps}
-    return dataclasses.replace(chosen, **budget, eval_every=chosen.eval_every or every)
+    return dataclasses.replace(config, **budget, eval_every=config.eval_every or every)
 
 
 def _widths(first: Prepared, cells: Sequence[str], *, match: str, given: bool) -> dict[str, int]:

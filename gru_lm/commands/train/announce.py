@@ -11,7 +11,7 @@ from gru_lm.reporting import console
 from gru_lm.text.dataset import Data, Part, Texts
 
 
-def announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) -> None:
+def announce(config: Settings, data: Data, whole: Texts, *, asked: Settings) -> None:
     """Print the plan; `asked` are the settings before planning."""
 
     def used(part: Part, of: Part) -> str:
@@ -26,43 +26,43 @@ def announce(chosen: Settings, data: Data, whole: Texts, *, asked: Settings) -> 
         several=data.texts.valid.is_several(),
     ):
         console.warn(caveat)
-    names = ", ".join(chosen.text[:3])
-    if len(chosen.text) > 3:
-        names += f" and {len(chosen.text) - 3:,} more"
+    names = ", ".join(config.text[:3])
+    if len(config.text) > 3:
+        names += f" and {len(config.text) - 3:,} more"
     budget = ", ".join(
         f"{amount:{',' if isinstance(amount, int) else 'g'}} "
         f"{name if amount != 1 else name.removesuffix('s')}"
         for name in BUDGETS
-        if (amount := getattr(chosen, name))
+        if (amount := getattr(config, name))
     )
-    planned = chosen.characters != asked.characters
+    planned = config.characters != asked.characters
     console.note(
         f"text: {names}: {used(data.texts.train, whole.train)} characters for training"
         f"{f' (as much as {budget} can use)' if planned else ''}, "
         f"{used(data.texts.valid, whole.valid)} held out"
     )
-    sampled = chosen.tokenizer_characters
+    sampled = config.tokenizer_characters
     console.note(
         f"tokenizer: {data.tokenizer.kind}, {data.tokenizer.vocab_size:,} pieces"
         f"{f' (trained on {sampled:,} characters)' if sampled else ''}; "
         f"{len(data.train.tokens):,} training tokens"
     )
     console.note(
-        f"model: {chosen.cell}, {chosen.layers} x {chosen.width}, embedding {chosen.embed}"
-        f"{' (tied)' if chosen.tied else ''}, {chosen.softmax} softmax"
-        f"{', residual' if chosen.residual else ''}"
+        f"model: {config.cell}, {config.layers} x {config.width}, embedding {config.embed}"
+        f"{' (tied)' if config.tied else ''}, {config.softmax} softmax"
+        f"{', residual' if config.residual else ''}"
     )
     against = [
         field.name.replace("_", " ") + (f" {value:g}" if value is not True else "")
         for field in fields(Regularization)
-        if (value := getattr(chosen, field.name))
+        if (value := getattr(config, field.name))
     ]
     if against == ["locked"]:  # without dropout it has no effect
         against.clear()
     console.note(f"regularization: {', '.join(against) or 'none'}")
     console.note(
-        f"training: {budget}; {chosen.batch} streams x {chosen.bptt} steps, {chosen.optimizer}, "
-        f"lr {chosen.lr:g}, {chosen.schedule} schedule, weight decay {chosen.weight_decay:g}, "
-        f"β₂ {chosen.beta2:g}, {chosen.precision}"
-        f"{'' if chosen.average is None else f', weights averaged ({chosen.average:g})'}"
+        f"training: {budget}; {config.batch} streams x {config.bptt} steps, {config.optimizer}, "
+        f"lr {config.lr:g}, {config.schedule} schedule, weight decay {config.weight_decay:g}, "
+        f"β₂ {config.beta2:g}, {config.precision}"
+        f"{'' if config.average is None else f', weights averaged ({config.average:g})'}"
     )

@@ -90,7 +90,7 @@ class Prepared:
 
 
 def prepare(
-    chosen: Settings,
+    config: Settings,
     *,
     stdin: Path,
     source: Checkpoint | None,
@@ -106,37 +106,37 @@ def prepare(
     """
     spent = Spent(started)
     device = set_up(
-        chosen.device,
-        threads=chosen.threads,
-        precision=chosen.precision,
-        deterministic=chosen.deterministic,
+        config.device,
+        threads=config.threads,
+        precision=config.precision,
+        deterministic=config.deterministic,
         stop=stop,
     )
-    _check_model(chosen)
+    _check_model(config)
     if device.type == "cpu" and (why := build.problem()):
         console.note(f"no kernel of our own, PyTorch's instead: {why}")
-    tokenizer = given_tokenizer(chosen, source)
-    if chosen.reads_stdin():
+    tokenizer = given_tokenizer(config, source)
+    if config.reads_stdin():
         spool_stdin(stdin, stop=stop)
     spent.on(START)
-    if with_test and chosen.test:
-        chosen = _affordable(chosen, stdin=stdin, stop=stop)
-    sources = read_sources(chosen, stdin=stdin, stop=stop)
+    if with_test and config.test:
+        config = _affordable(config, stdin=stdin, stop=stop)
+    sources = read_sources(config, stdin=stdin, stop=stop)
     if returns := sources.carriage_returns():
         console.note(
             f"the text has {returns:,} carriage returns (CR or CR LF line ends), which are kept as they "
             "are; to train without them: tr -d '\\r'"
         )
-    characters = sources.training_characters(chosen.shares())
-    planned = plan_tokenizer(chosen, characters=characters)
+    characters = sources.training_characters(config.shares())
+    planned = plan_tokenizer(config, characters=characters)
     kind = tokenizer.kind if tokenizer else checked_kind(planned)
-    whole = sources.split(chosen.shares(), at_line_ends=kind == "word", stop=stop)
-    asked = chosen
-    chosen = plan_part(chosen, whole, kind=kind, device=device)
-    texts = used_texts(whole, chosen, stop=stop)
+    whole = sources.split(config.shares(), at_line_ends=kind == "word", stop=stop)
+    asked = config
+    config = plan_part(config, whole, kind=kind, device=device)
+    texts = used_texts(whole, config, stop=stop)
     spent.on(READING)
     if tokenizer is None:
-        tokenizer = train_tokenizer(chosen, kind, texts.train, stop=stop)
+        tokenizer = train_tokenizer(config, kind, texts.train, stop=stop)
     sample = excerpt(texts.train, SPACING_CHARACTERS, stop=stop)
     tokenizer = tokenizer.with_spacing(count_spacing(tokenizer, sample.documents))
     held, known = held_by(texts.train), {}
@@ -151,11 +151,11 @@ def prepare(
         tokenizer,
         seen=held,
         lines=known,
-        within=chosen if with_test else None,
+        within=config if with_test else None,
         stop=stop,
     )
     spent.on(TOKENIZING)
-    prepared = plan_for(chosen, data, device=device, source=source, spent=spent, stop=stop)
+    prepared = plan_for(config, data, device=device, source=source, spent=spent, stop=stop)
     spent.on(TRYING)
     announce(prepared.settings, data, whole, asked=asked)
     console.note(f"forecast: {prepared.forecast}")
@@ -166,7 +166,7 @@ def prepare(
 class _Trials:
     """How fast plans train on this machine, each tried once."""
 
-    chosen: Settings
+    config: Settings
     data: Data
     device: torch.device
     source: Checkpoint | None
@@ -178,7 +178,7 @@ class _Trials:
         """All that is needed to train as `plan` says."""
         return Prepared(
             settings=dataclasses.replace(
-                naming(self.data.tokenizer, self.chosen), **dataclasses.asdict(plan)
+                naming(self.data.tokenizer, self.config), **dataclasses.asdict(plan)
             ),
             plan=plan,
             data=self.data,
@@ -193,15 +193,15 @@ class _Trials:
             self.prepared(plan).state(self.source),
             plan,
             self.data.train.tokens,
-            clip=self.chosen.clip,
-            seed=self.chosen.seed,
+            clip=self.config.clip,
+            seed=self.config.seed,
             stop=self.stop,
         )
         return found
 
 
 def plan_for(
-    chosen: Settings,
+    config: Settings,
     data: Data,
     *,
     device: torch.device,
@@ -211,10 +211,10 @@ def plan_for(
 ) -> Prepared:
     """The plan for `data`, its speed measured, and what it comes to; else as `prepare`."""
     read_seconds = time.monotonic() - spent.started
-    trials = _Trials(chosen, data, device, source, spent, stop)
+    trials = _Trials(config, data, device, source, spent, stop)
     with console.progress("trying the speed of this machine", None):
         plan = plan_model(
-            chosen,
+            config,
             tokens=len(data.train.tokens),
             vocab_size=int((data.counts_V > 0).sum()),
             device=device.type,
@@ -234,48 +234,48 @@ def plan_for(
     return dataclasses.replace(prepared, forecast=expected, read_seconds=read_seconds)
 
 
-def _check_model(chosen: Settings) -> None:
+def _check_model(config: Settings) -> None:
     """Raise UsageError for names and limits of the model that need no text, before any is read."""
     ModelConfig(
-        cell=chosen.cell or DEFAULT_CELL,
+        cell=config.cell or DEFAULT_CELL,
         vocab_size=2,
-        layers=chosen.layers or 1,
-        width=chosen.width or 1,
-        embed=chosen.embed or 1,
-        tied=chosen.tied is not False,
-        cutoffs=(1,) if chosen.softmax == "adaptive" else (),
+        layers=config.layers or 1,
+        width=config.width or 1,
+        embed=config.embed or 1,
+        tied=config.tied is not False,
+        cutoffs=(1,) if config.softmax == "adaptive" else (),
     )
 
 
-def plan_part(chosen: Settings, whole: Texts, *, kind: str, device: torch.device) -> Settings:
+def plan_part(config: Settings, whole: Texts, *, kind: str, device: torch.device) -> Settings:
     """Settings that say how much of the text is used, where that is not all."""
     speed: dict[str, Any] = {
         "device": device.type,
         "characters_per_token": CHARACTERS_PER_TOKEN[kind],
     }
     return dataclasses.replace(
-        chosen,
-        characters=plan_characters(chosen, characters=whole.train.characters, **speed),
-        valid_characters=plan_valid_characters(chosen, characters=whole.valid.characters, **speed),
+        config,
+        characters=plan_characters(config, characters=whole.train.characters, **speed),
+        valid_characters=plan_valid_characters(config, characters=whole.valid.characters, **speed),
     )
 
 
-def _affordable(chosen: Settings, *, stdin: Path, stop: Stop) -> Settings:
+def _affordable(config: Settings, *, stdin: Path, stop: Stop) -> Settings:
     """The settings without a test text that takes too much of the budget."""
-    assert chosen.test
-    documents = open_documents([chosen.test], encoding=chosen.encoding, stdin=stdin, stop=stop)
-    if _can_test(chosen, sum(each.size() for each in documents if isinstance(each, FileDocument))):
-        return chosen
-    return dataclasses.replace(chosen, test=None)
+    assert config.test
+    documents = open_documents([config.test], encoding=config.encoding, stdin=stdin, stop=stop)
+    if _can_test(config, sum(each.size() for each in documents if isinstance(each, FileDocument))):
+        return config
+    return dataclasses.replace(config, test=None)
 
 
-def _can_test(chosen: Settings, size: int) -> bool:
+def _can_test(config: Settings, size: int) -> bool:
     """Whether a test text of `size` bytes can be measured within the budget; warns if not."""
-    seconds = test_seconds(chosen, size)
+    seconds = test_seconds(config, size)
     if seconds:
         console.warn(
             f"the test text of {size / 1e6:,.0f} MB will not be measured: it takes {seconds:.0f} s of "
-            f"the budget or more; afterwards: gru-lm eval RUN {chosen.test or 'FILE'}"
+            f"the budget or more; afterwards: gru-lm eval RUN {config.test or 'FILE'}"
         )
     return not seconds
 

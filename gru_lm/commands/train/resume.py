@@ -1,9 +1,9 @@
-"""From a run directory to all that is needed to go on with the run.
+"""Resume a run: from its directory to everything needed to continue.
 
-Only where it is computed and where its text lies may differ from the run's own settings, what is kept,
-and for how long: another budget starts another leg. A checkpoint's budget is what counts; the one in
-config.toml, written before the leg's first checkpoint, is a note of it. So a crash between the two
-leaves a run whose leg has not begun, and one at any later moment a run that goes on with its leg.
+Settings are the run's own; only the machine, the budget and the places of the texts may differ. Another
+budget starts another leg. The budget in the newest checkpoint counts; config.toml is written before the
+leg's first checkpoint, so a crash between the two leaves a run whose new leg has not started, and a crash
+later one that resumes its leg.
 """
 
 from __future__ import annotations
@@ -47,34 +47,34 @@ def reopen(
     with_test: bool,
     stop: Stop,
 ) -> tuple[Prepared, TrainState]:
-    """The newest whole checkpoint of `run`, ready to be trained on; with a `budget`, as another leg.
+    """The newest intact checkpoint of `run`, ready for training; with a `budget`, as another leg.
 
-    `places` are settings that say where the text lies now, where that is not as recorded. Raises
-    InputError where the text has changed since, and UsageError where config.toml has.
+    `places` are settings that name the texts where they have moved. Raises InputError if the text has
+    changed, and UsageError if config.toml has.
     """
     directory = run.directory
     checkpoint = newest_whole(directory, console.warn)
     meta = checkpoint.meta
-    noted = read_settings(directory)
-    run.keep = noted.keep
-    chosen = recorded(dataclasses.replace(_settings(run, noted, checkpoint, budget), **places))
-    where = choose_device(device or chosen.device)
-    here = chosen  # but for what this machine cannot do, of which the run keeps no trace
-    if where.type == "cpu" and chosen.precision == "bf16" and not bf16_available():
+    stored = read_settings(directory)
+    run.keep = stored.keep
+    config = recorded(dataclasses.replace(_settings(run, stored, checkpoint, budget), **places))
+    where = choose_device(device or config.device)
+    effective = config  # what this machine can do; not recorded
+    if where.type == "cpu" and config.precision == "bf16" and not bf16_available():
         console.warn("resumed in float32: this processor has no bf16")
-        here = dataclasses.replace(chosen, precision="float32")
+        effective = dataclasses.replace(config, precision="float32")
     set_up(
-        device or chosen.device,
-        threads=threads or chosen.threads,
-        precision=here.precision,
-        deterministic=chosen.deterministic,
+        device or config.device,
+        threads=threads or config.threads,
+        precision=effective.precision,
+        deterministic=config.deterministic,
         stop=stop,
     )
     tensors = checkpoint.tensors()
     tokenizer = restore_tokenizer(checkpoint, tensors)
     is_word = tokenizer.kind == "word"
     piped = "-" in (*places.get("text", ()), places.get("valid"), places.get("test"))
-    texts = _texts(run, chosen, meta["data"], piped=piped, is_word=is_word, stop=stop)
+    texts = _texts(run, config, meta["data"], piped=piped, is_word=is_word, stop=stop)
     spent.on(READING)
     held = meta.get("seen") or held_by(texts.train) | {"document_ends": tokenizer.ends_documents}
     data = read_data(
@@ -82,29 +82,29 @@ def reopen(
         tokenizer,
         seen=held,
         lines=lines(checkpoint, tensors),
-        within=chosen if with_test else None,
+        within=config if with_test else None,
         stop=stop,
     )
     spent.on(TOKENIZING)
     backend = meta["environment"]["backend"]
-    if backend == "native":  # kept where it can be had; else the warning below says so
+    if backend == "native":  # kept if available; otherwise warned of below
         backend = choose_backend(where)
     _warn_of_changes(meta["environment"], environment(where, backend))
-    state = restore(checkpoint, device=where, backend=backend, precision=here.precision)
+    state = restore(checkpoint, device=where, backend=backend, precision=effective.precision)
     run.rewind(state, console.warn)
     if budget:
         state.start_leg()
-    if chosen != noted:
-        run.write_settings(chosen)
+    if config != stored:
+        run.write_settings(config)
     console.note(f"resuming {directory} after step {state.step:,}")
-    if budget and chosen.characters:
+    if budget and config.characters:
         console.note(
-            f"it goes on with the {chosen.characters:,} characters that it began with; for more of the "
+            f"it goes on with the {config.characters:,} characters that it began with; for more of the "
             f"text: gru-lm train --from {directory} TEXT"
         )
     prepared = Prepared(
-        settings=chosen,
-        plan=Plan.of(here),
+        settings=config,
+        plan=Plan.of(effective),
         data=data,
         device=where,
         backend=backend,
@@ -124,7 +124,7 @@ def _warn_of_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 def _texts(
     run: Run,
-    chosen: Settings,
+    config: Settings,
     fingerprints: Mapping[str, str],
     *,
     piped: bool,
@@ -138,28 +138,28 @@ def _texts(
         raise UsageError(f"{run.text} holds the text that was piped in", hint=again)
     if piped:
         spool_stdin(run.text, stop=stop)
-    elif chosen.reads_stdin() and not run.text.exists():
+    elif config.reads_stdin() and not run.text.exists():
         raise InputError(
             f"no file {run.text}, where the text that was piped in was kept",
             hint=f"... | {again} -",
         )
     try:
-        _, texts = read_again(chosen, stdin=run.text, is_word=is_word, stop=stop)
+        _, texts = read_again(config, stdin=run.text, is_word=is_word, stop=stop)
         found = texts.fingerprints()
         if changed := [part for part in found if found[part] != fingerprints[part]]:
             # Parts of TEXT change together; a file of its own changes alone.
-            own = {"valid": chosen.valid, "test": chosen.test}.get(changed[0])
+            own = {"valid": config.valid, "test": config.test}.get(changed[0])
             raise InputError(
                 f"the {f'--{changed[0]} ' if own else ''}text of {directory} has changed since the run "
                 "began",
-                why=f"it was read from: {own or ', '.join(chosen.text)}",
+                why=f"it was read from: {own or ', '.join(config.text)}",
                 hint=f"restore the text, or begin anew with train --from {directory} TEXT",
             )
     except BaseException as error:
         if piped:
             run.text.unlink(missing_ok=True)
-        if isinstance(error, InputError) and not all(map(_is_there, chosen.specs())):
-            held_out = "".join(f" --{n} FILE" for n in ("valid", "test") if getattr(chosen, n))
+        if isinstance(error, InputError) and not all(map(_is_there, config.specs())):
+            held_out = "".join(f" --{n} FILE" for n in ("valid", "test") if getattr(config, n))
             error.hint = f"if it was moved: {again} TEXT{held_out}"
         raise
     return texts
@@ -171,18 +171,18 @@ def _is_there(spec: str) -> bool:
 
 
 def _settings(
-    run: Run, noted: Settings, checkpoint: Checkpoint, budget: Mapping[str, Any]
+    run: Run, stored: Settings, checkpoint: Checkpoint, budget: Mapping[str, Any]
 ) -> Settings:
     """The settings to go on with: those of config.toml, which must be the checkpoint's but for what
     is FREE.
     """
     path = run.directory / CONFIG
     try:
-        begun = settings(checkpoint.meta["config"]).portable()
+        saved = settings(checkpoint.meta["config"]).portable()
     except UsageError as error:
         raise damaged(checkpoint.path, error.message) from error
-    ours = noted.portable()
-    changed = [n for n in sorted({*ours, *begun}) if ours.get(n) != begun.get(n)]
+    ours = stored.portable()
+    changed = [n for n in sorted({*ours, *saved}) if ours.get(n) != saved.get(n)]
     if fixed := [name for name in changed if name not in FREE]:
         raise UsageError(
             f"{path} was changed: {', '.join(fixed)}",
@@ -194,9 +194,9 @@ def _settings(
             f"{path} has another budget than the run's newest checkpoint, which goes on with its "
             f"own; for another: gru-lm train --resume {run.directory} --minutes M"
         )
-    kept = {name: value for name, value in noted.given().items() if name not in BUDGETS}
+    kept = {name: value for name, value in stored.given().items() if name not in BUDGETS}
     if not budget:
-        budget = {name: begun[name] for name in BUDGETS if name in begun}
+        budget = {name: saved[name] for name in BUDGETS if name in saved}
     elif [*budget] == ["minutes"]:  # as in a plan: more passes only learn the text by heart
         budget = {**budget, "epochs": MOST_EPOCHS}
     return settings(kept, budget)

@@ -38,7 +38,7 @@ from gru_lm.training.state import environment
 
 
 def train(
-    chosen: Settings,
+    config: Settings,
     *,
     out: Path | None = None,
     started: float | None = None,
@@ -52,17 +52,17 @@ def train(
     GruLmError. A run that never got to its first checkpoint leaves nothing behind.
     """
     started = time.monotonic() if started is None else started
-    recorded(chosen)  # what config.toml could not hold is refused before any time is spent
-    chosen, source = _begin(chosen)
+    recorded(config)  # what config.toml could not hold is refused before any time is spent
+    config, source = _begin(config)
 
-    run = Run.create(out, chosen.cell or DEFAULT_CELL)
+    run = Run.create(out, config.cell or DEFAULT_CELL)
     try:
-        if chosen.reads_stdin():
+        if config.reads_stdin():
             run.made.append(run.text)
         prepared = prepare(
-            chosen, stdin=run.text, source=source, started=started, with_test=with_test, stop=stop
+            config, stdin=run.text, source=source, started=started, with_test=with_test, stop=stop
         )
-        run.keep = chosen.keep
+        run.keep = config.keep
         prepared = _with_copies(run, prepared, source)
         run.write_settings(recorded(prepared.settings))
         console.note(f"run: {run.directory} (Ctrl-C saves)")
@@ -77,14 +77,14 @@ def train(
         run.close()
 
 
-def _begin(chosen: Settings) -> tuple[Settings, Checkpoint | None]:
+def _begin(config: Settings) -> tuple[Settings, Checkpoint | None]:
     """Settings with a budget and, where a run is named to start from, its shape; and its checkpoint."""
 
-    chosen = plan_budget(chosen)
-    if chosen.start_from is None:
-        return chosen, None
-    source = run_directory.find(Path(chosen.start_from), console.warn)
-    return plan_like(chosen, source.meta["model"]), source
+    config = plan_budget(config)
+    if config.start_from is None:
+        return config, None
+    source = run_directory.find(Path(config.start_from), console.warn)
+    return plan_like(config, source.meta["model"]), source
 
 
 def _with_copies(run: Run, prepared: Prepared, source: Checkpoint | None) -> Prepared:
@@ -150,7 +150,7 @@ def resume(
 
 
 def dry_run(
-    chosen: Settings,
+    config: Settings,
     *,
     started: float | None = None,
     stop: Stop = never,
@@ -160,12 +160,12 @@ def dry_run(
     Nothing but the token cache is written.
     """
     started = time.monotonic() if started is None else started
-    chosen, source = _begin(chosen)
+    config, source = _begin(config)
 
     with tempfile.TemporaryDirectory() as folder:
         stdin = Path(folder) / PIPED_TEXT
         prepared = prepare(
-            chosen, stdin=stdin, source=source, started=started, with_test=True, stop=stop
+            config, stdin=stdin, source=source, started=started, with_test=True, stop=stop
         )
     assert prepared.forecast is not None
     return prepared.settings, prepared.forecast

@@ -23,18 +23,18 @@ class _Late(Exception):
     """A tokenizer's share of the budget is over."""
 
 
-def given_tokenizer(chosen: Settings, source: Checkpoint | None) -> Tokenizer | None:
+def given_tokenizer(config: Settings, source: Checkpoint | None) -> Tokenizer | None:
     """The tokenizer that need not be trained, if there is one: of `source`, or of FILE.model."""
-    path = chosen.tokenizer_file
+    path = config.tokenizer_file
     if source:
         kept = restore_tokenizer(source, source.tensors())
-        if chosen.end_piece not in (None, kept.end_piece):
+        if config.end_piece not in (None, kept.end_piece):
             raise UsageError(
                 "--end-piece does not go with --from: the run's tokenizer is kept",
                 hint="leave it out",
             )
         return kept
-    if chosen.end_piece is not None and not path:
+    if config.end_piece is not None and not path:
         raise UsageError(
             "--end-piece goes with a SentencePiece model from elsewhere alone",
             hint="--tokenizer FILE.model, or leave --end-piece out",
@@ -42,12 +42,12 @@ def given_tokenizer(chosen: Settings, source: Checkpoint | None) -> Tokenizer | 
     if not path:
         return None
     for name in ("vocab_size", "tokenizer_characters"):
-        if getattr(chosen, name):
+        if getattr(config, name):
             raise UsageError(
                 f"--{name.replace('_', '-')} does not go with {path}, which is trained already",
                 hint="leave it out",
             )
-    return read_tokenizer(path, end_piece=chosen.end_piece)
+    return read_tokenizer(path, end_piece=config.end_piece)
 
 
 def checked_kind(name: str) -> str:
@@ -57,10 +57,10 @@ def checked_kind(name: str) -> str:
     return name
 
 
-def naming(tokenizer: Tokenizer, chosen: Settings) -> Settings:
+def naming(tokenizer: Tokenizer, config: Settings) -> Settings:
     """`chosen`, such that they give `tokenizer` again."""
-    found = dataclasses.replace(chosen, end_piece=tokenizer.end_piece)
-    if chosen.start_from or chosen.tokenizer_file:
+    found = dataclasses.replace(config, end_piece=tokenizer.end_piece)
+    if config.start_from or config.tokenizer_file:
         return found
     return dataclasses.replace(
         found,
@@ -70,24 +70,24 @@ def naming(tokenizer: Tokenizer, chosen: Settings) -> Settings:
     )
 
 
-def train_tokenizer(chosen: Settings, kind: str, train: Part, *, stop: Stop) -> Tokenizer:
+def train_tokenizer(config: Settings, kind: str, train: Part, *, stop: Stop) -> Tokenizer:
     """A tokenizer of `kind` for the training text.
 
     With a budget in minutes, a training that takes too long is ended and repeated on a quarter of
     the text.
     """
-    if chosen.tokenizer_characters and kind not in TRAINED_PER_SECOND:
+    if config.tokenizer_characters and kind not in TRAINED_PER_SECOND:
         raise UsageError(
             f"--tokenizer-characters does not go with {kind}, which is made of the whole text",
             hint="leave it out",
         )
-    sample, least = plan_sample(chosen, kind, characters=train.characters)
+    sample, least = plan_sample(config, kind, characters=train.characters)
     with console.progress("training the tokenizer", None):
         while True:
             size = min(sample or train.characters, train.characters)
             deadline = None
-            if chosen.minutes and size > least:
-                deadline = time.monotonic() + LONGEST_SHARE * 60 * chosen.minutes
+            if config.minutes and size > least:
+                deadline = time.monotonic() + LONGEST_SHARE * 60 * config.minutes
 
             def on_time(deadline: float | None = deadline) -> None:
                 stop()
@@ -96,7 +96,7 @@ def train_tokenizer(chosen: Settings, kind: str, train: Part, *, stop: Stop) -> 
 
             try:
                 return make_tokenizer(
-                    kind, train, vocab_size=chosen.vocab_size, characters=sample, stop=on_time
+                    kind, train, vocab_size=config.vocab_size, characters=sample, stop=on_time
                 )
             except _Late:
                 sample = max(least, size // 4)
