@@ -120,7 +120,7 @@ def mismatch(prepared: Mapping[str, Prepared], *, match: str) -> float:
 def fixed(prepared: Prepared, config: Settings) -> Settings:
     """Settings that plan the same again, however fast the machine then is.
 
-    `chosen` are those that `prepared` came of.
+    `config` are the settings that `prepared` was made from.
     """
     found = prepared.settings
     epochs = found.epochs

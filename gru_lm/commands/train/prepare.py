@@ -1,7 +1,7 @@
 """All that comes before the first step: text, tokenizer, tokens, plan, model.
 
-From `Settings` in which much is open to `Prepared`, in which all is chosen. What can be refused without
-reading text is refused first. Writes nothing but the token cache.
+Completes `Settings`, most of which may be open, to `Prepared`. Whatever can be refused without reading
+text is refused first. Writes nothing but the token cache.
 """
 
 from __future__ import annotations

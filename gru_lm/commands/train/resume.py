@@ -2,8 +2,8 @@
 
 Settings are the run's own; only the machine, the budget and the places of the texts may differ. Another
 budget starts another leg. The budget in the newest checkpoint counts; config.toml is written before the
-leg's first checkpoint, so a crash between the two leaves a run whose new leg has not started, and a crash
-later one that resumes its leg.
+leg's first checkpoint, so a crash between the two leaves a run whose new leg has not started, and a
+later crash one that resumes its leg.
 """
 
 from __future__ import annotations

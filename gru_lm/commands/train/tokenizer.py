@@ -58,7 +58,7 @@ def checked_kind(name: str) -> str:
 
 
 def naming(tokenizer: Tokenizer, config: Settings) -> Settings:
-    """`chosen`, such that they give `tokenizer` again."""
+    """`config` with the settings that give `tokenizer` again."""
     found = dataclasses.replace(config, end_piece=tokenizer.end_piece)
     if config.start_from or config.tokenizer_file:
         return found
