@@ -70,6 +70,7 @@ def test_so_it_does_where_it_started_from_a_run(tmp_path: Path, text: Path) -> N
     assert "cell does not go with compare" in said
 
 
+@pytest.mark.slow
 def test_so_it_does_where_the_text_was_piped(tmp_path: Path, program: Program) -> None:
     program("train", "-", *TINY, "--steps", 3, "--out", "a", stdin=words(400))
     inside(tmp_path, "train", "--config", "a/config.toml", "--out", "b")

@@ -60,7 +60,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_step_in_one_process(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gru_lm.reporting.plots.loss_png", lambda *_: b"")  # 61 plots are slow
+    monkeypatch.setattr("gru_lm.commands.train.run.loss_png", lambda *_: b"")  # 61 plots are slow
     expected = final(whole)
     for step in range(STEPS + 1):
         run = tmp_path / f"run-{step}"

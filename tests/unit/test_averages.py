@@ -109,7 +109,7 @@ def test_nt_asgd_trigger_ignores_the_last_five_validations(
 def test_average_is_saved_resumed_and_used(
     options: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gru_lm.reporting.plots.loss_png", lambda *_: b"")
+    monkeypatch.setattr("gru_lm.commands.train.run.loss_png", lambda *_: b"")
     (tmp_path / "text.txt").write_text(words(100), encoding="utf-8")
     regular = ["--dropout", 0.2, "--weight-drop", 0.3, "--locked", "--input-dropout", 0.2]
     regular += ["--embedding-dropout", 0.1, "--ar", 2, "--tar", 1]

@@ -190,7 +190,9 @@ main()
     [
         ["corpus", "list"],
         ["sample", "RUN", "--length", "3", "--seed", "1"],
-        ["train", "TEXT", "--out", "run", "--steps", "2", *TINY],
+        pytest.param(
+            ["train", "TEXT", "--out", "run", "--steps", "2", *TINY], marks=pytest.mark.slow
+        ),
     ],
     ids=["corpus", "sample", "train"],
 )

@@ -251,7 +251,7 @@ def test_a_kill_while_compiling_leaves_nothing_for_ever(compiler: Compiler, tmp_
     only_kernel()
 
 
-@pytest.mark.parametrize("command", ["train", "sample"])
+@pytest.mark.parametrize("command", [pytest.param("train", marks=pytest.mark.slow), "sample"])
 def test_commands_heed_a_signal_while_compiling(
     command: str, compiler: Compiler, tmp_path: Path, trained: Path, text: Path
 ) -> None:

@@ -137,7 +137,7 @@ def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
     assert [path.suffix for path in (tmp_path / "gru-lm" / "kernels").iterdir()] == [".so"]
 
 
-@pytest.mark.parametrize("compiler", ["none", "false"])
+@pytest.mark.parametrize("compiler", ["none", pytest.param("false", marks=pytest.mark.slow)])
 def test_without_a_compiler_all_works(
     compiler: str, program: Program, text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
