@@ -1,7 +1,7 @@
-"""What is gathered beside the plain figures in the same pass over a text: each a table for `measure`.
+"""Statistics collected in the same pass as the basic counts: each class is a table for `measure`.
 
-Knows tokens and what they cover, and no model. Invariant: memory is a few numbers a block of text, but
-for the beginning that is to be shown.
+Depends on tokens and the text they cover, not on the model. Invariant: memory is a few numbers per block
+of text, plus the first tokens kept for display.
 
 Shapes: N tokens, V vocabulary.
 """
@@ -33,11 +33,11 @@ from gru_lm.evaluation.texts import Covered
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.tokenizer import Tokenizer
 
-MOST_SHOWN = 20_000  # tokens on a page
+MOST_SHOWN = 20_000  # tokens shown on a page
 
 
 class ByBlock:
-    """Nats with charges (spelling.py), bytes and tokens of blocks of the text."""
+    """Nats including charges (spelling.py), bytes and tokens per block of text."""
 
     def __init__(self) -> None:
         self._blocks = Blocks(3)
@@ -54,13 +54,13 @@ class ByBlock:
         return self._blocks.sums()
 
     def interval(self) -> Estimate:
-        """Of bits per byte."""
+        """Bits per byte with its confidence interval."""
         nats_K, bytes_K, _ = self.sums().T
         return ratio_interval(nats_K / math.log(2), bytes_K)
 
 
 class TokenCounts:
-    """How often each token of the vocabulary was scored."""
+    """Number of times each token of the vocabulary was scored."""
 
     def __init__(self, vocab_size: int) -> None:
         self.counts_V = np.zeros(vocab_size, np.int64)
@@ -70,9 +70,9 @@ class TokenCounts:
 
 
 class Conventions:
-    """The sums that other tools' figures are made of.
+    """Sums for the figures of other tools.
 
-    Their texts have no token between two documents, so it is left out.
+    End-of-document tokens are excluded, because the other tools have none.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -85,7 +85,7 @@ class Conventions:
         newline_id, end_id = self._tokenizer.newline_id, self._tokenizer.end_id
         if portion.document != self._document:
             self._document, self._last = portion.document, newline_id
-        # A foreign model may end lines and documents alike; but a line's end has a byte.
+        # A foreign model may use one piece for both ends; only the end of a line covers a byte.
         sizes_N = covered.sizes_N2[: len(portion.tokens_N), 0]
         kept_N = (portion.tokens_N != end_id) | (sizes_N > 0)
         tokens_N, nats_N = portion.tokens_N[kept_N], -portion.log_probs_N[kept_N]
@@ -110,17 +110,17 @@ class Conventions:
     def figures(
         self, convention: str, *, name: str, words: list[SplitWords], size: int
     ) -> dict[str, Any]:
-        """The figures by a convention, and as `text` the other tool's own lines.
+        """The figures of a convention, with the other tool's output format as `text`.
 
-        `words` count those of each document, and `size` the bytes of all.
+        `words`: word counts per document. `size`: total bytes.
         """
         if convention == "lm-eval":
             counted = sum(each.count for each in words)
-            # Of ln p of the whole text, as integrations/lm_eval.py gives it.
+            # ln p of the whole text, as in integrations/lm_eval.py.
             nats = self._all.nats + self._all.spelling_nats
             by_byte = lm_eval(nats=nats, words=counted, bytes=size)
             return plain(by_byte) | {"words": counted, "text": format_lm_eval(name, by_byte)}
-        if convention == "srilm":  # which does not see blank lines
+        if convention == "srilm":  # SRILM skips blank lines
             sums = self._sums(blank=False)
             return plain(srilm(sums)) | {"text": format_srilm(name, sums)}
         sums = self._sums(blank=True)
@@ -138,20 +138,20 @@ class Conventions:
 
 def split_words(documents: Sequence[Document]) -> list[SplitWords]:
     """The words of each document as lm-evaluation-harness counts them."""
-    found = []
+    counters = []
     for pieces in readings(documents):
-        found.append(SplitWords())
+        counters.append(SplitWords())
         for piece in pieces:
-            found[-1].add(piece)
-    return found
+            counters[-1].add(piece)
+    return counters
 
 
 class Shown:
-    """The text's first tokens as they stand in it, each with all its bits, to be looked at."""
+    """The first tokens of the text with their bits, charges included, for display."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self.tokens: list[tuple[str, float, bool]] = []  # text, bits, whether it is unknown
+        self.tokens: list[tuple[str, float, bool]] = []  # text, bits, whether unknown
 
     def __call__(self, portion: Portion, covered: Covered) -> None:
         room = MOST_SHOWN - len(self.tokens)

@@ -1,10 +1,10 @@
-"""Counts of a text and its surprisal, and the figures made of them.
+"""Counts of a text and its surprisal, and the metrics derived from them.
 
-Every figure is a ratio of sums, so counts add up over files and figures never do. Knows no model,
-no tokens' meaning and no files. What each figure means: bits per byte and per character divide by
-the UTF-8 bytes and the Unicode characters of the text, and include the charges for what tokens do not
-tell of it (spelling.py), perplexities do not; words are split at white space, a line is ended by a
-newline or by the end of the text.
+Every metric is a ratio of sums, so that counts of several files can be added; metrics cannot.
+Independent of models, token meanings and files. Definitions: bits per byte and per character divide
+by the UTF-8 bytes and the Unicode characters of the text, and include the charges of lossy
+tokenizers (spelling.py); perplexities exclude them. Words are separated by white space; a line ends
+at a newline or at the end of the text.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gru_lm.text.tokenizer import Tokenizer
 
-MOST_UNKNOWN = 0.005  # share of unknown tokens beyond which what counts them is flattered
+MOST_UNKNOWN = 0.005  # fraction of unknown tokens above which per-token metrics are misleading
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over a text; `a + b` is both texts together.
+    """Sums over a text; `a + b` are the sums over both texts.
 
     >>> (Counts(tokens=3, nats=2.0) + Counts(tokens=1, nats=0.5)).figures()["nats_per_token"]
     0.625
@@ -36,7 +36,7 @@ class Counts:
     nats: float = 0.0
     unknown_tokens: int = 0
     unknown_nats: float = 0.0
-    spelling_nats: float = 0.0  # charged for what tokens do not tell (spelling.py); not in `nats`
+    spelling_nats: float = 0.0  # charges of a lossy tokenizer (spelling.py); not included in `nats`
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -44,11 +44,11 @@ class Counts:
         )
 
     def unknown_rate(self) -> float | None:
-        """The share of tokens that stand for unknown words."""
+        """Fraction of tokens that are unknown words."""
         return _ratio(self.unknown_tokens, self.tokens)
 
     def figures(self) -> dict[str, int | float | None]:
-        """What eval reports. None where there is nothing to divide by, or no finite value."""
+        """The metrics reported by eval; None for a zero denominator or a value that is not finite."""
         known, known_nats = self.tokens - self.unknown_tokens, self.nats - self.unknown_nats
         spelled = self.nats + self.spelling_nats
         return {
@@ -77,25 +77,25 @@ def caveats(
     of: str = "the text",
     several: bool = False,
 ) -> list[str]:
-    """What must be said beside figures `of` something, so that they do not flatter."""
-    found = []
+    """Notes on how to read the metrics of the text called `of`; `several`: it has several documents."""
+    notes = []
     if several and not tokenizer.ends_documents:
-        found.append("trained on a single document: no end of document is scored")
+        notes.append("trained on a single document: no end of document is scored")
     if not tokenizer.lossless and tokenizer.spacing is None:
-        found.append(
-            "the checkpoint has no counts of white space in its training text: bits per byte charge it "
-            "at fixed odds, which is more expensive"
+        notes.append(
+            "the checkpoint has no white-space counts from its training text: bits per byte charges "
+            "white space at default probabilities, which costs more"
         )
     if unknown_rate and unknown_rate > MOST_UNKNOWN:
-        found.append(
-            f"{unknown_rate:.1%} of the tokens of {of} are unknown words: what counts tokens is "
-            "flattered; bits per byte has them spelled out"
+        notes.append(
+            f"{unknown_rate:.1%} of the tokens of {of} are unknown words: per-token metrics look better "
+            "than they are; bits per byte includes the cost of spelling them"
         )
-    return found
+    return notes
 
 
 def unseen_returns(returns: int, seen: Mapping[str, bool], *, of: str = "the text") -> list[str]:
-    """What must be said of the carriage returns in a text, where the training text had none."""
+    """A note on carriage returns in the text called `of`, if the training text had none."""
     if not returns or seen["carriage_returns"]:
         return []
     number = f"{returns:,} carriage returns" if returns > 1 else "a carriage return"
@@ -103,7 +103,7 @@ def unseen_returns(returns: int, seen: Mapping[str, bool], *, of: str = "the tex
 
 
 class TextCounter:
-    """Counts a text that comes in pieces; where it is cut does not matter.
+    """Counts a text that arrives in pieces, independently of where it is split.
 
     >>> counter = TextCounter()
     >>> for piece in ("to b", "e\\n", "or"):
@@ -125,17 +125,17 @@ class TextCounter:
         self._newlines += piece.count("\n")
         self._words += len(piece.split())
         if self._last and not self._last.isspace() and not piece[0].isspace():
-            self._words -= 1  # one word on both sides of the cut was counted twice
+            self._words -= 1  # a word split between two pieces was counted twice
         self._last = piece[-1]
 
     def watch(self, pieces: Iterable[str]) -> Iterator[str]:
-        """Pass pieces on, counting them."""
+        """Yield `pieces` unchanged, counting them."""
         for piece in pieces:
             self.add(piece)
             yield piece
 
     def counts(self) -> Counts:
-        """What was counted so far."""
+        """The counts so far."""
         return Counts(
             bytes=self._bytes,
             characters=self._characters,
@@ -156,4 +156,4 @@ def _exp(value: float | None) -> float | None:
     try:
         return None if value is None else math.exp(value)
     except OverflowError:
-        return None  # JSON knows no infinity
+        return None  # JSON has no infinity

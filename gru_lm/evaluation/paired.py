@@ -1,7 +1,7 @@
-"""What is gathered of models to be compared on one text, each as a table for `measure`; and the outcome.
+"""Paired comparison of models on one text: data collection as a table for `measure`, and the result.
 
-Knows what tokens cover and cost, and neither models nor files. The statistics are statistics.py's; here
-they become plain data.
+Depends on the bytes and surprisal of tokens, not on models or files. The statistics are computed by
+statistics.py and converted to plain data here.
 
 Shapes: N tokens, K blocks of text, S seeds.
 """
@@ -29,7 +29,7 @@ from gru_lm.evaluation.texts import Covered
 
 
 class Ends:
-    """Where in each of some documents tokens end, and what they cost: for models of any tokenizers."""
+    """Byte offsets of token ends and token surprisals per document; works for any tokenizer."""
 
     def __init__(self, documents: int) -> None:
         self._parts = [[np.empty((2, 0))] for _ in range(documents)]
@@ -40,13 +40,13 @@ class Ends:
         self._parts[portion.document].append(np.stack((covered.sizes_N2[:, 0], nats_N)))
 
     def by_document(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """The ends of the tokens in bytes [N], and their nats [N] with charges (spelling.py)."""
+        """Per document: end offsets of tokens in bytes [N], and nats including charges [N]."""
         whole = (np.concatenate(parts, 1) for parts in self._parts)
         return [(bytes_N.cumsum(), nats_N) for bytes_N, nats_N in whole]
 
 
 def models_difference(a: tuple[str, Ends], b: tuple[str, Ends]) -> dict[str, Any]:
-    """Of two models, each by name, that have read the same documents."""
+    """Difference of two named models that have scored the same documents."""
     blocks = [
         common_blocks(*of_a, *of_b)
         for of_a, of_b in zip(a[1].by_document(), b[1].by_document(), strict=True)
@@ -56,12 +56,12 @@ def models_difference(a: tuple[str, Ends], b: tuple[str, Ends]) -> dict[str, Any
 
 
 def charges(sides: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What must be said where tokens of one model tell more of the text than those of the other."""
+    """Notes on charges (spelling.py), if they apply to one of the models but not to the other."""
     if all(side["spelling_share"] for side in sides):
         return []
     return [
-        f"{side['spelling_share']:.1%} of the bits of {side['name']} are charged for white space, "
-        "unknown words or characters that its tokens do not tell"
+        f"{side['spelling_share']:.1%} of the bits of {side['name']} are spent on white space, unknown "
+        "words and characters that its tokenizer drops"
         for side in sides
         if side["spelling_share"]
     ]
@@ -70,10 +70,11 @@ def charges(sides: Sequence[Mapping[str, Any]]) -> list[str]:
 def cells_differences(
     sums: Mapping[str, Sequence[dict[str, list[float]]]], *, at: str, by: str
 ) -> list[dict[str, Any]]:
-    """Of every pair of cells: of each run, by seed, the nats and the bytes of the same blocks of text.
+    """Differences between all pairs of cells.
 
-    `at` says of the cells what is held equal, as in "at equal parameters", and `by` how each was
-    trained; every verdict ends with that.
+    `sums`: per cell and seed, the `nats` and `bytes` of the same blocks of text. `at` names the
+    controlled quantity, as in "at equal parameters". `by` describes the training and is appended to
+    every verdict.
     """
     bytes_K = np.array(next(iter(sums.values()))[0]["bytes"])
     assert all(run["bytes"] == bytes_K.tolist() for runs in sums.values() for run in runs)
@@ -92,9 +93,9 @@ def cells_differences(
 
 
 def _outcome(a: str, b: str, estimate: Estimate, *, at: str = "", by: str = "") -> dict[str, Any]:
-    """`ci95` only where the interval is one of 95 %: of several differences each has a higher level."""
+    """A difference as plain data; `ci95` is present only if the level is 95 % (a single comparison)."""
     interval = estimate.interval and list(estimate.interval)
-    said = verdict(a, b, estimate, at=at)
+    sentence = verdict(a, b, estimate, at=at)
     return {
         "a": a,
         "b": b,
@@ -103,5 +104,5 @@ def _outcome(a: str, b: str, estimate: Estimate, *, at: str = "", by: str = "") 
         "level": estimate.level,
         **({"ci95": interval} if estimate.level == SINGLE else {}),
         "better": {1: b, -1: a, 0: None}[direction(estimate)],
-        "verdict": f"{said}; {by}" if by else said,
+        "verdict": f"{sentence}; {by}" if by else sentence,
     }

@@ -1,7 +1,7 @@
-"""Rows of a table as tab-separated values, as CSV or as JSON Lines, by the ending of its file's name.
+"""Table rows as tab-separated values, CSV or JSON Lines, selected by the file name's suffix.
 
-The values are the same in each; texts come escaped (text/tokenizer.py), so that a row is a line. TSV has
-no quoting at all, CSV quotes every text and no number. Knows nothing of what the columns mean.
+All formats have the same values. Strings are already escaped (text/tokenizer.py), so that a row is one
+line. TSV has no quoting; CSV quotes all strings and no numbers. Independent of the columns' meaning.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ Value = str | int | float
 
 
 class Rows:
-    """Writes the rows of a table, its header first. `form` is the ending of its file's name."""
+    """Writes a table's header, then its rows. `form` is the suffix of the file name."""
 
     def __init__(self, file: BinaryIO, columns: str, form: str) -> None:
         self._file = file
@@ -39,14 +39,14 @@ class Rows:
             if not isinstance(value, float)
             else float(_plain(value))
             if math.isfinite(value)
-            else None  # JSON knows no infinity
+            else None  # JSON has no infinity
             for value in row
         )
         return json.dumps(dict(zip(self._columns, values, strict=True)), ensure_ascii=False)
 
 
 def _plain(value: Value) -> str:
-    # Nine digits hold every float32.
+    # Nine digits represent every float32 exactly.
     return f"{value:.9g}" if isinstance(value, float) else str(value)
 
 

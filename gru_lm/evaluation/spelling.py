@@ -1,11 +1,10 @@
-"""The cost of what tokens do not tell of a text: unknown words, white space, normalised characters.
+"""Cost of information dropped by a tokenizer: unknown words, white space, normalised characters.
 
-A tokenizer that loses something leaves bytes that no token pays for. They are charged here, so that
-tokens and charges together are a code of the text: from both, the text can be read back. Each token is
-expected to cover its own text; what it covers is white space (`lead`) and the rest (`body`), and each is
-either as expected, which is cheap, or spelled in bytes under a small model. Knows tokenizers, and no
-models of tokens. Invariant: given a token, the probabilities of all texts that it can cover sum to at
-most 1.
+Bytes that cannot be recovered from the tokens are charged separately, so that tokens and charges
+together form a lossless code of the text. The text covered by a token is split into white space
+(`lead`) and the rest (`body`). Each part either equals the token's default text, which is cheap, or
+is spelled in bytes under a small n-gram model. Depends on tokenizers but not on language models.
+Invariant: for a given token, the probabilities of all texts that it can cover sum to at most 1.
 
 Shapes: N tokens.
 """
@@ -24,26 +23,26 @@ from gru_lm.text.tokenizer import Covering, Spacing, Tokenizer
 from gru_lm.text.tokenizer_encoders import white_space_before
 
 ORDER = 5  # bytes of context
-SYMBOLS = 257  # the bytes, and the end
-_END = b"\xff"  # no UTF-8 holds it
+SYMBOLS = 257  # 256 bytes and the end symbol
+_END = b"\xff"  # never occurs in UTF-8
 
-# Where white space stands: before the first token of a line, between two words, before a token that
-# joins the one before it, before the end of a line or text; and whether a body is as expected.
+# Contexts of white space: before the first token of a line, between two words, before a token that
+# continues a word, before the end of a line or text. BODY counts bodies that equal the default.
 PLACES = (START, BETWEEN, JOINED, END, BODY) = ("start", "between", "joined", "end", "body")
 EXPECTED, CHANGED = "=", "changed"
-_PRIOR = dict.fromkeys((START, BETWEEN, JOINED, END), 99) | {BODY: 999}  # times seen as expected
+_PRIOR = dict.fromkeys((START, BETWEEN, JOINED, END), 99) | {BODY: 999}  # pseudocounts of EXPECTED
 _USUAL_GAPS = (" ", "  ", "   ", "    ", "        ", "\t", "\t\t", "\r", "\u00a0", "\u3000")
 
-_MOST_GAPS, _LONGEST_GAP = 64, 32  # kept of each place; characters
-_MOST_REMEMBERED, _LONGEST_REMEMBERED = 2**17, 64
+_MOST_GAPS, _LONGEST_GAP = 64, 32  # distinct gaps kept per place; characters of a gap
+_MOST_REMEMBERED, _LONGEST_REMEMBERED = 2**17, 64  # entries of the cache; bytes of an entry
 
 
 class Speller:
-    """P(word), byte by byte and then its end, from up to ORDER bytes before, in nats.
+    """Byte n-gram model of words, with an end symbol and contexts of up to ORDER bytes.
 
-    Each context's counts are mixed with the next shorter one's by the rule of Witten and Bell (1991),
-    (c(b) + T·p(b | shorter)) / (c + T), where T different bytes were seen; the shortest with a uniform
-    guess.
+    Witten-Bell smoothing (1991): p(b | context) = (c(b) + T·p(b | shorter context)) / (c + T), where T
+    is the number of distinct bytes seen after the context. The empty context backs off to the uniform
+    distribution.
 
     >>> speller = Speller(["cat", "cats", "mat"])
     >>> speller.nats(b"mats") < speller.nats(b"stam") < speller.nats("猫".encode())
@@ -55,7 +54,7 @@ class Speller:
 
     def nats(self, word: bytes) -> float:
         """−ln P(word)."""
-        # A word begins as it ends, so that its first bytes are told from those within it.
+        # The end symbol also marks the start, so that initial bytes have contexts of their own.
         symbols = _END + word + _END
         return -sum(
             math.log(self._probability(symbols[max(0, at - ORDER) : at], symbols[at]))
@@ -65,64 +64,64 @@ class Speller:
     def _probability(self, context: bytes, symbol: int) -> float:
         p = 1 / SYMBOLS
         for length in range(len(context) + 1):
-            found = self._followers.get(context[len(context) - length :])
-            if found is None:
+            entry = self._followers.get(context[len(context) - length :])
+            if entry is None:
                 break
-            followers, total = found
+            followers, total = entry
             p = (followers.get(symbol, 0) + len(followers) * p) / (total + len(followers))
         return p
 
     @cached_property
     def _followers(self) -> dict[bytes, tuple[dict[int, int], int]]:
-        """How often which symbol followed each context, and how often any did."""
-        found: dict[bytes, dict[int, int]] = {}
+        """For each context, the counts of the symbols that follow it and their sum."""
+        counts: dict[bytes, dict[int, int]] = {}
         for word in self._words:
             symbols = _END + word.encode(errors="replace") + _END
             for at in range(1, len(symbols)):
                 for start in range(max(0, at - ORDER), at + 1):
-                    followers = found.setdefault(symbols[start:at], {})
+                    followers = counts.setdefault(symbols[start:at], {})
                     followers[symbols[at]] = followers.get(symbols[at], 0) + 1
-        return {context: (each, sum(each.values())) for context, each in found.items()}
+        return {context: (each, sum(each.values())) for context, each in counts.items()}
 
 
 class Gaps:
-    """P(white space | place), in nats: what was counted in the training text, and any other bytes.
+    """Distribution of white space given its place: smoothed counts from the training text.
 
-    P(as expected) = c / (n + T) and P(gap) = (c(gap) + T·spelled(gap)) / (n + T), where T different
-    gaps were seen. Without counts, T = 1 and 99 of 99 were as expected.
+    P(expected) = c / (n + T) and P(gap) = (c(gap) + T·P_speller(gap)) / (n + T), where T is the
+    number of distinct gaps seen. Without counts, T = 1 and c = n = 99.
     """
 
     def __init__(self, counts: Spacing | None) -> None:
         self._counts = {place: Counter((counts or {}).get(place, {})) for place in PLACES}
         for place, count in _PRIOR.items():
             self._counts[place][EXPECTED] += count
-        self._sums = {place: sum(found.values()) for place, found in self._counts.items()}
+        self._sums = {place: sum(counter.values()) for place, counter in self._counts.items()}
         seen = (gap for place in PLACES[:-1] for gap in self._counts[place] if gap != EXPECTED)
         self._speller = Speller(dict.fromkeys([*_USUAL_GAPS, *seen]))
 
     def nats(self, place: str, gap: str | None) -> float:
-        """−ln P(gap | place); None: the gap that the token tells."""
-        found, seen = self._counts[place], self._sums[place]
-        kinds = max(1, len(found) - 1)
+        """−ln P(gap | place); None stands for the token's default gap."""
+        counter, total = self._counts[place], self._sums[place]
+        kinds = max(1, len(counter) - 1)
         if gap is None:
-            return -math.log(found[EXPECTED] / (seen + kinds))
+            return -math.log(counter[EXPECTED] / (total + kinds))
         spelled = self._speller.nats(gap.encode(errors="surrogateescape"))
-        counted = 0 if gap == EXPECTED else found[gap]  # which a Counter does not have to hold
+        counted = 0 if gap == EXPECTED else counter[gap]  # a missing key counts 0
         nats = (
             -math.log(counted + kinds * math.exp(-spelled))
             if counted
             else spelled - math.log(kinds)
         )
-        return math.log(seen + kinds) + nats
+        return math.log(total + kinds) + nats
 
     def body_nats(self, *, changed: bool) -> float:
-        """−ln P(a body that is as expected, or that is not)."""
-        found, seen = self._counts[BODY], self._sums[BODY] + 1
-        return math.log(seen) - math.log(found[CHANGED] + 1 if changed else found[EXPECTED])
+        """−ln P(changed), where a changed body differs from the token's default."""
+        counter, total = self._counts[BODY], self._sums[BODY] + 1
+        return math.log(total) - math.log(counter[CHANGED] + 1 if changed else counter[EXPECTED])
 
 
 class Charges:
-    """What a text costs in addition to its tokens; for a lossless tokenizer, nothing."""
+    """Cost of a text in addition to its tokens; zero for a lossless tokenizer."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -131,9 +130,10 @@ class Charges:
         self._known: dict[tuple[int, bytes, bool], float] = {}
 
     def of(self, coverings: Iterable[Covering]) -> Iterator[tuple[Covering, np.ndarray]]:
-        """Of a document: its coverings, and the nats that each of their tokens is charged, [N].
+        """Yield a document's coverings, each with the charge of its tokens in nats [N].
 
-        The last token is charged for the rest too; where there is no token, that is [1].
+        The charge of the last token includes the rest of the document. A document without tokens yields
+        one charge, [1].
         """
         before: int | None = None
         for covering in coverings:
@@ -169,10 +169,10 @@ class Charges:
 
 
 def speller_for(tokenizer: Tokenizer) -> Speller:
-    """Spells the words that a tokenizer does not know.
+    """Return the spelling model for a tokenizer's out-of-vocabulary words.
 
-    It learns from the words that are known, each once: an unknown word resembles the rare words of the
-    training text more than its frequent ones.
+    It is estimated from the vocabulary, with each word counted once: unknown words resemble rare words
+    more than frequent ones.
     """
     surfaces = (
         tokenizer.surface(token)
@@ -180,14 +180,14 @@ def speller_for(tokenizer: Tokenizer) -> Speller:
         if token != tokenizer.unknown_id
     )
     words = (surface.decode(errors="replace").strip() for surface in surfaces)
-    return Speller(filter(None, words))  # the ends of lines and texts are no words
+    return Speller(filter(None, words))  # end-of-line and end-of-text tokens are empty
 
 
 def count_spacing(tokenizer: Tokenizer, documents: Sequence[Document]) -> Spacing | None:
-    """How often which white space stands where, for Gaps; None where the tokenizer loses nothing."""
+    """Count the white space of each place for Gaps; None if the tokenizer is lossless."""
     if tokenizer.lossless:
         return None
-    found: dict[str, Counter[str]] = {place: Counter() for place in PLACES}
+    counters: dict[str, Counter[str]] = {place: Counter() for place in PLACES}
     for pieces in readings(documents):
         before: int | None = None
         for covering in tokenizer.encode_covering(pieces):
@@ -198,21 +198,21 @@ def count_spacing(tokenizer: Tokenizer, documents: Sequence[Document]) -> Spacin
                 zip(tokens, covering.texts, starts, strict=True)
             ).items():
                 place, gap, _, changed = _parts(tokenizer, token, text, start)
-                found[place][EXPECTED if gap is None else gap] += count
+                counters[place][EXPECTED if gap is None else gap] += count
                 if token != tokenizer.unknown_id:
-                    found[BODY][CHANGED if changed else EXPECTED] += count
+                    counters[BODY][CHANGED if changed else EXPECTED] += count
             before = tokens[-1] if tokens else before
-    return {place: dict(_kept(counts)) for place, counts in found.items()}
+    return {place: dict(_kept(counts)) for place, counts in counters.items()}
 
 
 def _kept(counts: Counter[str]) -> Iterator[tuple[str, int]]:
-    """The most frequent gaps, in an order that depends on the counts alone."""
+    """The most frequent gaps, ordered by count, then by text."""
     short = [item for item in counts.items() if len(item[0]) <= _LONGEST_GAP]
     yield from sorted(short, key=lambda item: (-item[1], item[0]))[:_MOST_GAPS]
 
 
 def _starts(tokenizer: Tokenizer, tokens: Sequence[int], before: int | None) -> list[bool]:
-    """Which tokens are the first of a line; `before` is the token before them, if any."""
+    """Whether each token is the first of a line; `before` is the preceding token, if any."""
     previous = [before, *tokens[:-1]][: len(tokens)]
     return [token is None or token == tokenizer.newline_id for token in previous]
 
@@ -220,13 +220,13 @@ def _starts(tokenizer: Tokenizer, tokens: Sequence[int], before: int | None) -> 
 def _parts(
     tokenizer: Tokenizer, token: int, text: bytes, starts: bool
 ) -> tuple[str, str | None, bytes, bool]:
-    """Of what a token covers: place and gap (None: as told), body, whether that is not as told."""
+    """Split the text covered by a token: place, gap (None: the default), body, whether it changed."""
     lead, body = white_space_before(text)
-    told_lead, told_body = white_space_before(tokenizer.told(token, starts=starts))
+    default_lead, default_body = white_space_before(tokenizer.told(token, starts=starts))
     if token == tokenizer.newline_id:
         place = END
     elif starts:
         place = START
     else:
-        place = BETWEEN if told_lead else JOINED
-    return place, None if lead == told_lead else lead, body, body != told_body
+        place = BETWEEN if default_lead else JOINED
+    return place, None if lead == default_lead else lead, body, body != default_body

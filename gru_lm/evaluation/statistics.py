@@ -1,10 +1,10 @@
-"""How sure a figure is: intervals over a text and over seeds, and what may be said of them.
+"""Confidence intervals over texts and seeds, and verdicts on differences.
 
-Pure functions over arrays. Knows no model, no files and no tokens' meaning. What always holds: a
-figure is a ratio of sums, its interval comes of whole blocks of text, the same sums give the same
-interval, and where there is too little to tell there is no interval instead of a wide guess.
+Pure functions of arrays; independent of models, files and token meanings. Invariants: a metric is a
+ratio of sums; its interval is a bootstrap over blocks of text; the result is deterministic; with
+too little data there is no interval rather than a wide one.
 
-Shapes: N (M) tokens, Q quantities of a token, K blocks, S seeds, R resamples.
+Shapes: N (M) tokens, Q quantities per token, K blocks, S seeds, R resamples, C common token ends.
 """
 
 from __future__ import annotations
@@ -17,43 +17,43 @@ from typing import NamedTuple
 
 import numpy as np
 
-BLOCK = 500  # tokens of a block, at least
-MIN_BLOCKS = 10  # under this there is no interval
-MAX_BLOCKS = 20  # more are joined with their neighbours: long topics then stay within a block
-MIN_SEEDS = 3  # paired runs; under this there is no interval
-SINGLE = 0.95  # level of an interval; of several together each has a higher one
+BLOCK = 500  # minimum tokens per block
+MIN_BLOCKS = 10  # with fewer there is no interval
+MAX_BLOCKS = 20  # more are merged with their neighbours, so that long topics stay within a block
+MIN_SEEDS = 3  # paired runs; with fewer there is no interval
+SINGLE = 0.95  # confidence level of a single interval
 RESAMPLES = 10_000
 SEED = 500  # of the resampling
-RESOLUTION = 1e-5  # bits per byte: less may be rounding in the models' arithmetic
+RESOLUTION = 1e-5  # bits per byte; smaller differences may be rounding errors
 
 
 class Estimate(NamedTuple):
-    """A figure with its uncertainty; a difference is a's figure less b's."""
+    """A metric with its uncertainty; a difference is the metric of a minus that of b."""
 
-    value: float  # nan where a sum is not finite, or where there is nothing to divide by
-    interval: tuple[float, float] | None  # None where blocks or runs are too few
-    variance: float  # of the value, over texts: the block bootstrap's; nan without enough blocks
-    level: float  # of the interval, SINGLE for a single comparison
-    blocks: int  # of the text, before they were joined to MAX_BLOCKS
-    runs: int | None = None  # paired seeds; None: the interval is over the text alone
+    value: float  # nan if a sum is not finite or the denominator is zero
+    interval: tuple[float, float] | None  # None if there are too few blocks or runs
+    variance: float  # of the value over texts, from the block bootstrap; nan with too few blocks
+    level: float  # confidence level of the interval; SINGLE for a single comparison
+    blocks: int  # of the text, before merging to MAX_BLOCKS
+    runs: int | None = None  # paired seeds; None: the interval covers the text only
 
 
 class Blocks:
-    """Sums over contiguous blocks of at least `least` tokens, of a text that comes in portions.
+    """Sums over contiguous blocks of at least `least` tokens of a text that arrives in portions.
 
-    No block crosses from one document to the next. What is left at a document's end joins its last
-    block; a shorter document is one block. Where portions are cut does not matter, to the last bit.
+    Blocks do not cross document borders. The remainder of a document is added to its last block; a
+    shorter document is one block. Results do not depend on how portions are split, bit for bit.
     """
 
     def __init__(self, quantities: int, *, least: int = BLOCK) -> None:
         self._least = least
         self._document: int | None = None
-        self._started = False  # the document has a block already
-        self._sums = array("d")  # Q numbers a block: all that is kept of it
+        self._started = False  # whether the document has a complete block
+        self._sums = array("d")  # Q numbers per block
         self._waiting_NQ = np.empty((0, quantities))
 
     def add(self, document: int, values_NQ: np.ndarray) -> None:
-        """The next tokens of the text; a document's portions follow one another."""
+        """Add the next tokens of the text; portions of a document are consecutive."""
         if document != self._document:
             self._close()
             self._document = document
@@ -64,7 +64,7 @@ class Blocks:
         self._waiting_NQ = waiting_NQ.copy()
 
     def sums(self) -> np.ndarray:
-        """The sums of every block, float64 [K, Q]. This ends the last document."""
+        """End the last document; return the sums of all blocks, float64 [K, Q]."""
         self._close()
         return np.array(self._sums).reshape(-1, self._waiting_NQ.shape[1])
 
@@ -82,11 +82,11 @@ class Blocks:
 def common_blocks(
     ends_a_N: np.ndarray, nats_a_N: np.ndarray, ends_b_M: np.ndarray, nats_b_M: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """One document, read by two models: nats_a_K, nats_b_K and bytes_K of the same stretches.
+    """Split a document scored by two models into common blocks: nats_a_K, nats_b_K and bytes_K.
 
-    `ends` are the byte offsets in the document at which tokens end, never falling; tokens of no
-    bytes go with what is before them. A block ends where both have a border, BLOCK tokens of each
-    at least; the rest joins the last. Of several documents, concatenate what comes of each.
+    `ends`: non-decreasing byte offsets of token ends; tokens of zero bytes belong with the preceding
+    ones. Blocks end at common token ends and have at least BLOCK tokens of each model; the remainder is
+    added to the last block. For several documents, concatenate the results.
     """
     borders_C = np.intersect1d(ends_a_N, ends_b_M)
     upto_a_C = np.searchsorted(ends_a_N, borders_C, side="right")
@@ -111,17 +111,18 @@ def common_blocks(
 def ratio_interval(
     numerator_K: np.ndarray, denominator_K: np.ndarray, *, comparisons: int = 1
 ) -> Estimate:
-    """Σ numerator / Σ denominator, with a block bootstrap's interval.
+    """Σ numerator / Σ denominator, with a block-bootstrap interval.
 
-    Neighbouring tokens are not independent (a hard passage is hard for many tokens): resampling
-    them one by one would give an interval far too narrow. Blocks outlast most of that memory
-    (Künsch, 1989), and ten to thirty long ones are enough (Schmeiser, 1982). Percentiles are taken as
-    far out as Student's t asks where blocks are few (Hesterberg, 2015: expanded percentiles), and
-    so the exponentials of the ends are the interval of the exponential. Each of `comparisons` made
-    together has the level 1 − 0.05/comparisons, so that all hold with 0.95 (Bonferroni).
+    Neighbouring tokens are correlated (a hard passage is hard for many tokens), so that resampling
+    single tokens would give intervals that are far too narrow. Blocks are longer than most of that
+    correlation (Künsch, 1989), and ten to thirty long blocks suffice (Schmeiser, 1982). With few
+    blocks, percentiles are expanded to match Student's t (Hesterberg, 2015); a percentile interval
+    may be exponentiated to give the interval of the exponential. Each of several `comparisons` has
+    the level 1 − 0.05/comparisons, so that all intervals hold jointly with probability 0.95
+    (Bonferroni).
     """
     level = 1 - (1 - SINGLE) / comparisons
-    # Where there is nothing to divide by (a document of no bytes), a block joins the one before it.
+    # A block with denominator zero (a document of no bytes) is merged with the one before it.
     group_K = np.maximum(np.cumsum(denominator_K > 0) - 1, 0)
     numerator_K = np.bincount(group_K, numerator_K)
     denominator_K = np.bincount(group_K, denominator_K)
@@ -138,14 +139,15 @@ def ratio_interval(
     ratios_R = numerator_K[drawn_RK].sum(1) / denominator_K[drawn_RK].sum(1)
     tail = NormalDist().cdf(-_student(K - 1, level) * math.sqrt(K / (K - 1)))
     low, high = np.quantile(ratios_R, [tail, 1 - tail])
-    variance = float(ratios_R.var()) * K / (K - 1)  # the bootstrap's own is too small by that
+    variance = float(ratios_R.var()) * K / (K - 1)  # corrects the bias of the bootstrap variance
     return Estimate(value, (float(low), float(high)), variance, level, blocks)
 
 
 def paired_difference(nats_a_K: np.ndarray, nats_b_K: np.ndarray, bytes_K: np.ndarray) -> Estimate:
-    """Bits per byte of a less those of b, both over the same stretches of one text.
+    """Bits per byte of a minus those of b, over the same blocks of one text.
 
-    Over the text alone, so of these two models: two seeds of one model may well differ by more.
+    The interval covers the text only, for these two trained models: two seeds of one model may differ
+    by more.
     """
     return ratio_interval(_bits(nats_a_K, nats_b_K), bytes_K)
 
@@ -153,7 +155,7 @@ def paired_difference(nats_a_K: np.ndarray, nats_b_K: np.ndarray, bytes_K: np.nd
 def seeds_difference(
     nats_a_SK: np.ndarray, nats_b_SK: np.ndarray, bytes_K: np.ndarray, *, comparisons: int = 1
 ) -> Estimate:
-    """Bits per byte of a less those of b, over seeds and text; row by row the seeds are paired."""
+    """Bits per byte of a minus those of b, over seeds and text; rows are paired by seed."""
     bits_SK = _bits(nats_a_SK, nats_b_SK)
     text = ratio_interval(bits_SK.mean(0), bytes_K, comparisons=comparisons)
     if text.interval is None:
@@ -166,10 +168,10 @@ def seeds_difference(
 def t_interval(
     differences_S: np.ndarray, *, variance: float, level: float = SINGLE
 ) -> tuple[float, float] | None:
-    """Mean of the paired differences ± t(S−1)·√(s²/S + variance); None under MIN_SEEDS.
+    """Mean of the paired differences ± t(S−1)·√(s²/S + variance); None with fewer than MIN_SEEDS.
 
-    `variance` is that of the mean difference over texts. Student's t because resampling a few
-    seeds would claim differences that are not there far too often.
+    `variance` is that of the mean difference over texts. Student's t is used because a bootstrap over a
+    few seeds has far too many false positives.
     """
     S = len(differences_S)
     if S < MIN_SEEDS:
@@ -180,15 +182,15 @@ def t_interval(
 
 
 def direction(difference: Estimate) -> int:
-    """1: b is found to be better (fewer bits per byte); −1: a is; 0: neither is."""
+    """1 if b is better (fewer bits per byte), −1 if a is better, 0 if no difference was found."""
     low, high = difference.interval or (0.0, 0.0)
     return int(low > RESOLUTION) - int(high < -RESOLUTION)
 
 
 def verdict(a: str, b: str, difference: Estimate, *, at: str = "") -> str:
-    """One sentence on a's bits per byte less b's; `at` as in "at equal parameters"."""
+    """One sentence on the difference of a and b in bits per byte; `at` as in "at equal parameters"."""
     if math.isnan(difference.value):
-        return "no verdict: the text is empty, or a model gives a part of it no probability"
+        return "no verdict: the text is empty, or a model assigns zero probability to part of it"
     if difference.runs is not None and difference.runs < MIN_SEEDS:
         return f"not enough runs to tell: {difference.runs} of each, {MIN_SEEDS} are needed"
     if difference.interval is None:
@@ -214,20 +216,20 @@ def verdict(a: str, b: str, difference: Estimate, *, at: str = "") -> str:
 
 
 def rounded(value: float, half_width: float) -> tuple[str, str]:
-    """Both to two significant digits of the half width: (0.02135, 0.00912) → 0.0213, 0.0091."""
+    """Round both to two significant digits of the half width: (0.02135, 0.00912) → 0.0213, 0.0091."""
     decimals = decimals_of(half_width)
     return _fixed(value, decimals), _fixed(half_width, decimals)
 
 
 def spanned(low: float, high: float) -> str:
-    """An interval to as many digits, rounded outward: (-0.00412, 0.01337) → -0.0042 to 0.0134."""
+    """An interval with such digits, rounded outward: (-0.00412, 0.01337) → -0.0042 to 0.0134."""
     decimals = decimals_of(max((high - low) / 2, RESOLUTION))
     ends = _outward(low, decimals, math.floor), _outward(high, decimals, math.ceil)
     return " to ".join(ends)
 
 
 def decimals_of(half_width: float) -> int:
-    """Decimals that two significant digits take; 0.0996 is 0.10. Below zero for 123, which is 120."""
+    """Decimals of two significant digits: 2 for 0.0996 (0.10); negative for 123 (120)."""
     return 1 - int(f"{half_width:.1e}".partition("e")[2])
 
 
@@ -236,19 +238,19 @@ def _fixed(value: float, decimals: int) -> str:
 
 
 def _outward(value: float, decimals: int, rounding: Callable[[float], int]) -> str:
-    """An end of an interval never rounded into it, but for what floating point itself adds."""
+    """An end of an interval, rounded away from it except for floating-point noise."""
     return _fixed(rounding(round(value * 10.0**decimals, 6)) / 10.0**decimals, decimals)
 
 
 def _student(freedom: int, level: float) -> float:
-    """How far out Student's t is exceeded on either side, together, with probability 1 − level."""
+    """Two-sided critical value of Student's t."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, (1 + level) / 2))
 
 
 def _bits(nats_a: np.ndarray, nats_b: np.ndarray) -> np.ndarray:
-    """Their difference in bits; nan where either is not finite."""
+    """The difference in bits; nan if either is not finite."""
     with np.errstate(invalid="ignore"):
         bits = (nats_a - nats_b) / math.log(2)
     return np.where(np.isfinite(bits), bits, math.nan)

@@ -1,10 +1,10 @@
-"""Tables of surprisal: a row for every token, word or line, written as portions are scored.
+"""Tables of surprisal: one row per token, word or line, written as portions are scored.
 
-Surprisals are in bits, but nats a line. Knows no model, and no form of a file. Invariants: the rows of
-a table add up to the text's total, `spelling_bits` to the charges (spelling.py); how the text was cut
-into portions does not show.
+Surprisal is in bits per token and word, in nats per line. Independent of models and file formats.
+Invariants: the rows of a table sum to the total of the text, and `spelling_bits` to its charges
+(spelling.py); the result does not depend on how the text was split into portions.
 
-Shapes: N tokens, V vocabulary, n of a slice.
+Shapes: N tokens, V vocabulary, n tokens of a slice.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from gru_lm.text.tokenizer_encoders import white_space_before
 
 LN2 = math.log(2)
 
-_Scored = tuple[
-    int, float, float, list[int], float
-]  # token, ln p, ended, bytes and characters, charge
+# Token, ln p, surprisal of a word end, bytes and characters, charge.
+_Scored = tuple[int, float, float, list[int], float]
 
 
 def details(tokenizer: Tokenizer) -> OfDistribution:
-    """What PerToken and PerWord need of each distribution: [n, 2], in nats.
+    """Return the function that computes the columns of PerToken and PerWord: [n, 2], in nats.
 
-    Its entropy, and the surprisal of any token that begins with white space or ends a line or text.
+    The entropy of the distribution, and the surprisal of a word end: of the set of all tokens that begin
+    with white space or end a line or text.
     """
     ends_word_V = torch.tensor(
         [_ends_word(tokenizer.surface(token)) for token in range(tokenizer.vocab_size)]
@@ -44,7 +44,7 @@ def details(tokenizer: Tokenizer) -> OfDistribution:
     def of_distribution(log_probs_nV: Tensor) -> Tensor:
         probs_nV = log_probs_nV.exp()
         entropy_n = torch.special.entr(probs_nV).sum(1)
-        if tokenizer.kind == "word":  # every token does
+        if tokenizer.kind == "word":  # every token ends a word
             return torch.stack((entropy_n, torch.zeros_like(entropy_n)), 1)
         ended_n = probs_nV[:, ends_word_V.to(probs_nV.device)].double().sum(1).clamp(max=1.0)
         return torch.stack((entropy_n.double(), -ended_n.log()), 1)
@@ -57,19 +57,19 @@ def _ends_word(surface: bytes) -> bool:
 
 
 def _texts(tokens: Sequence[int], covered: Covered, surfaces: Sequence[bytes]) -> Sequence[bytes]:
-    """What each token covers."""
+    """The text covered by each token."""
     if covered.texts is None:
         return [surfaces[token] for token in tokens]
     return covered.texts
 
 
 def _word(text: bytes) -> str:
-    """What an unknown token stands for, as a field of a table."""
+    """The text of an unknown token, escaped for a table."""
     return escaped(white_space_before(text)[1].decode(errors="replace"))
 
 
 class _Place:
-    """Where in its file the next token begins: line from 1, character and byte from 0."""
+    """Position of the next token in its file: line (from 1), character and byte (from 0)."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
         self._documents = documents
@@ -88,11 +88,11 @@ class _Place:
 
 
 class PerToken:
-    """A row for every scored token; `index` counts from 0 through all documents.
+    """One row per scored token; `index` counts from 0 across all documents.
 
-    `character` and `byte`, of the text in UTF-8, are where in its file the token begins; a token that
-    spells a part of a character has the place of the character that follows. The piece of an unknown
-    token is the text that it stands for, without the white space before it.
+    `character` and `byte` (in UTF-8) give the token's position in its file. A token for a
+    continuation byte has the character position of the next character. The piece of an unknown token is
+    the text it covers, without leading white space.
     """
 
     COLUMNS = (
@@ -119,7 +119,7 @@ class PerToken:
         place, name = self._place, self._names[portion.document]
         place.enter(portion.document)
         tokens = portion.tokens_N.tolist()
-        if not tokens:  # there is no token to have a row
+        if not tokens:
             return
         rows: list[tuple[Value, ...]] = []
         for token, log_prob, entropy, size_2, spelling, text in zip(
@@ -147,14 +147,15 @@ class PerToken:
 
 
 class PerWord:
-    """A row for every word, every end of a line and every end of a document; `finish` at the end.
+    """One row per word, end of line and end of document; call `finish` at the end.
 
-    A word is what white space separates, as in the count of words; its place is that of its first token,
-    which may hold the space before it. `surprisal_bits` are those of its tokens; a token that holds
-    parts of several words counts to the first. `corrected_bits` move a space at a token's beginning to
-    where it tells that the word before has ended (Oh and Schuler 2024; Pimentel and Meister 2024): less
-    the surprisal of any word's beginning where this one begins, plus that where it ends. Both columns
-    add up to the same total. A text of white space alone may have no token; its row has an empty word.
+    Words are separated by white space, as in the word count. A word's position is that of its first
+    token, which may include the preceding space. `surprisal_bits` is the sum over its tokens; a
+    token that spans several words counts towards the first. `corrected_bits` assigns the
+    probability of a leading space to the preceding word, whose end it marks (Oh and Schuler 2024;
+    Pimentel and Meister 2024): it subtracts the surprisal of a word end before the word and adds
+    that after the word. Both columns have the same total. A text of white space only may have no
+    tokens; its row has an empty word.
     """
 
     COLUMNS = (
@@ -172,15 +173,15 @@ class PerWord:
         V = tokenizer.vocab_size
         self._rows = Rows(file, self.COLUMNS, form)
         self._surfaces = [tokenizer.surface(token) for token in range(V)]
-        self._moves = [_ends_word(surface) for surface in self._surfaces]
+        self._ends_word = [_ends_word(surface) for surface in self._surfaces]
         self._pieces = [tokenizer.piece(token) for token in range(V)]
         self._line_ends = (tokenizer.newline_id, tokenizer.end_id)
         self._newline_id, self._unknown_id = tokenizer.newline_id, tokenizer.unknown_id
         self._names = [escaped(document.name) for document in documents]
         self._place = _Place(documents)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._held: list[_Scored] = []  # tokens whose text ends within a character
-        self._text = ""  # of those
+        self._held: list[_Scored] = []  # tokens whose text ends inside a character
+        self._text = ""  # decoded text of the held tokens
         self._correction = 0.0
         self._clear()
 
@@ -222,7 +223,7 @@ class PerWord:
             self._write_word()
 
     def _end_line(self) -> None:
-        """The end of a line or document, which is the last of the tokens that are held."""
+        """Write the row of an end of line or document, the last of the held tokens."""
         *before, last = self._held
         self._held = before
         self._text += self._decoder.decode(b"", final=True)
@@ -232,7 +233,7 @@ class PerWord:
         self._write(self._pieces[last[0]], newline=last[0] == self._newline_id)
 
     def _take(self) -> None:
-        """Add the tokens that are held to the words that their text belongs to."""
+        """Add the held tokens to their words."""
         held, text = self._held, self._text
         self._held, self._text = [], ""
         if text[:1].isspace():
@@ -247,10 +248,10 @@ class PerWord:
             self._write_word()
 
     def _end_word(self, by: _Scored) -> None:
-        """Write the word that has begun, if any; `by` is the token that tells that it has ended."""
+        """Write the current word, if any; `by` is the token that marks its end."""
         if not self._word:
             return
-        ended: float = by[2] if self._moves[by[0]] else 0.0
+        ended: float = by[2] if self._ends_word[by[0]] else 0.0
         self._correction += ended
         self._write_word()
         self._correction = -ended
@@ -282,15 +283,15 @@ class PerWord:
         self._clear()
 
     def _clear(self) -> None:
-        self._word: list[str] = []  # in parts
+        self._word: list[str] = []  # parts of the current word
         self._tokens, self._size_2, self._unknown = 0, [0, 0], False
         self._nats, self._correction, self._spelling = 0.0, 0.0, 0.0
 
 
 class PerLine:
-    """A table with a row for every line, numbered from 1 through all documents.
+    """One row per line, numbered from 1 across all documents.
 
-    A line has its own newline; the last line of a document has the end-of-document token too.
+    A line includes its newline; the last line of a document also includes the end-of-document token.
     """
 
     def __init__(self, file: BinaryIO, tokenizer: Tokenizer, *, form: str = ".tsv") -> None:
@@ -298,7 +299,7 @@ class PerLine:
         self._newline_id, self._end_id = tokenizer.newline_id, tokenizer.end_id
         self._number, self._document = 1, 0
         self._tokens, self._nats = 0, 0.0
-        self._complete = False  # a newline has come, and only the document's end may still follow
+        self._complete = False  # after the newline; only the end of the document may follow
 
     def __call__(self, portion: Portion, covered: Covered) -> None:
         if not len(portion.tokens_N):
@@ -306,7 +307,7 @@ class PerLine:
         if portion.document != self._document:
             self._document = portion.document
             self._close()
-        # A foreign model may end lines and documents alike; but a line's end has a byte.
+        # A foreign model may use one piece for both ends; only the end of a line covers a byte.
         is_end_N = (portion.tokens_N == self._end_id) & (covered.sizes_N2[:, 0] == 0)
         is_newline_N = (portion.tokens_N == self._newline_id) & ~is_end_N
         starts_N = np.flatnonzero(is_newline_N[:-1]) + 1

@@ -1,11 +1,11 @@
-"""Measures texts: documents in, counts and tables of surprisal out.
+"""Evaluates texts: documents in, counts and tables of surprisal out.
 
-Brings tokenizer, text counts and scoring together, in three modes: `stream` carries the state
-through each document, `line` resets it at each line, `columns` cuts all of the text as validation
-does. Knows no run and no terminal. Invariants: every token is scored, and portions reach the tables
-in text order; between two documents stands one end-of-document token of zero bytes, charged to the
-first of the two, unless the model never met one; memory does not grow with the text (line mode holds
-whole lines, columns mode what tokens cover).
+Combines tokenizer, text counts and scoring in three modes: `stream` carries the state through each
+document, `line` resets it at each line, `columns` splits the concatenated text into parallel streams, as
+validation does. Independent of runs and terminals. Invariants: every token is scored, and portions reach
+the tables in text order; two documents are separated by one end-of-document token of zero bytes, scored
+with the first, unless the model was trained without it; memory does not grow with the text (except that
+line mode holds whole lines, and columns mode the texts covered by tokens).
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ from gru_lm.text.documents import Document, readings
 from gru_lm.text.tokenizer import Covering, Tokenizer
 from gru_lm.text.tokenizer_encoders import begins_character
 
-# (batch, chunk) as measured to be fastest. Lines are short: a short chunk wastes less on padding.
+# Fastest (batch, chunk) in measurements. Lines are short: a short chunk wastes less on padding.
 FASTEST = {"stream": (16, 512), "line": (64, 16), "columns": (COLUMN_BATCH, COLUMN_CHUNK)}
 _BLOCK = 1 << 16  # tokens of a portion in columns mode
 
 
 class Covered(NamedTuple):
-    """What tokens cover, and what they are charged for what they do not tell of it (spelling.py)."""
+    """Text covered by N tokens, and their charges (spelling.py)."""
 
     sizes_N2: np.ndarray  # int64: UTF-8 bytes and characters
     spelling_N: np.ndarray  # nats
     texts: list[bytes] | None  # UTF-8; None: the surfaces of the tokens
 
     def split(self, count: int) -> tuple[Covered, Covered]:
-        """That of the first `count` tokens, and that of the others."""
+        """Split into the first `count` tokens and the rest."""
         first, last = slice(count), slice(count, None)
         return (
             Covered(self.sizes_N2[first], self.spelling_N[first], self.texts and self.texts[first]),
@@ -58,8 +58,8 @@ class Covered(NamedTuple):
         )
 
 
-# Hears of every portion, and of what its tokens cover. A document that is charged without having a token
-# is a portion of no token, which covers one text.
+# Called with every portion and the text it covers. A document with a charge but no tokens is passed as a
+# portion of no tokens that covers one text.
 Table = Callable[[Portion, Covered], None]
 
 
@@ -76,10 +76,10 @@ def measure(
     stop: Stop = never,
     progress: Callable[[int], None] = unheard,
 ) -> list[Counts]:
-    """The counts of each document. `progress` hears of UTF-8 bytes scored.
+    """Score `documents`; return the counts of each. `progress` is called with UTF-8 bytes scored.
 
-    Every portion is handed to each of `tables`, with what `of_distribution` makes of each token's
-    distribution. Raises what documents raise while they are read.
+    Every portion is passed to each of `tables`, with the values that `of_distribution` computes from
+    each token's distribution. Errors of reading a document propagate.
     """
     reading = Reading(tokenizer, documents)
     fastest = FASTEST[mode]
@@ -110,10 +110,10 @@ def measure(
 
 
 class Reading:
-    """Documents as sequences of tokens to be scored, and what becomes of the scores.
+    """Documents as token sequences for scoring, and the bookkeeping of their scores.
 
-    Each is followed by the end-of-document token, but for the last, where the tokenizer says that ends
-    are scored. It is read once.
+    If `tokenizer.ends_documents`, each document except the last is followed by the end-of-document
+    token. Single use: the documents are read once.
     """
 
     def __init__(self, tokenizer: Tokenizer, documents: Sequence[Document]) -> None:
@@ -127,16 +127,16 @@ class Reading:
         )
 
     def bytes_of(self, tokens_N: np.ndarray) -> int:
-        """How many bytes of text tokens stand for, roughly: what an unknown one hides is not told."""
+        """Approximate bytes of text of the tokens; unknown tokens count as their surface."""
         return int(self._size_V[tokens_N].sum())
 
     def sequences(self) -> Iterator[tuple[int, Iterable[Tokens]]]:
-        """The number of each document, and its tokens in chunks."""
+        """Yield each document's number, and its tokens in chunks."""
         for number in range(len(self._documents)):
             yield number, self._followed(number)
 
     def lines(self) -> Iterator[tuple[int, Iterable[Tokens]]]:
-        """The number of its document for each line, and the line's tokens."""
+        """Yield each line's document number, and its tokens."""
         for number in range(len(self._documents)):
             for line in lines(
                 self._encoded(number),
@@ -146,26 +146,26 @@ class Reading:
                 yield number, line
 
     def account(self, portions: Iterable[Portion], tables: Sequence[Table] = ()) -> list[Counts]:
-        """The counts of each document, once all its tokens have been in `portions`, in order."""
-        found = [Counts() for _ in self._documents]
+        """Return the counts of each document; `portions` must contain all tokens in text order."""
+        totals = [Counts() for _ in self._documents]
         for portion, covered in self._with_covered(portions):
-            found[portion.document] += _counts(portion, self._tokenizer.unknown_id)
-            found[portion.document] += Counts(spelling_nats=float(covered.spelling_N.sum()))
+            totals[portion.document] += _counts(portion, self._tokenizer.unknown_id)
+            totals[portion.document] += Counts(spelling_nats=float(covered.spelling_N.sum()))
             for table in tables:
                 table(portion, covered)
-        # Only now has every document been read to its end.
+        # The text counters are complete only after every document has been read to its end.
         return [
             surprisal + counter.counts()
-            for surprisal, counter in zip(found, self._counters, strict=True)
+            for surprisal, counter in zip(totals, self._counters, strict=True)
         ]
 
     def _with_covered(self, portions: Iterable[Portion]) -> Iterator[tuple[Portion, Covered]]:
-        """Portions, those of documents without a token among them, and what they cover."""
+        """Yield portions with the text they cover, including portions of documents without tokens."""
         finished = 0
 
         def without_tokens(upto: int) -> Iterator[tuple[Portion, Covered]]:
             for number in range(finished, upto):
-                if covered := self._covered[number].untold:
+                if covered := self._covered[number].without_tokens:
                     yield Portion(number, np.empty(0, int), np.empty(0), np.empty((0, 2))), covered
 
         for portion in portions:
@@ -186,19 +186,19 @@ class Reading:
         yield self._tail(number)
 
     def _tail(self, number: int) -> list[int]:
-        """What follows a document's own tokens; it accounts for no text."""
+        """The end-of-document token, or nothing; it covers no text."""
         if number == len(self._documents) - 1 or not self._tokenizer.ends_documents:
             return []
         return [self._tokenizer.end_id]
 
 
 class _Queue:
-    """What the tokens of a document cover: as much is taken out as was scored."""
+    """Queue of the text covered by a document's tokens, consumed as tokens are scored."""
 
     def __init__(self, *, lossless: bool) -> None:
         self._waiting: deque[Covered] = deque()
         self._lossless = lossless
-        self.untold: Covered | None = None  # the whole text, of a document without tokens
+        self.without_tokens: Covered | None = None  # the whole text of a document without tokens
 
     def put(self, covering: Covering, charged_N: np.ndarray) -> None:
         if len(covering.tokens_N):
@@ -206,10 +206,10 @@ class _Queue:
         elif covering.rest:
             characters = int(begins_character(covering.rest).sum())
             sizes_12 = np.array([[len(covering.rest), characters]])
-            self.untold = Covered(sizes_12, charged_N, [covering.rest])
+            self.without_tokens = Covered(sizes_12, charged_N, [covering.rest])
 
     def take(self, count: int) -> Covered:
-        """Of the next `count` tokens; zero where the end of the document is among them."""
+        """Remove the text of the next `count` tokens; an end-of-document token covers zero bytes."""
         parts = []
         while count and self._waiting:
             part, rest = self._waiting.popleft().split(count)
@@ -224,7 +224,7 @@ class _Queue:
 
 
 def text_counts(documents: Sequence[Document], tokenizer: Tokenizer, *, stop: Stop) -> Counts:
-    """What the texts themselves count: characters, bytes, words, lines, and charges (spelling.py)."""
+    """Model-independent counts: characters, bytes, words, lines, and charges (spelling.py)."""
     counter, charges, nats = TextCounter(), Charges(tokenizer), 0.0
     for pieces in readings(documents):
         watched = counter.watch(pieces)
@@ -249,7 +249,7 @@ def _in_columns(
     stop: Stop,
     progress: Callable[[np.ndarray], None],
 ) -> Iterator[Portion]:
-    """Score all documents in a row by columns; tokens and results wait in temporary files."""
+    """Score the concatenated documents by columns; tokens and results are kept in temporary files."""
     with tempfile.TemporaryFile() as token_file, tempfile.TemporaryFile() as result_file:
         ends = [0]
         for chunks in encoded:
@@ -263,7 +263,7 @@ def _in_columns(
             return
         token_file.flush()
         tokens_N = np.memmap(token_file, np.int32, "r", shape=(N,))
-        found_NX: np.ndarray | None = None
+        results_NX: np.ndarray | None = None
         for positions_BT, valid_BT, figures_BTX in columns(
             model,
             tokens_N,
@@ -273,18 +273,18 @@ def _in_columns(
             of_distribution=of_distribution,
             stop=stop,
         ):
-            if found_NX is None:
+            if results_NX is None:
                 X = figures_BTX.shape[2]
                 result_file.truncate(8 * N * X)
-                found_NX = np.memmap(result_file, np.float64, "r+", shape=(N, X))
+                results_NX = np.memmap(result_file, np.float64, "r+", shape=(N, X))
             scored_N = positions_BT[valid_BT]
-            found_NX[scored_N] = figures_BTX.cpu().numpy()[valid_BT]
+            results_NX[scored_N] = figures_BTX.cpu().numpy()[valid_BT]
             progress(tokens_N[scored_N])
-        assert found_NX is not None
+        assert results_NX is not None
         for number, (start, end) in enumerate(pairwise(ends)):
             for begin in range(start, end, _BLOCK):
                 block = slice(begin, min(end, begin + _BLOCK))
-                figures_nX = np.array(found_NX[block])
+                figures_nX = np.array(results_NX[block])
                 yield Portion(
                     number, np.array(tokens_N[block]), figures_nX[:, 0], figures_nX[:, 1:]
                 )

@@ -154,8 +154,8 @@ def test_validation_has_the_charges_of_eval(of_words: Path) -> None:
 
 
 def test_a_checkpoint_without_counts_of_white_space(tmp_path: Path) -> None:
-    """One made before they were kept is charged at fixed odds, and that is said."""
+    """An old checkpoint without white-space counts uses default probabilities, with a note."""
     (tmp_path / "new.txt").write_text("the  cat\n")
     result = evaluate(FIXTURES / "word.safetensors", [str(tmp_path / "new.txt")])
     assert result["spelling_nats"] > 3
-    assert any("no counts of white space" in caveat for caveat in result["caveats"])
+    assert any("no white-space counts" in caveat for caveat in result["caveats"])

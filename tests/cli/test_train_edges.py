@@ -98,7 +98,7 @@ def test_unknown_words_are_said_to_flatter(tmp_path: Path) -> None:
     numbers = "".join(f"the {number} {number * 7919 % 100003}\n" for number in range(400))
     (tmp_path / "text.txt").write_text(numbers)
     word = [part if part != "char" else "word" for part in SHORT]
-    assert "flattered" in inside(tmp_path, "train", "text.txt", *word, "--out", "run").err
+    assert "are unknown words" in inside(tmp_path, "train", "text.txt", *word, "--out", "run").err
 
 
 def test_a_glob_is_recorded_so_that_any_folder_resumes_it(tmp_path: Path, text: Path) -> None:
