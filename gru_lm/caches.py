@@ -1,9 +1,9 @@
-"""Location, size and trust of the caches: kernels, tokenized texts, corpora, matplotlib's files.
+"""Location, size and security of the caches: kernels, tokenized texts, corpora, matplotlib's files.
 
 Each cache is a folder with mode 0700 in the user's cache directory. If that is unusable (no home
-directory, read-only or full disk, a file in the way), a folder in the temporary directory takes its
-place, with one note. Knows nothing of the contents. Invariant: a file or folder owned by another user,
-or writable by others, is never used.
+directory, read-only or full disk, a file of the same name), a folder in the temporary directory is used
+instead, with one note. Independent of the contents. Invariant: a file or folder that is owned by another
+user, or writable by others, is never used.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from gru_lm.errors import EnvironmentProblem, unknown_name
 from gru_lm.layout import is_temporary
 
 KERNELS, TOKENS, CORPORA, MATPLOTLIB = NAMES = ("kernels", "tokens", "corpora", "matplotlib")
-LOCK = ".lock"  # never removed: two processes could then hold "the" lock
+LOCK = ".lock"  # never removed: otherwise two processes could each lock a file of this name
 UNUSED_DAYS = 30
-MOST_BYTES = 10 * 10**9  # per cache; at most a tenth of the disk
-_HINT = "XDG_CACHE_HOME=DIRECTORY names another place"
+MOST_BYTES = 10 * 10**9  # maximum per cache; at most a tenth of the disk
+_HINT = "XDG_CACHE_HOME=DIRECTORY moves the caches"
 
 # Receives the notes about unusable caches; the command line prints them.
 listener: Callable[[str], None] = functools.partial(warnings.warn, stacklevel=3)
@@ -40,7 +40,7 @@ _said: set[tuple[str, ...]] = set()
 
 
 def say(text: str, *about: str) -> None:
-    """Send a note to the listener, once per text, or once per subject if `about` is given."""
+    """Send a note to the listener once per text, or once per subject if `about` is given."""
     if (about or (text,)) not in _said:
         _said.add(about or (text,))
         listener(text)
@@ -49,13 +49,13 @@ def say(text: str, *about: str) -> None:
 def folder(name: str, *, failed: Path | None = None) -> Path:
     """The folder of one of NAMES, checked to be writable; temporaries of dead processes are removed.
 
-    `failed` is a folder to pass over because a write there failed. Raises EnvironmentProblem if not
-    even the temporary directory is writable.
+    `failed` is a folder to skip because a write to it failed. Raises EnvironmentProblem if the temporary
+    directory is not writable either.
     """
     problem, why = "", ""
     for root in _roots():
         if root is None:
-            problem = "no home directory to keep a cache in"
+            problem = "no home directory for the caches"
             continue
         path = root / name
         try:
@@ -106,7 +106,7 @@ def mark_used(path: Path) -> None:
 
 
 def trim(directory: Path, pattern: str, *, keep: Collection[Path] = ()) -> None:
-    """Remove files unused for UNUSED_DAYS, then the least recently used until the rest fits the bound.
+    """Remove files unused for UNUSED_DAYS, then the least recently used beyond `bound`.
 
     Files in `keep` are never removed.
     """
@@ -124,7 +124,7 @@ def trim(directory: Path, pattern: str, *, keep: Collection[Path] = ()) -> None:
 
 
 def bound(directory: Path) -> int:
-    """Largest size of a cache in bytes."""
+    """Maximum size of a cache in bytes."""
     return min(MOST_BYTES, shutil.disk_usage(directory).total // 10)
 
 
@@ -168,7 +168,7 @@ def clear(names: Sequence[str] = NAMES) -> dict[str, int]:
                 count, size = count + 1, size + bytes_
         for parent, folders, _ in os.walk(path, topdown=False):
             for each in folders:
-                with suppress(OSError):  # where something is left
+                with suppress(OSError):  # not empty
                     Path(parent, each).rmdir()
     return {"files": count, "bytes": size}
 
@@ -206,7 +206,7 @@ def _user_root() -> Path | None:
 
 
 def _temporary_root() -> Path | None:
-    """A fixed name, so that not every command compiles the kernels."""
+    """A fixed name, so that cached kernels are found by later commands."""
     try:
         return Path(tempfile.gettempdir()) / f"gru-lm-{os.geteuid()}"
     except OSError:
@@ -215,7 +215,7 @@ def _temporary_root() -> Path | None:
 
 @functools.cache
 def _passing_root() -> Path:
-    """Removed when this process exits; used if another user has taken the fixed name."""
+    """A directory removed at exit; used if another user owns the fixed name."""
     path = Path(tempfile.mkdtemp(prefix="gru-lm-"))
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     return path

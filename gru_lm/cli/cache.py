@@ -1,4 +1,4 @@
-"""`gru-lm cache [clear]`: where the caches are, how large they are, and how to empty them."""
+"""`gru-lm cache [clear]`: show the location and size of the caches, or clear them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def cache_cli(context: typer.Context, as_json: Json = False) -> None:
         return
     rows = [(r["name"], f"{r['files']:,}", f"{r['bytes']:,}", r["path"]) for r in found]
     console.table(("cache", "files", "bytes", "path"), rows)
-    console.note("to empty them: gru-lm cache clear" if rows else "there are no caches yet")
+    console.note("to clear them: gru-lm cache clear" if rows else "there are no caches yet")
 
 
 @app.command(
@@ -45,7 +45,7 @@ def clear_cli(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Empty the caches. Runs and their checkpoints are kept."""
+    """Clear the caches. Runs and their checkpoints are not affected."""
     from gru_lm import caches
     from gru_lm.reporting import console
 

@@ -1,4 +1,4 @@
-"""`gru-lm sample RUN`: generate text, written to standard output as it is made."""
+"""`gru-lm sample RUN`: generate text, written to standard output as it is generated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gru_lm.training.checkpoint import Checkpoint
 
 LENGTH = 500
-PATIENCE = 2.0  # seconds without a prompt, after which we say that we wait for one
+PATIENCE = 2.0  # seconds to wait for a piped prompt before a note is printed
 
 
 def sample(
@@ -40,16 +40,16 @@ def sample(
     threads: int | None = None,
     stop: Stop = never,
 ) -> Iterator[Step]:
-    """Sample texts that continue `prompt`; yields text as it is made (sampling.Step).
+    """Sample continuations of `prompt`; yield text as it is generated (sampling.Step).
 
-    `stop` is called every few milliseconds, or before every token, and raises Stopped. What a user
-    can mend is raised as a GruLmError.
+    `stop` is called every few milliseconds, or before every token, and may raise Stopped. Raises
+    GruLmError for problems that the user can fix.
     """
     from gru_lm.reporting import console
     from gru_lm.training import directory as run_directory
 
     checkpoint = run_directory.find(run, console.warn) if isinstance(run, Path) else run
-    # Torch comes only now: a file that is no checkpoint is refused without it.
+    # Import torch only after the checkpoint was opened: invalid files are rejected quickly.
     from gru_lm.commands.load import load_model
     from gru_lm.evaluation.metrics import unseen_returns
     from gru_lm.generation.prompt import read_prompt
@@ -85,14 +85,14 @@ def sample_cli(
             help="Text to continue (default: standard input, if piped).", show_default=False
         ),
     ] = None,
-    length: Annotated[int, typer.Option(min=0, help="Number of tokens, at most.")] = LENGTH,
+    length: Annotated[int, typer.Option(min=0, help="Maximum number of tokens.")] = LENGTH,
     samples: Annotated[int, typer.Option(min=1, help="Number of texts.")] = 1,
     temperature: Annotated[
         float, typer.Option(help="Sharper below 1, flatter above 1; 0 is greedy.")
     ] = 1,
     top_k: Annotated[int, typer.Option(help="Only the K most probable tokens; 0 for all.")] = 0,
     top_p: Annotated[
-        float, typer.Option(help="Nucleus sampling: only the likeliest tokens of mass P.")
+        float, typer.Option(help="Nucleus sampling: only the most probable tokens of mass P.")
     ] = 1,
     min_p: Annotated[
         float,
@@ -137,18 +137,19 @@ def sample_cli(
     in this order: repetition penalty, temperature, top-k, top-p, min-p, typical.
     """
     if "" in (stop_strings or ()):
-        raise UsageError("--stop is empty", hint="leave it out, or name a string")
+        raise UsageError("--stop is empty", hint="omit it, or give a non-empty string")
     if with_logprobs and not as_json:
-        raise UsageError("--logprobs goes with --json", hint="add --json")
+        raise UsageError("--logprobs requires --json", hint="add --json")
     if temperature == 0 and typical < 1:
         raise UsageError(
-            "--typical does not go with --temperature 0, which takes the most probable token",
-            hint="leave one of them out",
+            "--typical cannot be combined with --temperature 0",
+            why="temperature 0 always selects the most probable token",
+            hint="omit one of them",
         )
     from gru_lm.reporting import console
     from gru_lm.training import directory as run_directory
 
-    # Before standard input is read, and before torch is imported.
+    # Fail early: before standard input is read and torch is imported.
     checkpoint = run_directory.find(run, console.warn)
     from gru_lm.generation.choice import Choice
 
@@ -164,12 +165,12 @@ def sample_cli(
     if seed is None:
         seed, new_seed = secrets.randbits(31), True
     with watch_signals() as flag:
-        # What an argument holds beside UTF-8 cannot be printed either.
-        given = _piped(flag.check) if prompt is None else prompt
-        given = given.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+        # Bytes of an argument that are not UTF-8 cannot be printed: replace them.
+        text = _piped(flag.check) if prompt is None else prompt
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
         steps = sample(
             checkpoint,
-            prompt=given,
+            prompt=text,
             length=length,
             samples=samples,
             choice=choice,
@@ -182,25 +183,25 @@ def sample_cli(
             stop=flag.check,
         )
         if as_json:
-            for made in _in_order(steps):
-                described = _described(made, given, seed)
+            for finished in _in_order(steps):
+                described = _described(finished, text, seed)
                 if with_logprobs:
                     described["logprobs"] = [
                         {"id": token, "piece": piece, "logprob": _finite(nats)}
-                        for token, piece, nats in made.logprobs
+                        for token, piece, nats in finished.logprobs
                     ]
                 console.result_json(described)
         elif samples == 1:
-            _stream(steps, given)
+            _stream(steps, text)
         else:
-            for number, made in enumerate(_in_order(steps)):
-                _write(("\n" if number else "") + _whole_lines(given + made.text))
+            for number, finished in enumerate(_in_order(steps)):
+                _write(("\n" if number else "") + _whole_lines(text + finished.text))
     if new_seed and temperature:
         console.note(f"seed: {seed}")
 
 
 def _piped(stop: Stop) -> str:
-    """What is piped into standard input; nothing from a terminal, or where it is closed."""
+    """Read standard input unless it is a terminal or closed."""
     from gru_lm.reporting import console
     from gru_lm.text.sources import stdin_blocks
 
@@ -222,11 +223,11 @@ def _piped(stop: Stop) -> str:
 
 
 def _stream(steps: Iterator[Step], prompt: str) -> None:
-    """One text, as it is made."""
+    """Print one text as it is generated."""
     first = True
     last = ""
     for step in steps:
-        # The prompt waits for the first step: nothing is printed where the run cannot be loaded.
+        # Print the prompt with the first step: if the run cannot be loaded, nothing is printed.
         text = prompt + step.text if first else step.text
         first = False
         if text:
@@ -237,7 +238,7 @@ def _stream(steps: Iterator[Step], prompt: str) -> None:
 
 
 def _in_order(steps: Iterator[Step]) -> Iterator[Sample]:
-    """The finished samples in order, each as soon as those before it are finished."""
+    """Yield the finished samples in order, each as soon as its predecessors are finished."""
     finished: dict[int, Sample] = {}
     following = 0
     for step in steps:
@@ -248,14 +249,14 @@ def _in_order(steps: Iterator[Step]) -> Iterator[Sample]:
             following += 1
 
 
-def _described(made: Sample, prompt: str, seed: int) -> dict[str, Any]:
+def _described(sampled: Sample, prompt: str, seed: int) -> dict[str, Any]:
     return {
-        "text": made.text,
+        "text": sampled.text,
         "prompt": prompt,
-        "tokens": made.tokens,
-        "logprob": _finite(made.logprob),
+        "tokens": sampled.tokens,
+        "logprob": _finite(sampled.logprob),
         "seed": seed,
-        "stop": made.stop,
+        "stop": sampled.stop,
     }
 
 
@@ -268,5 +269,5 @@ def _whole_lines(text: str) -> str:
 
 
 def _write(text: str) -> None:
-    """To standard output, in UTF-8 whatever the terminal's locale, at once."""
+    """Write to standard output, unbuffered, in UTF-8 independently of the locale."""
     typer.echo(text.encode(), nl=False)

@@ -1,1 +1,1 @@
-"""Text out of a model."""
+"""Text generation: sampling from a model."""

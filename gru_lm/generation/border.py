@@ -1,7 +1,7 @@
-"""The first token after a prompt: one of all that continue its text, however the prompt is encoded.
+"""Distribution of the first token after a prompt, marginalised over the prompt's encodings.
 
-Weighs the openings of a prompt (prompt.py) by the model's probabilities: of the tokens of each opening,
-and of each token that may follow it. Knows token ids and a model; no text and no chance.
+Each candidate is weighted by the model's probability of an opening of the prompt (prompt.py) times that
+of the token after it. Depends on a model and token ids; text and random numbers are handled elsewhere.
 
 Shapes: T time, V vocabulary, L layers, S states of the cell, H hidden, K openings, C candidates.
 """
@@ -20,19 +20,21 @@ from gru_lm.generation.choice import normalise
 from gru_lm.generation.prompt import Opening
 from gru_lm.model.language_model import LanguageModel
 
-READ = 512  # tokens of a prompt read in one pass
+READ = 512  # prompt tokens per forward pass
 
 
 @dataclass(frozen=True)
 class Border:
-    """The candidates for the first token, each after one of the openings."""
+    """Candidates for the first token, each following one of the openings."""
 
     openings: Sequence[Opening]
     state_LSKH: Tensor  # after each opening
     tokens_C: np.ndarray
-    opening_C: np.ndarray  # the number of its opening
-    log_probs_C: np.ndarray  # after its opening, under the model's unmodified distribution
-    weights_C: np.ndarray  # the same with the opening's own, normalised over all candidates
+    opening_C: np.ndarray  # index of the candidate's opening
+    log_probs_C: np.ndarray  # given its opening, under the model's unmodified distribution
+    weights_C: (
+        np.ndarray
+    )  # joint log-probabilities of opening and token, normalised over candidates
 
 
 def weigh(
@@ -43,22 +45,22 @@ def weigh(
     never: Sequence[int],
     check: Callable[[], None],
 ) -> Border:
-    """The candidates after `openings`, but for the tokens in `never`."""
+    """Compute the candidates after `openings`, excluding the tokens in `never`."""
     streams = [(newline_id, *opening.tokens) for opening in openings]
-    alike = len([*takewhile(lambda each: len({*each}) == 1, zip(*streams, strict=False))])
-    state_LSBH = read(model, streams[0][: alike - 1], check)
+    common = len([*takewhile(lambda each: len({*each}) == 1, zip(*streams, strict=False))])
+    state_LSBH = read(model, streams[0][: common - 1], check)
     states, tokens, numbers, log_probs, weights = [], [], [], [], []
     for number, (opening, stream) in enumerate(zip(openings, streams, strict=True)):
         check()
-        *before, last = stream[alike - 1 :]
+        *before, last = stream[common - 1 :]
         nats, after = 0.0, state_LSBH
         with torch.inference_mode():
             if before:
                 inputs, targets = _row(before, after), _row([*before[1:], last], after)
-                found, after = model.target_log_probs(inputs, targets, after)
-                nats = float(found.double().sum())
-            found, after = model.log_probs(_row([last], after), after)
-        log_probs_V = found[0, 0].double().cpu().numpy()
+                log_probs_1T, after = model.target_log_probs(inputs, targets, after)
+                nats = float(log_probs_1T.double().sum())
+            log_probs_11V, after = model.log_probs(_row([last], after), after)
+        log_probs_V = log_probs_11V[0, 0].double().cpu().numpy()
         following = opening.following
         if following is None:
             following = np.arange(len(log_probs_V))
@@ -79,7 +81,7 @@ def weigh(
 
 
 def read(model: LanguageModel, tokens: Sequence[int], check: Callable[[], None]) -> Tensor:
-    """The state of one stream [L, S, 1, H] that has read `tokens` from the zero state."""
+    """State of one stream [L, S, 1, H] after reading `tokens` from the zero state."""
     state_LSBH = model.initial_state(1)
     with torch.inference_mode():
         for start in range(0, len(tokens), READ):

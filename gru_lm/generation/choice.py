@@ -1,7 +1,7 @@
-"""Choosing the next token of N distributions: temperature, filters, and the draw itself.
+"""Choosing the next token from N distributions: temperature, filters, and the draw itself.
 
-Knows log-probabilities; no model, no tokenizer, no text. Everything is a pure function of its arguments:
-chance comes in as numbers in [0, 1).
+Works on log-probabilities, independent of model, tokenizer and text. All functions are pure: randomness
+is passed in as uniform numbers in [0, 1).
 
 Shapes: N samples, V vocabulary.
 """
@@ -17,48 +17,50 @@ from gru_lm.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """How the next token is chosen. The defaults are the model's own distribution.
+    """Sampling parameters. The defaults leave the model's distribution unmodified.
 
-    Applied in this order: repetition penalty, temperature, top-k, top-p, min-p, typical; each sees
-    what the one before it left, renormalised. Raises UsageError where a value makes no sense.
+    Applied in this order: repetition penalty, temperature, top-k, top-p, min-p, typical; each filter
+    receives the renormalised output of the previous one. Raises UsageError if a value is out of range.
     """
 
-    temperature: float = 1.0  # 0 is greedy: the most probable token, whatever the filters say
-    top_k: int = 0  # 0 is off
+    temperature: float = 1.0  # 0: greedy, the most probable token; filters are ignored
+    top_k: int = 0  # 0: off
     top_p: float = 1.0
     min_p: float = 0.0
     typical: float = 1.0
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, allowed, fine in (
-            ("temperature", "0 or more", 0 <= self.temperature < float("inf")),
-            ("top-k", "0 (off) or more", self.top_k >= 0),
+        for name, allowed, valid in (
+            ("temperature", "of 0 or more", 0 <= self.temperature < float("inf")),
+            ("top-k", "of 0 (off) or more", self.top_k >= 0),
             ("top-p", "above 0 and at most 1", 0 < self.top_p <= 1),
             ("min-p", "from 0 to 1", 0 <= self.min_p <= 1),
             ("typical", "above 0 and at most 1", 0 < self.typical <= 1),
             ("repetition-penalty", "above 0", 0 < self.repetition_penalty < float("inf")),
         ):
-            if not fine:
+            if not valid:
                 value = getattr(self, name.replace("-", "_"))
-                raise UsageError(f"--{name} {value} is out of range", hint=f"it is {allowed}")
+                raise UsageError(f"--{name} {value} is out of range", hint=f"use a value {allowed}")
 
     def choose(
         self, log_probs_NV: np.ndarray, seen_NV: np.ndarray, uniform_N: np.ndarray
     ) -> np.ndarray:
-        """A token in each row [N]; by chance, which is `uniform_N` in [0, 1), unless greedy."""
-        chosen_NV = self.distribution(log_probs_NV, seen_NV)
+        """Choose one token per row [N]: the argmax if greedy, else drawn with `uniform_N` in [0, 1)."""
+        filtered_NV = self.distribution(log_probs_NV, seen_NV)
         if self.temperature > 0:
-            return draw(chosen_NV, uniform_N)
-        tokens_N: np.ndarray = chosen_NV.argmax(axis=1)
+            return draw(filtered_NV, uniform_N)
+        tokens_N: np.ndarray = filtered_NV.argmax(axis=1)
         return tokens_N
 
     def distribution(self, log_probs_NV: np.ndarray, seen_NV: np.ndarray) -> np.ndarray:
-        """The log-probabilities that are drawn from; `seen_NV` marks what the penalty is for."""
+        """The filtered log-probabilities [N, V]; `seen_NV` marks the tokens to penalise."""
         if self.repetition_penalty != 1:
             log_probs_NV = penalise_repetition(log_probs_NV, seen_NV, self.repetition_penalty)
         if self.temperature == 0:
-            return log_probs_NV  # whatever the filters say, and `typical` may say no to the best
+            return (
+                log_probs_NV  # filters do not apply; `typical` could remove the most probable token
+            )
         if self.temperature != 1:
             log_probs_NV = apply_temperature(log_probs_NV, self.temperature)
         if self.top_k:
@@ -84,7 +86,7 @@ def _keep(log_probs_NV: np.ndarray, kept_NV: np.ndarray) -> np.ndarray:
 
 
 def _first_of_mass(probs_NV: np.ndarray, order_NV: np.ndarray, mass: float) -> np.ndarray:
-    """Marks the fewest tokens, taken in the given order, whose probabilities reach `mass`."""
+    """Mask of the shortest prefix of the given order whose probabilities reach `mass`."""
     sorted_NV = np.take_along_axis(probs_NV, order_NV, axis=1)
     before_NV = np.cumsum(sorted_NV, axis=1) - sorted_NV
     kept_NV = np.empty(probs_NV.shape, bool)
@@ -95,24 +97,24 @@ def _first_of_mass(probs_NV: np.ndarray, order_NV: np.ndarray, mass: float) -> n
 def penalise_repetition(
     log_probs_NV: np.ndarray, seen_NV: np.ndarray, penalty: float
 ) -> np.ndarray:
-    """Raise the probability of each token seen before to the power of `penalty`; renormalise.
+    """Raise the probability of each token in `seen_NV` to the power of `penalty`; renormalise.
 
-    Keskar et al. 2019 (CTRL), section 4.1, on log-probabilities: on raw scores the effect would
-    depend on a constant that the softmax ignores.
+    Keskar et al. 2019 (CTRL), section 4.1, applied to log-probabilities: on logits the effect would
+    depend on an additive constant to which the softmax is invariant.
     """
     return normalise(np.where(seen_NV, log_probs_NV * penalty, log_probs_NV))
 
 
 def apply_temperature(log_probs_NV: np.ndarray, temperature: float) -> np.ndarray:
     """Raise every probability to the power of 1 / temperature; renormalise."""
-    # Shifted first, so that a tiny temperature overflows to -inf and never to NaN.
+    # Subtract the maximum first, so that a tiny temperature overflows to -inf and not to NaN.
     shifted_NV = log_probs_NV - log_probs_NV.max(axis=1, keepdims=True)
     with np.errstate(over="ignore"):
         return normalise(shifted_NV / temperature)
 
 
 def keep_top_k(log_probs_NV: np.ndarray, k: int) -> np.ndarray:
-    """Keep the k most probable tokens and what ties with the last of them (Fan et al. 2018)."""
+    """Keep the k most probable tokens, including ties with the last (Fan et al. 2018)."""
     V = log_probs_NV.shape[1]
     if k >= V:
         return log_probs_NV
@@ -121,7 +123,7 @@ def keep_top_k(log_probs_NV: np.ndarray, k: int) -> np.ndarray:
 
 
 def keep_top_p(log_probs_NV: np.ndarray, p: float) -> np.ndarray:
-    """Keep the fewest most probable tokens that hold mass p (nucleus: Holtzman et al. 2020)."""
+    """Keep the smallest set of most probable tokens with mass p (nucleus: Holtzman et al. 2020)."""
     order_NV = np.argsort(-log_probs_NV, axis=1, kind="stable")
     return _keep(log_probs_NV, _first_of_mass(np.exp(log_probs_NV), order_NV, p))
 
@@ -133,7 +135,7 @@ def keep_min_p(log_probs_NV: np.ndarray, p: float) -> np.ndarray:
 
 
 def keep_typical(log_probs_NV: np.ndarray, mass: float) -> np.ndarray:
-    """Keep the fewest tokens of that mass whose surprisal is nearest to the entropy.
+    """Keep the smallest set with this mass of the tokens whose surprisal is nearest to the entropy.
 
     Locally typical sampling: Meister et al. 2023.
     """
@@ -145,10 +147,10 @@ def keep_typical(log_probs_NV: np.ndarray, mass: float) -> np.ndarray:
 
 
 def draw(log_probs_NV: np.ndarray, uniform_N: np.ndarray) -> np.ndarray:
-    """The token in each row [N] at which the cumulative probability first exceeds u in [0, 1)."""
+    """The token of each row [N] at which the cumulative probability first exceeds u in [0, 1)."""
     cumulative_NV = np.cumsum(np.exp(log_probs_NV), axis=1)
     total_N = cumulative_NV[:, -1]
-    # u * total may round up to the total, beyond the last token that has any probability.
+    # u * total may round up to the total, past the last token of nonzero probability.
     threshold_N = np.minimum(uniform_N * total_N, np.nextafter(total_N, 0))
     tokens_N: np.ndarray = (cumulative_NV <= threshold_N[:, None]).sum(axis=1)
     return tokens_N

@@ -1,10 +1,10 @@
-"""The border between a prompt and the text that follows it.
+"""Tokenization at the border between a prompt and its continuation.
 
-A token that a model has learned may begin in the prompt and end after it: after "the old " the next
-token is " house", not "house" after a lone space. So every way to encode the prompt up to such a token
-is kept, and sampling weighs them (Phan et al. 2024, "Exact byte-level probabilities"). Knows a
-tokenizer; nothing of models or of chance. Invariant: the text of any opening and of a token that may
-follow it begins with the prompt's text, but for white space that the tokenizer folds.
+A token may start inside the prompt and end after it: after "the old " the model expects " house", not
+"house" following a lone space. All encodings of the prompt up to such a token are therefore kept, and
+sampling weights them by probability (Phan et al. 2024, "Exact byte-level probabilities"). Depends on a
+tokenizer, not on models or random numbers. Invariant: the text of an opening followed by any token
+allowed after it begins with the prompt, except for white space that the tokenizer folds.
 """
 
 from __future__ import annotations
@@ -23,62 +23,64 @@ from gru_lm.text.tokenizer_encoders import clean
 
 @dataclass(frozen=True)
 class Opening:
-    """One way to encode the prompt up to the first token to be sampled."""
+    """One encoding of the prompt up to the first sampled token."""
 
     tokens: tuple[int, ...]
-    rest: str = ""  # of the prompt; the first sampled token begins with it
-    following: np.ndarray | None = None  # the tokens that may be sampled first; None: any
+    rest: str = (
+        ""  # end of the prompt that is not in `tokens`; the first sampled token starts with it
+    )
+    following: np.ndarray | None = None  # candidates for the first sampled token; None: any
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt's tokens as the tokenizer has them, and the openings to be weighed: at least one."""
+    """A prompt: its tokens as encoded by the tokenizer, and one or more openings."""
 
     tokens: tuple[int, ...]
     openings: tuple[Opening, ...]
-    unknown: int  # tokens of an opening that are not in the vocabulary
+    unknown: int  # out-of-vocabulary tokens in each opening
 
     def is_plain(self) -> bool:
-        """Whether any token may follow, and none begins in the prompt."""
+        """Whether the first sampled token is unrestricted and starts after the prompt."""
         return len(self.openings) == 1 and self.openings[0].following is None
 
 
 def read_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
-    """The prompt `text`, which may be any."""
+    """Encode the prompt `text`, which may be any string."""
     head, tail, starts_line = _parted(tokenizer, clean(text))
     before = tuple(tokenizer.encode_text(head))
     whole = before + tuple(tokenizer.encode_text(tail))
-    found, folded = [], ""
+    openings, folded = [], ""
     if _agrees(tokenizer, tail):
-        found.append(Opening(whole))
+        openings.append(Opening(whole))
     elif tail.endswith(" "):
         spaced = _completions(tokenizer, b" ")
-        ends = [tokenizer.newline_id, tokenizer.end_id]  # white space before them is folded too
-        found.append(Opening(whole, " ", np.unique(np.append(spaced, ends))))
+        ends = [tokenizer.newline_id, tokenizer.end_id]  # they fold preceding white space too
+        openings.append(Opening(whole, " ", np.unique(np.append(spaced, ends))))
         tail, folded = tail[:-1], " "
     longest = _surfaces(tokenizer)[2]
     for at in range(max(0, len(tail) - longest), len(tail)):
         rest = tail[at:] + folded
-        # At a line's start the decoder drops the space that such a token begins with.
+        # At the start of a line the decoder drops the token's leading space.
         drops = tokenizer.drop_leading_space and starts_line and not at
         following = _completions(tokenizer, b" " * drops + rest.encode())
         if drops and not len(following):
             following = _completions(tokenizer, rest.encode())
         if len(following) and _agrees(tokenizer, tail[:at]):
-            opened = before + tuple(tokenizer.encode_text(tail[:at]))
-            found.append(Opening(opened, rest, following))
-    found = found or [Opening(whole)]
+            tokens = before + tuple(tokenizer.encode_text(tail[:at]))
+            openings.append(Opening(tokens, rest, following))
+    openings = openings or [Opening(whole)]
 
     def unknown(opening: Opening) -> int:
         return opening.tokens.count(-1 if tokenizer.unknown_id is None else tokenizer.unknown_id)
 
-    # What a longer token can make known is no unknown word.
-    least = min(map(unknown, found))
-    return Prompt(whole, tuple(each for each in found if unknown(each) == least), least)
+    # A word that a token across the border would complete is not out of vocabulary.
+    least = min(map(unknown, openings))
+    return Prompt(whole, tuple(each for each in openings if unknown(each) == least), least)
 
 
 def _parted(tokenizer: Tokenizer, text: str) -> tuple[str, str, bool]:
-    """What no token can straddle the end of, the rest, and whether that starts a line."""
+    """Split `text` where no token can cross: head, tail, and whether the tail starts a line."""
     start = line = text.rfind("\n") + 1
     if tokenizer.kind != "word":
         start += (len(text) - line) // LONGEST * LONGEST
@@ -91,9 +93,9 @@ def _parted(tokenizer: Tokenizer, text: str) -> tuple[str, str, bool]:
 
 
 def _agrees(tokenizer: Tokenizer, text: str) -> bool:
-    """Whether the tokens of `text` end in a space if it does, and only then.
+    """Whether the tokens of `text` end in a space exactly if `text` does.
 
-    A tokenizer may leave the space to the token after it, or add one that is not there.
+    A tokenizer may attach a trailing space to the next token, or add a space of its own.
     """
     if tokenizer.lossless:
         return True
@@ -102,7 +104,7 @@ def _agrees(tokenizer: Tokenizer, text: str) -> bool:
 
 
 def _completions(tokenizer: Tokenizer, start: bytes) -> np.ndarray:
-    """The tokens whose text begins with `start` and is longer."""
+    """The tokens whose text begins with `start` and is longer than it."""
     sorted_surfaces, tokens, _ = _surfaces(tokenizer)
     return np.array(list(_with_prefix(sorted_surfaces, tokens, start)), np.int64)
 
@@ -117,7 +119,7 @@ def _with_prefix(surfaces: list[bytes], tokens: list[int], start: bytes) -> Iter
 
 @lru_cache(maxsize=1)
 def _surfaces(tokenizer: Tokenizer) -> tuple[list[bytes], list[int], int]:
-    """The texts of all tokens, sorted; whose they are; the characters of the longest, at most."""
+    """The surfaces of all tokens, sorted; their token ids; the length of the longest in bytes."""
     pairs = sorted((tokenizer.surface(token), token) for token in range(tokenizer.vocab_size))
     surfaces = [surface for surface, _ in pairs]
     return surfaces, [token for _, token in pairs], max(map(len, surfaces))

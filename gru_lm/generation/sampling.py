@@ -1,8 +1,8 @@
-"""Text made of one token after another, many samples side by side.
+"""Autoregressive sampling of several texts in parallel.
 
-Knows a model and a tokenizer; no terminal and no files. Invariants: sample i depends on the seed and
-on i, not on how many samples run beside it (up to the rounding of a wider product), nor on how many
-tokens are drawn at once; the text handed out is final.
+Depends on a model and a tokenizer, not on terminals or files. Invariants: sample i depends on the seed
+and on i, not on the number of parallel samples (up to rounding in larger matrix products) or of tokens
+drawn per call; text is yielded only once it is final.
 
 Shapes: N samples, V vocabulary, T time, L layers, S states of the cell, H hidden, K openings
 of the prompt, C candidates for the first token.
@@ -32,19 +32,19 @@ from gru_lm.text.tokenizer import Tokenizer
 class Sample:
     """One sampled text, without its prompt."""
 
-    text: str = ""  # all of it, once it has ended
-    tokens: int = 0  # sampled: those of a stop string and the end of the document included
-    logprob: float = 0.0  # of those tokens, nats, under the model's unmodified distribution
-    stop: str | None = None  # length | stop | end, once it is known
-    # Of each sampled token its id, piece and logprob, where they are asked for.
+    text: str = ""  # complete text, set at the end
+    tokens: int = 0  # sampled tokens, including those of a stop string and the end of the document
+    logprob: float = 0.0  # of those tokens, in nats, under the model's unmodified distribution
+    stop: str | None = None  # reason of the end: length | stop | end
+    # Id, piece and log-probability of each sampled token, if requested.
     logprobs: list[tuple[int, str, float]] = field(default_factory=list)
 
 
 class Step(NamedTuple):
-    """A sample went on by some tokens, or ended."""
+    """Progress of one sample: it was extended by some tokens, or ended."""
 
     number: int
-    text: str  # new, final text; often none
+    text: str  # new, final text; may be empty
     sample: Sample
 
 
@@ -62,15 +62,15 @@ def generate(
     with_logprobs: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Iterator[Step]:
-    """Sample texts that continue the prompt, side by side; yields text as it is made.
+    """Sample continuations of the prompt in parallel; yield text as it is generated.
 
-    Each sample's last step has `sample.stop` set: "length" after `length` tokens, "end" where the
-    end of a document was drawn, "stop" where its text came to hold a stop string; the text then
-    ends before that string. Stop strings are looked for in the new text alone. The first token may
-    begin in the prompt, and is drawn from all that continue its text. Tokens that stand for no text
-    are never drawn, nor is the unknown one unless a tokenizer that needs it has `allow_unknown`.
-    `check` is called before every token, or every few where some are drawn at once, in a few
-    milliseconds. Raises DivergedError where the model's probabilities are not numbers.
+    The last step of each sample has `sample.stop` set: "length" after `length` tokens, "end" if the end
+    of a document was drawn, "stop" if the text contains a stop string; the text then ends before that
+    string. Stop strings are searched for in the new text only. The first token may start inside the
+    prompt; it is drawn from all tokens that continue the prompt's text. Tokens without text are never
+    drawn; the unknown token is drawn only with `allow_unknown` and a lossy tokenizer. `check` is called
+    every few milliseconds: before every token, or before every block of tokens drawn at once. Raises
+    DivergedError if the model's probabilities are NaN.
     """
     prompt = prompt or read_prompt(tokenizer, "")
     never = _never(tokenizer, allow_unknown=allow_unknown)
@@ -78,15 +78,15 @@ def generate(
         model, tokenizer.newline_id, prompt, samples, choice or Choice(), seed, never, check
     )
     whole = whole_pieces(tokenizer)
-    made = [Sample() for _ in range(samples)]
-    texts: list[list[str]] = [[] for _ in made]
+    results = [Sample() for _ in range(samples)]
+    texts: list[list[str]] = [[] for _ in results]
     writers: list[Writer] = []
 
-    def went_on(number: int, text: str, why: str | None) -> Step:
+    def extended(number: int, text: str, why: str | None) -> Step:
         texts[number].append(text)
         if why:
-            made[number].stop, made[number].text = why, "".join(texts[number])
-        return Step(number, text, made[number])
+            results[number].stop, results[number].text = why, "".join(texts[number])
+        return Step(number, text, results[number])
 
     running = list(range(samples))
     position = 0
@@ -104,43 +104,43 @@ def generate(
         alive = []
         for row, (number, tokens) in enumerate(zip(running, tokens_NT.tolist(), strict=True)):
             text, used, why = writers[number].push(tokens)
-            made[number].tokens += used
-            made[number].logprob += (
+            results[number].tokens += used
+            results[number].logprob += (
                 nats_N[row] if used == drawn else float(log_probs_NT[row, :used].sum(dtype=float))
             )
             if with_logprobs:
                 nats = log_probs_NT[row].tolist()
-                made[number].logprobs += [
+                results[number].logprobs += [
                     (token, tokenizer.piece(token), nats[at])
                     for at, token in enumerate(tokens[:used])
                 ]
             if why is None:
                 alive.append(row)
-            yield went_on(number, text, why)
+            yield extended(number, text, why)
         if len(alive) < len(running):
             running = [running[row] for row in alive]
             drawing.keep(alive)
-    # A character that the length cut in two is left out: its other bytes were never drawn.
+    # An incomplete character at the length limit is dropped.
     for number in running:
-        yield went_on(number, writers[number].flush() if writers else "", "length")
+        yield extended(number, writers[number].flush() if writers else "", "length")
 
 
 def _never(tokenizer: Tokenizer, *, allow_unknown: bool) -> list[int]:
-    """The tokens that are not drawn.
+    """The tokens excluded from sampling.
 
-    The unknown one; and those without text, such as a foreign model's <s>, but for the end of a document
-    where training has met it.
+    The unknown token, and tokens without text such as <s> of a foreign model; the end of a document is
+    allowed if the model was trained on it.
     """
-    mute = {token for token in range(tokenizer.vocab_size) if not tokenizer.surface(token)}
+    excluded = {token for token in range(tokenizer.vocab_size) if not tokenizer.surface(token)}
     if tokenizer.ends_documents:
-        mute.discard(tokenizer.end_id)
+        excluded.discard(tokenizer.end_id)
     if tokenizer.unknown_id is not None and (tokenizer.lossless or not allow_unknown):
-        mute.add(tokenizer.unknown_id)
-    return sorted(mute)
+        excluded.add(tokenizer.unknown_id)
+    return sorted(excluded)
 
 
 class _Drawing:
-    """The tokens of all samples that still run."""
+    """State of the active samples, from which their next tokens are drawn."""
 
     def __init__(
         self,
@@ -158,7 +158,7 @@ class _Drawing:
         self._never = never
         self._randoms = [np.random.default_rng((seed, number)) for number in range(samples)]
         self.openings = [prompt.openings[0]] * samples
-        # What the penalty is for; without one, nothing is kept.
+        # Tokens subject to the repetition penalty; empty without a penalty.
         penalised = choice.repetition_penalty != 1
         self._seen_NV = np.zeros((samples, model.config.vocab_size if penalised else 0), bool)
         if penalised:
@@ -175,9 +175,9 @@ class _Drawing:
         self._stepper = make_stepper(self._model, state_LSNH)
 
     def draw(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """The next T tokens of each sample [N, T], T at most `most`, and their log-probabilities.
+        """Draw the next T ≤ `most` tokens of each sample: tokens [N, T] and log-probabilities [N, T].
 
-        In nats, under the model's unmodified distribution.
+        Log-probabilities are in nats, under the model's unmodified distribution.
         """
         if self._border:
             return self._first(self._border)
@@ -196,7 +196,7 @@ class _Drawing:
         return tokens_NT, _numbers(log_probs_NT)
 
     def _uniform(self, steps: int) -> np.ndarray:
-        """Chance [N, T] for so many steps: of each sample its own, and none where it plays no part."""
+        """Uniform random numbers [N, T] from each sample's generator; zeros if sampling is greedy."""
         uniform_NT = np.zeros((len(self._randoms), steps))
         if self._choice.temperature > 0:
             for uniform_T, random in zip(uniform_NT, self._randoms, strict=True):
@@ -204,7 +204,7 @@ class _Drawing:
         return uniform_NT
 
     def _first(self, border: Border) -> tuple[np.ndarray, np.ndarray]:
-        """A token of each sample [N, 1] that crosses the border, and its log-probability."""
+        """Draw the first token of each sample [N, 1] from the border's candidates."""
         self._border = None
         N, C = len(self._randoms), len(border.tokens_C)
         seen_NC = self._seen_NV[:, border.tokens_C] if self._seen_NV.size else np.empty((N, 0))
@@ -218,7 +218,7 @@ class _Drawing:
         return self._last_N[:, None], border.log_probs_C[at_N, None]
 
     def _choose(self, uniform_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """One token of each sample [N, 1], by the filters, and its log-probability."""
+        """Draw one token per sample [N, 1], with filters applied; return it with its log-probability."""
         log_probs_NV = _numbers(self._stepper.log_probs(self._last_N))
         allowed_NV = log_probs_NV
         if self._never:
@@ -234,14 +234,14 @@ class _Drawing:
             np.put_along_axis(self._seen_NV, tokens_N1, True, axis=1)
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Go on with the samples in these rows alone."""
+        """Keep only the samples in these rows, in this order."""
         self._stepper.keep(rows)
         self._randoms = [self._randoms[row] for row in rows]
         self._last_N, self._seen_NV = self._last_N[rows], self._seen_NV[rows]
 
 
 def _numbers(log_probs: np.ndarray) -> np.ndarray:
-    """`log_probs`. Raises DivergedError where they are not numbers."""
+    """Return `log_probs`. Raises DivergedError if they contain NaN."""
     if np.isnan(log_probs).any():
         raise DivergedError("the model's probabilities are not numbers")
     return log_probs
@@ -255,7 +255,7 @@ def complete(
     samples: int = 1,
     **options: Any,
 ) -> list[Sample]:
-    """The finished samples of `generate`, whose options these are, in order."""
+    """Run `generate` with these options to the end; return the finished samples in order."""
     steps = generate(model, tokenizer, prompt, samples=samples, **options)
-    made = {step.number: step.sample for step in steps}
-    return [made[number] for number in range(samples)]
+    finished = {step.number: step.sample for step in steps}
+    return [finished[number] for number in range(samples)]

@@ -1,7 +1,7 @@
-"""Tokens to final text: what is handed out is never taken back.
+"""Incremental conversion of sampled tokens to text.
 
-Bytes that do not yet make a character are held back, and so is text that may be the beginning of a stop
-string. Knows a tokenizer; nothing of models or of chance.
+Buffers incomplete characters and text that may be the start of a stop string. Depends on a
+tokenizer, not on models or random numbers. Invariant: text that has been returned is final.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from gru_lm.text.tokenizer import Tokenizer
 
 
 class StopStrings:
-    """Lets text pass up to the first stop string, holding back what may be the start of one.
+    """Passes text through up to the first stop string; buffers a possible start of one.
 
     >>> stops = StopStrings(["END"])
     >>> stops.push("one E"), stops.push("N"), stops.push("D two")
@@ -28,14 +28,14 @@ class StopStrings:
         return bool(self._stops) and any(stop in self._held + text for stop in self._stops)
 
     def push(self, text: str) -> tuple[str, bool]:
-        """What may be shown of all the text so far, and whether a stop string has come."""
+        """Return the text that is now final, and whether a stop string was found."""
         if not self._stops:
             return text, False
         held = self._held + text
-        found = [place for stop in self._stops if (place := held.find(stop)) >= 0]
-        if found:
+        places = [place for stop in self._stops if (place := held.find(stop)) >= 0]
+        if places:
             self._held = ""
-            return held[: min(found)], True
+            return held[: min(places)], True
         keep = next(
             (
                 size
@@ -48,25 +48,25 @@ class StopStrings:
         return held[: len(held) - keep], False
 
     def flush(self) -> str:
-        """What is held back, now that no more text comes."""
+        """Return the buffered text at the end of the input."""
         rest, self._held = self._held, ""
         return rest
 
 
 def whole_pieces(tokenizer: Tokenizer) -> dict[int, str]:
-    """The text of each token whose text is the same wherever it stands, but the document's end."""
+    """The text of each token that decodes independently of context; without the end of a document."""
     surfaces = [tokenizer.surface(token) for token in range(tokenizer.vocab_size)]
     if tokenizer.drop_leading_space and any(surface.startswith(b" ") for surface in surfaces):
-        return {}  # all depends on what came before
+        return {}  # any token may depend on its position in the line
     texts = {token: surface.decode(errors="replace") for token, surface in enumerate(surfaces)}
     return {token: text for token, text in texts.items() if text and "\ufffd" not in text}
 
 
 class Writer:
-    """The tokens of one sample, after its prompt, to its final text.
+    """Converts the tokens of one sample to text.
 
-    `whole` is what `whole_pieces` says of the tokenizer. `rest` is what of the prompt's text the first
-    token holds; it is not written again.
+    `whole` is the result of `whole_pieces` for the tokenizer. `rest` is the end of the prompt that the
+    first token repeats; it is removed from the output.
     """
 
     def __init__(
@@ -83,14 +83,14 @@ class Writer:
         self._end = tokenizer.end_id if tokenizer.end_id != tokenizer.newline_id else None
         self._whole = whole
         self._rest = rest
-        # Whether the decoder holds nothing back, so that whole pieces need not go through it.
+        # Whether the decoder's buffer is empty, so that whole pieces can bypass it.
         self._clear = not prompt or prompt[-1] in whole
         if not self._clear:
-            for token in prompt:  # so that it knows where in a line it is
+            for token in prompt:  # sets the decoder's position in the line
                 self._decoder.push(token)
 
     def push(self, tokens: Sequence[int]) -> tuple[str, int, str | None]:
-        """New, final text; how many of the tokens it is of; "stop" or "end" where that ended it."""
+        """Return new final text, the number of tokens used, and "stop" or "end" if the sample ended."""
         if self._clear and not self._rest:
             pieces = [self._whole.get(token, "") for token in tokens]
             text = "".join(pieces)
@@ -103,7 +103,7 @@ class Writer:
                 text, self._rest = text.removeprefix(self._rest), ""
             text, stopped = self._stops.push(text)
             if token == self._end and not stopped:
-                # Bytes still held back can no longer become a character.
+                # Buffered bytes can no longer form a character.
                 last, stopped = self._stops.push(self._decoder.flush())
                 text += last
                 if not stopped:
@@ -115,5 +115,5 @@ class Writer:
         return "".join(parts), len(tokens), None
 
     def flush(self) -> str:
-        """What may no longer become a stop string; a character cut in two is left out."""
+        """Return the buffered text at the length limit; an incomplete character is dropped."""
         return self._stops.flush()

@@ -1,6 +1,7 @@
-"""What computes here: device, backend, threads, precision. The one place that sets them.
+"""Selection and setup of device, backend, threads and precision.
 
-Knows no text and no settings. Invariant: what is refused is refused before PyTorch takes any memory.
+The only module that sets them; independent of texts and settings. Invariant: invalid requests are
+rejected before PyTorch allocates any memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from gru_lm.model.native.kernels import bf16_available
 from gru_lm.signals import Stop, never
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
-# Of training, beside the fastest and float32.
+# Training precisions in addition to float32 and `fastest_precision`.
 _PRECISIONS: dict[str, tuple[str, ...]] = {"cpu": (), "cuda": ("bf16", "fp16")}
 
 
@@ -32,33 +33,34 @@ def set_up(
     deterministic: bool = False,
     stop: Stop = never,
 ) -> torch.device:
-    """Prepare PyTorch to compute on `device`, and our kernels where it is a CPU; returns it.
+    """Set up PyTorch for `device`, and the native kernels if it is a CPU; return the device.
 
-    Without `threads`, PyTorch's default is used, but at most `processors()`. `stop` is polled while
-    the kernels are compiled. Raises UsageError for a name that is not a device and for a
-    `precision` that it cannot train in, and EnvironmentProblem for a device that is not there.
+    Without `threads`, PyTorch's default is used, but at most `processors()`. `stop` is polled while the
+    kernels are compiled. Raises UsageError for an invalid device name and for a `precision` that the
+    device does not support in training, EnvironmentProblem for a device that does not exist.
     """
-    where = choose_device(device)
-    if where.type == "cpu":
+    selected = choose_device(device)
+    if selected.type == "cpu":
         build.problem(stop)
-    if precision not in (None, "float32", fastest_precision(where), *_PRECISIONS[where.type]):
-        or_else = ", or AVX512_BF16 and a C compiler" if precision == "bf16" else ""
+    supported = (None, "float32", fastest_precision(selected), *_PRECISIONS[selected.type])
+    if precision not in supported:
+        alternative = ", or AVX512_BF16 and a C compiler" if precision == "bf16" else ""
         raise UsageError(
-            f"--precision {precision} needs CUDA{or_else}",
-            hint="--precision float32; a run that has begun so goes on only where that is",
+            f"--precision {precision} needs CUDA{alternative}",
+            hint=f"--precision float32; a {precision} run can only be resumed on such a machine",
         )
     threads = threads or min(torch.get_num_threads(), processors())
     if threads != torch.get_num_threads():
         torch.set_num_threads(threads)
-    if deterministic and where.type == "cuda":
+    if deterministic and selected.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
-    return where
+    return selected
 
 
 def processors(root: Path = Path("/")) -> int:
-    """Processors available to this process: the least of cores, affinity and cgroup quotas.
+    """Processors available to this process: the minimum of cores, affinity and cgroup quotas.
 
     A fractional quota is rounded up. `root` is the directory in which proc and sys are mounted.
     """
@@ -74,7 +76,7 @@ def _quotas(root: Path) -> Iterator[int]:
             _, controllers, path = line.split(":", 2)
             mounts = (controllers, "cpu") if "cpu" in controllers.split(",") else ()
             for name in mounts if controllers else ("", "unified"):
-                # In a container the mount shows only its own cgroup, while the path is the host's.
+                # In a container the mount shows only its own cgroup, but the path is the host's.
                 group = root / "sys/fs/cgroup" / name / path.lstrip("/")
                 while group != root / "sys/fs":
                     yield from _quota(group)
@@ -90,31 +92,31 @@ def _quota(group: Path) -> Iterator[int]:
             quota, period = (
                 (group / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")
             )
-        if int(quota) > 0 and int(period) > 0:  # -1: none
+        if int(quota) > 0 and int(period) > 0:  # -1: no limit
             yield math.ceil(int(quota) / int(period))
 
 
 def fastest_precision(device: torch.device) -> str:
-    """What a run is trained in unless told otherwise."""
+    """Default training precision on `device`."""
     return "bf16" if device.type == "cpu" and bf16_available() else "float32"
 
 
 def choose_backend(device: torch.device) -> str:
-    """The fastest backend that there is for `device`; compiles the kernels if need be."""
+    """The fastest available backend for `device`; compiles the kernels if necessary."""
     return "native" if device.type == "cpu" and build.available() else "fused"
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called "auto" (CUDA where there is one), "cpu", "cuda" or "cuda:I".
+    """The device named "auto" (CUDA if available), "cpu", "cuda" or "cuda:I".
 
-    Raises UsageError for another name, EnvironmentProblem for a device that is not there.
+    Raises UsageError for any other name, EnvironmentProblem for a device that does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, index = name.partition(":")
     if kind not in ("cpu", "cuda") or (index and (kind == "cpu" or not index.isdecimal())):
         raise UsageError(f"unknown device {name!r}", hint="--device auto, cpu, cuda or cuda:0")
-    torch.backends.cudnn.allow_tf32 = False  # float32 is float32, on every device
+    torch.backends.cudnn.allow_tf32 = False  # float32 means full float32 on every device
     if kind == "cuda":
         count = torch.cuda.device_count()
         if int(index or 0) >= count:
@@ -127,10 +129,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def _keep_memory() -> None:
-    """Let the process keep the memory it frees, where its C library is glibc.
+    """Make glibc keep freed memory in the process.
 
-    By default large blocks go back to the kernel at every step, and the page faults of taking them
-    again are a fifth of a small step's time.
+    By default large blocks are returned to the kernel after every step, and the page faults of
+    allocating them again take a fifth of the time of a small step.
     """
     with suppress(AttributeError, OSError):
         c_library = ctypes.CDLL(None)

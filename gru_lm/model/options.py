@@ -1,7 +1,7 @@
-"""The options of a model: its shape, and its regularization in training.
+"""Model options: shape, and regularization during training.
 
-The one list of both: settings, plans, models and the validation of checkpoints take their fields from
-here. A new option is a field here and a setting of the same name in config.py. Imports no torch.
+The single definition of both: settings, plans, models and checkpoint validation take their fields from
+here. A new option is a field here and a setting of the same name in config.py. Does not import torch.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, get_args, get_type_hints
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """The shape of a model, without its vocabulary."""
+    """Shape of a model, excluding its vocabulary size."""
 
     cell: str
     layers: int
@@ -25,12 +25,14 @@ class Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class RegularizationOptions:
-    """What is dropped and penalised in training."""
+    """Dropout and activation penalties during training."""
 
     dropout: float = 0.0  # between layers
     output_dropout: float | None = None  # after the last layer; None: same as `dropout`
     input_dropout: float = 0.0  # on the embeddings
-    embedding_dropout: float = 0.0  # of whole tokens, at all positions (Gal and Ghahramani 2016)
+    embedding_dropout: float = (
+        0.0  # of whole word types, at all positions (Gal and Ghahramani 2016)
+    )
     weight_drop: float = 0.0  # DropConnect on recurrent weights (Merity, Keskar and Socher 2018)
     locked: bool = False  # one mask for all time steps of a batch (both papers)
     ar: float = 0.0  # α of `activation_penalty`

@@ -1,8 +1,8 @@
 """Step-by-step inference over N parallel streams: tokens in, next-token distributions out.
 
-Selects the implementation: the C kernel if it supports the model, otherwise the model itself, with any
-cell, softmax and device. Knows token ids but no text. Choosing the next token is left to the caller,
-although the kernel can also draw it.
+Selects the implementation: the C kernel if it supports the model, otherwise the model itself, which
+supports any cell, softmax and device. Works on token ids, not text. The caller chooses the next token,
+although the kernel can also sample it.
 
 Shapes: N streams, V vocabulary, L layers, S states of the cell, H hidden.
 """

@@ -274,8 +274,8 @@ def test_what_has_no_effect_is_refused(folder: Path) -> None:
     assert "--split" in error(folder, *compare, "--split", "0.5,0.5", "--valid", "one.txt", code=2)
     for options, said in (
         (("eval", "char", "--encoding", "latin-1"), "--encoding is that of a FILE"),
-        (("sample", "char", "--logprobs"), "--logprobs goes with --json"),
-        (("sample", "char", "--temperature", 0, "--typical", 0.5), "--typical does not go with"),
+        (("sample", "char", "--logprobs"), "--logprobs requires --json"),
+        (("sample", "char", "--temperature", 0, "--typical", 0.5), "--typical cannot be combined"),
     ):
         assert said in error(folder, *options, code=2)
     # A run's own settings say all, and may be used for another.

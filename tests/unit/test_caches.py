@@ -90,7 +90,7 @@ def test_another_place_is_taken_and_said_once(
     (note,) = said
     assert why in note
     assert str(tmp_path / "cache" / "gru-lm") in note
-    assert f"using {instead(tmp_path)} (XDG_CACHE_HOME=DIRECTORY names another place)" in note
+    assert f"using {instead(tmp_path)} (XDG_CACHE_HOME=DIRECTORY moves the caches)" in note
     assert not (tmp_path / "nowhere").exists()
 
 
@@ -218,7 +218,7 @@ def test_without_a_home_everything_works(
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("XDG_CACHE_HOME") == 1
-    assert "no home directory to keep a cache in; using" in done.stderr
+    assert "no home directory for the caches; using" in done.stderr
     assert "atplotlib" not in done.stderr
     assert not (tmp_path / "~").exists()
 

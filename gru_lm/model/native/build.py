@@ -1,9 +1,9 @@
 """Compiles the kernels on first use, caches the library, and loads it.
 
-Any C compiler will do; if there is none, or anything fails, there is no library and a reason. The
-cache key is source, compiler, flags and processor, so a shared home directory is safe; if two processes
-compile at once, either result is used. The file name ends with a hash of the contents. Invariant: only
-bytes that match the hash, or were just compiled, are loaded.
+Any C compiler works; if there is none, or compilation fails, `problem` gives the reason. The cache key
+covers source, compiler, flags and processor, so that a home directory can be shared between machines; if
+two processes compile at once, either result is used. The file name ends with a hash of the contents.
+Invariant: only bytes that match the hash, or were just compiled, are loaded.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from gru_lm.signals import Stop, never
 FOLDER = Path(__file__).parent
 SOURCES = sorted(FOLDER.glob("*.[ch]"))
 FLAGS = ("-O3", "-shared", "-fPIC", "-std=gnu11")
-# The first that works: this very processor's instructions; OpenMP, for the threads that PyTorch has.
+# Tried in order: instructions of this processor; OpenMP, to share PyTorch's threads.
 CHOICES = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",))
-SECONDS = 60.0  # limit for all compilers together
-MOST_SAID = 1 << 16  # bytes kept of a compiler's output
+SECONDS = 60.0  # time limit for all compilers together
+MOST_SAID = 1 << 16  # maximum bytes kept of a compiler's output
 
 
 class BuildError(Exception):
-    """There can be no library here, and why."""
+    """The library cannot be built; the message is the reason."""
 
 
-_known: list[ctypes.CDLL | BuildError] = []  # the outcome, once there is one
+_known: list[ctypes.CDLL | BuildError] = []  # the library or the error, once determined
 
 
 def library(stop: Stop = never) -> ctypes.CDLL:
@@ -58,12 +58,12 @@ def library(stop: Stop = never) -> ctypes.CDLL:
 
 
 def available() -> bool:
-    """Whether there is a library."""
+    """Whether the library can be used."""
     return problem() is None
 
 
 def problem(stop: Stop = never) -> str | None:
-    """Why there is no library, if there is none."""
+    """The reason why there is no library, or None if there is one."""
     try:
         library(stop)
     except BuildError as error:
@@ -113,7 +113,7 @@ def _digest(data: bytes) -> str:
 
 
 def _processor() -> bytes:
-    """What -march=native depends on."""
+    """Processor properties that -march=native depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -149,15 +149,15 @@ def _built(compiler: Sequence[str], folder: Path, key: str, run: _Runner) -> cty
     """Compile, load and, if possible, cache the library."""
     units = [str(path) for path in SOURCES if path.suffix == ".c"]
     with atomic.scratch(folder) as scratch:
-        made = scratch / "kernel.so"
+        target = scratch / "kernel.so"
         for choice in CHOICES:
-            status, said = run([*compiler, *FLAGS, *choice, *units, "-o", str(made)])
+            status, output = run([*compiler, *FLAGS, *choice, *units, "-o", str(target)])
             if status == 0:
                 break
         else:
-            raise BuildError(f"failed: {said.decode(errors='replace').strip()[:200]}")
-        data = made.read_bytes()
-        loaded = _load(data, made)
+            raise BuildError(f"failed: {output.decode(errors='replace').strip()[:200]}")
+        data = target.read_bytes()
+        loaded = _load(data, target)
     with suppress(EnvironmentProblem):
         path = _path(folder, key, data)
         atomic.write_bytes(path, data, mode=0o600)
@@ -166,7 +166,7 @@ def _built(compiler: Sequence[str], folder: Path, key: str, run: _Runner) -> cty
 
 
 def _load(data: bytes, path: Path) -> ctypes.CDLL:
-    """Load `data`, the contents of `path`. Raises OSError, or AttributeError for other libraries."""
+    """Load `data`, the contents of `path`. Raises OSError, or AttributeError for a foreign library."""
     loaded = ctypes.CDLL(_copied(data) or str(path))
     loaded.recurrence_units.restype = ctypes.c_size_t
     loaded.outer_product_depth.restype = ctypes.c_size_t
@@ -175,9 +175,9 @@ def _load(data: bytes, path: Path) -> ctypes.CDLL:
 
 
 def _copied(data: bytes) -> str | None:
-    """Path of an anonymous copy in memory, or None if the system has no such thing.
+    """Path of an anonymous in-memory copy, or None if the system does not support it.
 
-    Nobody can modify or truncate the copy, and it loads even if the cache is mounted noexec.
+    The copy cannot be modified or truncated by others, and loads even from a cache mounted noexec.
     """
     try:
         descriptor = os.memfd_create("gru-lm-kernels")
@@ -190,19 +190,19 @@ def _copied(data: bytes) -> str | None:
 
 
 class _Runner:
-    """Runs compilers, within SECONDS altogether."""
+    """Runs compilers, with a total time limit of SECONDS."""
 
     def __init__(self, stop: Stop) -> None:
         self._stop = stop
         self._deadline = time.monotonic() + SECONDS
 
     def __call__(self, command: Sequence[str]) -> tuple[int, bytes]:
-        """Exit status and output of a command.
+        """Run a command; return its exit status and output.
 
-        Raises OSError if it cannot be started, BuildError if it takes too long, and whatever `stop`
-        raises; the command and its children are killed then.
+        Raises OSError if it cannot be started, BuildError after the time limit, and exceptions of
+        `stop`; the command and its children are then killed.
         """
-        said = b""
+        output = b""
         with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -218,8 +218,8 @@ class _Runner:
                         raise BuildError(f"not done after {SECONDS:g} s")
                     if select.select([child.stdout], [], [], 0.05)[0]:
                         block = os.read(child.stdout.fileno(), MOST_SAID)
-                        said += block[: MOST_SAID - len(said)]
-                        if not block:  # it closed its output
+                        output += block[: MOST_SAID - len(output)]
+                        if not block:  # the command closed its output
                             with suppress(subprocess.TimeoutExpired):
                                 child.wait(0.05)
                             if child.poll() is not None:
@@ -228,4 +228,4 @@ class _Runner:
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 raise
-        return child.returncode, said
+        return child.returncode, output
