@@ -1,8 +1,8 @@
-"""From named texts to the token stores of a run: read, cut, tokenize, count.
+"""Data pipeline of a run, from input texts to token stores: read, split, tokenize, count.
 
-The cut between training and held-out text is a character position of the text, the same for every
-tokenizer (`word` moves it to the next end of line). The tokenizer is trained on the training part
-alone. Knows nothing of models.
+The training and held-out splits are divided at a character position, which is the same for all
+tokenizers (`word` moves it to the next end of line). The tokenizer is trained on the training split
+only. Independent of models.
 """
 
 from __future__ import annotations
@@ -33,64 +33,64 @@ from gru_lm.text.tokenizer_encoders import VERSION
 Progress = Callable[[int], None]
 
 _SPACE = re.compile(r"\s")
-SLICES = 32  # of a text of which not all is used; fewer, where they would be shorter than a segment
+SLICES = 32  # of an excerpt; fewer if they would be shorter than a segment
 
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the text: its documents, their characters, and what identifies it."""
+    """One split of the text: its documents, their lengths in characters, and a fingerprint."""
 
     documents: tuple[Document, ...]
     lengths: tuple[int, ...]
-    fingerprint: str  # of the text it was cut from, and of where
-    returns: int = 0  # carriage returns in the text it was cut from
+    fingerprint: str  # of the original text and the positions of the cuts
+    returns: int = 0  # carriage returns in the original text
 
     @property
     def characters(self) -> int:
-        """Of all documents."""
+        """Total length in characters."""
         return sum(self.lengths)
 
     def is_several(self) -> bool:
-        """Whether it is of more than one document; slices of one document are one."""
+        """Whether there is more than one document; slices of the same document count once."""
         wholes = [getattr(document, "document", document) for document in self.documents]
         return any(whole != wholes[0] for whole in wholes)
 
     def cut(self, *spans: tuple[int, int]) -> Part:
-        """The characters [start, end) of this part, for each of `spans`: documents of their own."""
+        """The characters [start, end) of each of `spans`, as separate documents."""
         documents: list[Document] = []
         lengths: list[int] = []
         for start, end in spans:
-            found, theirs = cut(self.documents, self.lengths, start, end)
-            documents += found
-            lengths += theirs
-        where = [str(position) for span in spans for position in span]
-        fingerprint = _digest(self.fingerprint, *where)
+            span_documents, span_lengths = cut(self.documents, self.lengths, start, end)
+            documents += span_documents
+            lengths += span_lengths
+        positions = [str(position) for span in spans for position in span]
+        fingerprint = _digest(self.fingerprint, *positions)
         return Part(tuple(documents), tuple(lengths), fingerprint, self.returns)
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The three parts, `test` perhaps without a document."""
+    """The three splits; `test` may be empty."""
 
     train: Part
     valid: Part
     test: Part
 
     def fingerprints(self) -> dict[str, str]:
-        """What a resumed run must find again."""
+        """Fingerprints of the splits, compared when a run is resumed."""
         return {name: getattr(self, name).fingerprint for name in ("train", "valid", "test")}
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The texts as they are named: TEXT, and the files of held-out text, where there are any."""
+    """The input texts: TEXT, and separate validation and test files, if any."""
 
     text: Part
     valid: Part | None
     test: Part | None
 
     def _ends(self, shares: tuple[Fraction, Fraction, Fraction]) -> list[int]:
-        """Where the training part and the validation part of TEXT end: floor(share * n)."""
+        """Positions in TEXT where training and validation end: floor(cumulative share * n)."""
         n = self.text.characters
         return [
             n if self.valid else int(shares[0] * n),
@@ -98,25 +98,25 @@ class Sources:
         ]
 
     def training_characters(self, shares: tuple[Fraction, Fraction, Fraction]) -> int:
-        """Characters of the training part."""
+        """Length of the training split in characters."""
         return self._ends(shares)[0]
 
     def carriage_returns(self) -> int:
-        """In all texts."""
+        """Number of carriage returns in all texts."""
         return sum(part.returns for part in (self.text, self.valid, self.test) if part)
 
     def holds_out(self, shares: tuple[Fraction, Fraction, Fraction]) -> bool:
-        """Whether there is any text to validate on."""
+        """Whether the validation split is not empty."""
         start, end = self._ends(shares)
         return bool(self.valid.characters if self.valid else end > start)
 
     def split(
         self, shares: tuple[Fraction, Fraction, Fraction], *, at_line_ends: bool, stop: Stop
     ) -> Texts:
-        """Cut the held-out parts off TEXT where no file is named for them.
+        """Split TEXT; validation and test files take the place of their share.
 
-        With `at_line_ends` each cut moves to the next end of a line, or between two words where
-        there is none before the end of the part that it begins.
+        With `at_line_ends`, each cut moves to the next end of a line; if that would leave the following
+        split empty, to the next border between words.
         """
         ends = self._ends(shares)
         if at_line_ends:
@@ -142,13 +142,16 @@ def open_texts(
     progress: Progress,
     note: Callable[[str], None],
 ) -> Sources:
-    """Open and survey the texts that are named. Raises InputError for one that cannot be used."""
+    """Open and survey the given texts. Raises InputError for a text that cannot be used."""
 
     def opened(specs: Sequence[str]) -> Part:
         documents = open_documents(specs, encoding=encoding, stdin=stdin, stop=stop, note=note)
-        found = survey(documents, stop=stop, progress=progress)
+        surveyed = survey(documents, stop=stop, progress=progress)
         return Part(
-            found.documents, found.document_characters, found.fingerprint, found.carriage_returns
+            surveyed.documents,
+            surveyed.document_characters,
+            surveyed.fingerprint,
+            surveyed.carriage_returns,
         )
 
     return Sources(
@@ -157,10 +160,10 @@ def open_texts(
 
 
 def excerpt(part: Part, characters: int | None, *, stop: Stop) -> Part:
-    """At most `characters` of a part, evenly spread over it; all of it where that is None or enough.
+    """An excerpt of at most `characters`, evenly spread over a part; None selects all of it.
 
-    Slices of one size at one distance, moved inwards to ends of lines where there are any near: a
-    function of the text and the number alone.
+    Slices have equal length and spacing; their borders move inwards to nearby ends of lines.
+    Deterministic for a given text and length.
     """
     n = part.characters
     if characters is None or characters >= n:
@@ -174,7 +177,7 @@ def excerpt(part: Part, characters: int | None, *, stop: Stop) -> Part:
 def make_tokenizer(
     kind: str, train: Part, *, vocab_size: int | None, characters: int | None, stop: Stop
 ) -> Tokenizer:
-    """A tokenizer of that kind for the training part, or for a sample of so many characters."""
+    """Train a tokenizer on the training split, or on a sample of at most `characters` from it."""
     return train_tokenizer(
         kind,
         lambda: _text(train.documents),
@@ -186,29 +189,29 @@ def make_tokenizer(
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """What a run reads: its texts, how they are tokenized, and the tokens of each part."""
+    """Input of a run: its texts, the tokenizer, and the tokens of each split."""
 
     texts: Texts
     tokenizer: Tokenizer
     train: TokenStore
     valid: TokenStore
     test: TokenStore | None
-    seen: Mapping[str, bool]  # what the training text held, for the checkpoint (meta.SEEN)
-    # Of "train" and "valid"; before they are made, what checkpoints know.
+    seen: Mapping[str, bool]  # properties of the training text, kept in the checkpoint (meta.SEEN)
+    # Sketches of "train" and "valid"; until computed, those of the checkpoint.
     lines: Mapping[str, Sketch] = field(default_factory=dict)
 
     def with_lines(self, *, stop: Stop) -> Data:
-        """The same with sketches of training and held-out text, and what was trained on before."""
+        """A copy with sketches of the splits; "train" includes the texts of earlier training."""
         if "valid" in self.lines:
             return self
         parts = {"train": self.texts.train, "valid": self.texts.valid}
-        found = {name: sketch(part.documents, stop=stop) for name, part in parts.items()}
-        found["train"] |= self.lines.get("train", found["train"])
-        return dataclasses.replace(self, lines=found)
+        sketches = {name: sketch(part.documents, stop=stop) for name, part in parts.items()}
+        sketches["train"] |= self.lines.get("train", sketches["train"])
+        return dataclasses.replace(self, lines=sketches)
 
     @cached_property
     def counts_V(self) -> npt.NDArray[np.int64]:  # noqa: N802
-        """How often each token occurs in the training text, which is counted once: [V]."""
+        """Token counts of the training split [V], cached."""
         return unigram_counts(self.train, self.tokenizer.vocab_size)
 
 
@@ -223,10 +226,10 @@ def tokenize(
     progress: Progress,
     with_test: bool = True,
 ) -> Data:
-    """The tokens of all parts, or all but the test text, from the cache where they have been built.
+    """Tokenize all splits, or all but test, using the cache.
 
-    Up to `workers` processes encode a part that is long enough to be worth it. Documents of held-out
-    text are followed by an end only where the tokenizer says that ends are scored.
+    A split long enough to benefit is encoded by up to `workers` processes. End-of-document tokens are
+    always used in training text, in held-out text only if `tokenizer.ends_documents`.
     """
     with_test = with_test and texts.test.characters > 0
     ends = tokenizer.ends_documents
@@ -260,17 +263,16 @@ def tokenize(
 
 
 def _text(documents: Sequence[Document]) -> Iterator[str]:
-    """All documents' text, to train a tokenizer on; no word goes on from one into the next."""
+    """The text of all documents, separated by newlines, for training a tokenizer."""
     for pieces in readings(documents):
         yield from pieces
         yield "\n"
 
 
 def _after(whole: Part, position: int, until: int, stop: Stop) -> int:
-    """The position after the first newline at or after `position`, or else after the first white space.
+    """The position after the next newline, if that is before `until`, else after the next white space.
 
-    The newline must come before `until`, so that something is left between the two. Without either it
-    is the end of the text.
+    The search starts just before `position`. If there is neither, the end of the text.
     """
     if position in (0, whole.characters):
         return position
@@ -281,9 +283,9 @@ def _after(whole: Part, position: int, until: int, stop: Stop) -> int:
             stop()
             if space is None and (match := _SPACE.search(piece)):
                 space = at + match.end()
-            found = piece.find("\n")
+            newline = piece.find("\n")
             at += len(piece)
-            if found >= 0 and (after := at - len(piece) + found + 1) < max(until, position + 1):
+            if newline >= 0 and (after := at - len(piece) + newline + 1) < max(until, position + 1):
                 return after
             if at >= until and space is not None:
                 return space
@@ -293,13 +295,13 @@ def _after(whole: Part, position: int, until: int, stop: Stop) -> int:
 def _at_line_ends(
     part: Part, spans: Sequence[tuple[int, int]], *, near: int, stop: Stop
 ) -> list[tuple[int, int]]:
-    """`spans` with either border moved inwards to an end of line within `near` characters."""
+    """Move both borders of `spans` inwards to an end of line within `near` characters, if any."""
     windows = [
         part.cut(window)
         for start, end in spans
         for window in ((max(0, start - 1), start + near), (end - near, end))
     ]
-    # All in one pass over the text.
+    # Reads all windows in one pass over the text.
     read = readings(document for window in windows for document in window.documents)
     texts = []
     for window in windows:

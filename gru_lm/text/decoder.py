@@ -1,6 +1,6 @@
-"""Token ids to text, one token at a time.
+"""Incremental decoding of token ids to text.
 
-Knows the surfaces of the tokens and no tokenizer. Invariant: what is returned is final.
+Depends on the surfaces of the tokens only, not on a tokenizer. Invariant: returned text is final.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import codecs
 
 
 class Decoder:
-    """Decodes token by token; bytes that do not yet complete a character are held back.
+    """Decodes token by token; incomplete characters are buffered.
 
-    Invalid bytes become U+FFFD. Where the tokenizer puts a space before each word (`word`, or a foreign
-    model with a dummy prefix), the space at the start of a line is dropped; where it puts one after each
-    word, the space at the end of a line.
+    Invalid bytes become U+FFFD. If the tokenizer adds a space before each word (`word`, or a foreign
+    model with a dummy prefix), the space at the start of a line is dropped; if it adds one after each
+    word, the space at the end of a line is dropped.
     """
 
     def __init__(
@@ -29,7 +29,7 @@ class Decoder:
         self._drop = drop_leading_space
         self._drop_trailing = drop_trailing_space
         self._line_start = True
-        self._held = b""  # a space that may turn out to end a line
+        self._held = b""  # a space that is dropped if the line ends here
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token: int) -> str:
@@ -47,7 +47,7 @@ class Decoder:
         return self._utf8.decode(surface)
 
     def flush(self) -> str:
-        """The bytes still held back, as U+FFFD; resets the decoder."""
+        """Return an incomplete character as U+FFFD, and reset the decoder."""
         self._line_start, self._held = True, b""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()

@@ -26,8 +26,8 @@ from gru_lm.text import files
 # Bytes per read. Larger reads are no faster and fragment the C heap: after 365 MB of text, resident
 # memory had grown by 60 MB with 256 KiB, and by 1 MB with 16 KiB.
 CHUNK = 1 << 14
-PACKED_TO = 3  # bytes of text in a compressed one, often
-MARK_BYTES = 1 << 20  # between two places of a file where reading may begin
+PACKED_TO = 3  # typical compression ratio of text
+MARK_BYTES = 1 << 20  # distance between marks
 
 
 class Document(Protocol):
@@ -91,7 +91,7 @@ class FileDocument:
             self._check(raw)
 
     def size(self) -> int:
-        """Bytes of its text, roughly where it is compressed; known without reading it."""
+        """Size of the text in bytes, without reading it; an estimate for compressed files."""
         packed = self.path.suffix.lower() in files.PACKED
         return self.identity[2] * (PACKED_TO if packed else 1)
 
@@ -100,7 +100,7 @@ class FileDocument:
         return self.encoding == "utf-8" and self.path.suffix.lower() not in files.PACKED
 
     def check(self) -> None:
-        """Raise InputError where the file at the path is another one, or has changed."""
+        """Raise InputError if the file was replaced or modified since it was opened."""
         with files.reading(self.name, self.path) as (raw, _):
             self._check(raw)
 
@@ -194,7 +194,7 @@ class _Pass:
 
 
 def readings(documents: Iterable[Document]) -> Iterator[Iterator[str]]:
-    """The pieces of each document, to be consumed in this order.
+    """Yield the pieces of each document; the iterators must be consumed in order.
 
     Consecutive slices of one document share a single pass over it.
     """

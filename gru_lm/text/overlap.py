@@ -1,9 +1,10 @@
-"""How much of one text is in another: by the lines of both, wherever they stand.
+"""Overlap between texts: the fraction of lines they share, regardless of position.
 
-A sketch of a text holds the hashes of its lines; of a long text those below a limit, which is a random
-sample. Lines are compared with single spaces; a long line is cut where its sentences end, or else by its
-own words, so that what stands before does not move the cuts. Knows no model.
-Invariant: a sketch depends on the set of a text's lines alone, and has at most MOST hashes.
+A sketch of a text is the set of hashes of its lines; for a long text, of the smallest hashes, which
+are a random sample (bottom-k sketch). White space is collapsed before comparison. Long lines are
+split at sentence ends or, failing that, at content-defined words, so that a split point does not
+depend on the preceding text. Independent of models. Invariant: a sketch is a function of the set of
+lines, and has at most MOST hashes.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from gru_lm.signals import Stop
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.segments import LONGEST
 
-MOST = 1 << 15  # hashes of a sketch: 256 KiB
-LEAST = 0.02  # that is worth a word: texts of one kind have a little in common
-SHORTEST = 12  # characters; shorter lines say little
-LONG = 300  # characters of a line beyond which it is cut
-MOST_WORDS = 64  # of a part
+MOST = 1 << 15  # maximum number of hashes in a sketch: 256 KiB
+LEAST = 0.02  # smallest overlap worth reporting: similar texts always share a few lines
+SHORTEST = 12  # characters; shorter lines are ignored
+LONG = 300  # characters; longer lines are split
+MOST_WORDS = 64  # maximum words of a part of a long line
 LARGEST = (1 << 63) - 1
 _LINE_END = re.compile(r"[\r\n]+")
 _SENTENCE = re.compile(r"(?<=[.!?;])\s|(?<=[。！？])")
@@ -34,38 +35,38 @@ _SENTENCE = re.compile(r"(?<=[.!?;])\s|(?<=[。！？])")
 
 @dataclass(frozen=True)
 class Sketch:
-    """Hashes of lines, sorted: all that are at most `limit`."""
+    """Sorted hashes of lines: all hashes not above `limit`."""
 
     hashes: npt.NDArray[np.int64]
     limit: int = LARGEST
 
     def __or__(self, other: Sketch) -> Sketch:
-        """Of both texts."""
+        """The sketch of both texts together."""
         return _limited(np.union1d(self.hashes, other.hashes), min(self.limit, other.limit))
 
     def part_in(self, other: Sketch) -> float:
-        """The share of this text's lines that the other text has too."""
+        """Fraction of this text's lines that also occur in the other text."""
         own = self.hashes[self.hashes <= min(self.limit, other.limit)]
         return float(np.isin(own, other.hashes).mean()) if len(own) else 0.0
 
     def packed(self) -> npt.NDArray[np.int64]:
-        """The limit and the hashes."""
+        """Serialise to an int64 array: the limit, then the hashes."""
         return np.concatenate(([self.limit], self.hashes)).astype(np.int64)
 
     @classmethod
     def unpacked(cls, packed: npt.NDArray[np.int64]) -> Sketch:
-        """The sketch that was packed. Raises ValueError where it is none."""
+        """Inverse of `packed`. Raises ValueError if `packed` is not a sketch."""
         if packed.dtype != np.int64 or packed.ndim != 1 or not 1 <= len(packed) <= MOST + 1:
-            raise ValueError("no sketch of a text's lines")
+            raise ValueError("not a sketch of a text's lines")
         return cls(packed[1:], int(packed[0]))
 
 
 def sketch(documents: Sequence[Document], *, stop: Stop) -> Sketch:
-    """The sketch of a text."""
+    """Compute the sketch of a text."""
     hashes: set[int] = set()
     limit = LARGEST
-    for found in _hashed(documents, stop):
-        hashes.update(number for number, _ in found if number <= limit)
+    for batch in _hashed(documents, stop):
+        hashes.update(number for number, _ in batch if number <= limit)
         if len(hashes) > 4 * MOST:
             limited = _limited(np.array(sorted(hashes)), limit)
             hashes, limit = set(limited.hashes.tolist()), limited.limit
@@ -73,12 +74,12 @@ def sketch(documents: Sequence[Document], *, stop: Stop) -> Sketch:
 
 
 def shared(documents: Sequence[Document], sketches: Sequence[Sketch], *, stop: Stop) -> list[float]:
-    """The share of the text, by characters, whose lines are in the text of each sketch."""
+    """Fraction of the text, by characters, whose lines occur in the text of each sketch."""
     known = [set(each.hashes.tolist()) for each in sketches]
     totals, same = [0] * len(known), [0] * len(known)
-    for found in _hashed(documents, stop):
+    for batch in _hashed(documents, stop):
         for at, each in enumerate(sketches):
-            for number, size in found:
+            for number, size in batch:
                 if number <= each.limit:
                     totals[at] += size
                     same[at] += size * (number in known[at])
@@ -93,7 +94,7 @@ def _limited(hashes: npt.NDArray[np.int64], limit: int) -> Sketch:
 
 
 def _hashed(documents: Sequence[Document], stop: Stop) -> Iterator[list[tuple[int, int]]]:
-    """The hash of each line, and its characters; in lists."""
+    """Yield lists with the hash and length in characters of each line."""
     for pieces in readings(documents):
         for lines in _lines(pieces):
             stop()
@@ -105,22 +106,22 @@ def _hashed(documents: Sequence[Document], stop: Stop) -> Iterator[list[tuple[in
 
 
 def _lines(pieces: Iterable[str]) -> Iterator[list[str]]:
-    """The lines of a document, long ones in parts; in lists."""
+    """Yield lists of a document's lines, with long lines in parts."""
     rest = ""
     for piece in itertools.chain(pieces, ["\n"]):
         *lines, rest = _LINE_END.split(rest + piece)
         parts = [part for line in lines for part in _parts(line)]
         if len(rest) > LONGEST:
-            # The last word may go on in the next piece.
+            # The last word may continue in the next piece.
             before, word = [*rest.rsplit(None, 1), ""][:2]
-            *found, last = _parts(before)
-            parts += found
+            *complete, last = _parts(before)
+            parts += complete
             rest = f"{last} {word}" + rest[len(rest.rstrip()) :]
         yield parts
 
 
 def _parts(line: str) -> list[str]:
-    """A line with single spaces, in parts if it is long."""
+    """Collapse white space, and split a long line into parts."""
     line = " ".join(line.split())
     if len(line) <= LONG:
         return [line]

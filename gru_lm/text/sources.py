@@ -1,8 +1,8 @@
-"""Where text comes from: files, folders, globs, standard input, named corpora.
+"""Text sources: files, folders, globs, standard input, named corpora.
 
-`open_documents` stats and sniffs, and refuses what is not text. How a document is read is
-documents.py's business. Knows nothing of tokens. Invariant: the same names over the same files give
-the same documents in the same order.
+`open_documents` inspects the beginning of each file and rejects files that are not text; reading is
+done by documents.py. Independent of tokens. Invariant: the same specs on the same files give the
+same documents in the same order.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gru_lm.signals import Stop, never, unheard
 from gru_lm.text import corpora, files
 from gru_lm.text.documents import CHUNK, Document, FileDocument, identity_of
 
-HEAD = 1 << 13  # bytes on which a file is judged
+HEAD = 1 << 13  # bytes inspected to decide whether a file is text
 
 
 def open_documents(
@@ -32,26 +32,28 @@ def open_documents(
     stop: Stop = never,
     note: Callable[[str], None] = unheard,
 ) -> list[Document]:
-    """The documents that `specs` name, in order; opens each file for a look at its first bytes.
+    """Resolve `specs` to documents, in order; reads the first bytes of each file.
 
-    A spec is a file (.gz, .bz2 and .xz are decompressed on the way); a folder, whose text files are
-    taken recursively in the order of their paths, without hidden ones, without what our commands wrote
-    (layout.py) and without following links to folders; a glob, where no file has that very name, whose
-    matches count as a folder's content; `-`, read from the file `stdin` that `spool_stdin` made; or
-    `@name`, a corpus, always in UTF-8.
-    `./-` and `./@name` are files. A file that several specs reach is one document, at its first
-    place. `note` hears of downloads.
+    A spec is one of:
 
-    Raises InputError for what is missing, unreadable, empty or no text (in folders and globs, what
-    is empty or no text is skipped, but some text must be there), and UsageError for an encoding
-    that is not one.
+    - a file; .gz, .bz2 and .xz are decompressed;
+    - a folder: its text files, recursively, sorted by path; hidden files, files written by gru-lm
+      (layout.py) and links to folders are skipped;
+    - a glob, unless a file has exactly this name; matches are treated like the contents of a folder;
+    - `-`: standard input, read from the file `stdin` created by `spool_stdin`;
+    - `@name`: a corpus, always in UTF-8; `./@name` and `./-` are files.
+
+    A file matched by several specs is included once, at its first position. `note` is called before
+    downloads. Raises InputError for a file that is missing, unreadable, empty or not text (in
+    folders and globs, empty and non-text files are skipped, but one text is required), and
+    UsageError for an unknown encoding.
     """
     encoding = files.known_encoding(encoding)
-    found: dict[tuple[int, int], Document] = {}
+    documents: dict[tuple[int, int], Document] = {}
     for spec in specs:
         for document in _expand(spec, encoding=encoding, stdin=stdin, stop=stop, note=note):
-            found.setdefault(document.identity[:2], document)
-    return list(found.values())
+            documents.setdefault(document.identity[:2], document)
+    return list(documents.values())
 
 
 def _expand(
@@ -69,16 +71,16 @@ def _expand(
         for path in corpora.corpus_paths(spec[1:], stop=stop, note=note):
             yield _file_document(f"{spec}/{path.name}", path, "utf-8")
     elif not spec or "\0" in spec:
-        raise InputError(f"{spec!r} is no name of a file")
+        raise InputError(f"{spec!r} is not a valid file name")
     elif _is_folder(Path(spec)):
         yield from _texts_among(spec, _walk(Path(spec)), encoding, stop)
     elif glob.has_magic(spec) and not os.path.lexists(spec):
-        # As a shell does it: hidden files are not matched by *, folders are walked.
+        # As in a shell, * does not match hidden files; folders are searched recursively.
         matches = map(Path, sorted(glob.glob(spec, recursive=True)))  # noqa: PTH207
         paths = (path for each in matches for path in (_walk(each) if _is_folder(each) else [each]))
         yield from _texts_among(spec, paths, encoding, stop)
     elif spec in corpora.names() and not os.path.lexists(spec):
-        raise InputError(f"{spec}: no such file", hint=f"the corpus of that name is @{spec}")
+        raise InputError(f"{spec}: no such file", hint=f"for the corpus: @{spec}")
     else:
         yield _file_document(files.shown(spec), Path(spec), encoding)
 
@@ -86,12 +88,15 @@ def _expand(
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
-    except OSError:  # without permission to look; reading it will say so
+    except OSError:  # permission denied; reading the file reports it
         return False
 
 
 def _walk(folder: Path) -> Iterator[Path]:
-    """Every file under `folder`, sorted, but hidden ones and folders of ours. Raises InputError."""
+    """All files under `folder`, sorted, without hidden files and folders written by gru-lm.
+
+    Raises InputError for an unreadable folder.
+    """
 
     def refuse(error: OSError) -> None:
         raise files.unreadable(files.shown(error.filename), Path(error.filename), error) from error
@@ -112,7 +117,7 @@ def _texts_among(
 ) -> Iterator[FileDocument]:
     seen = texts = 0
     written = _output_streams()
-    in_cache = caches.contains(Path(spec).absolute())  # a cached corpus named by its path
+    in_cache = caches.contains(Path(spec).absolute())  # a cached corpus given by its path
     for seen, path in enumerate(paths, start=1):  # noqa: B007
         stop()
         if layout.is_file_of_ours(path):
@@ -133,19 +138,19 @@ def _texts_among(
 
 
 def _output_streams() -> set[tuple[int, int]]:
-    """Device and inode of where this process's standard output and error go."""
-    found = set()
+    """Device and inode of this process's standard output and error."""
+    outputs = set()
     for descriptor in (1, 2):
         with suppress(OSError):  # closed
             status = os.fstat(descriptor)
-            found.add((status.st_dev, status.st_ino))
-    return found
+            outputs.add((status.st_dev, status.st_ino))
+    return outputs
 
 
 def _file_document(name: str, path: Path, encoding: str, *, named: bool = True) -> FileDocument:
-    """The document at `path`, once it looks like text; unless `named`, text of ours is none.
+    """Open the document at `path`. Raises InputError if it is unreadable or not text.
 
-    Raises InputError.
+    Unless explicitly `named`, files written by gru-lm are rejected too.
     """
     with files.reading(name, path) as (raw, stream):
         identity = identity_of(os.fstat(raw.fileno()))
@@ -157,9 +162,9 @@ def _file_document(name: str, path: Path, encoding: str, *, named: bool = True) 
 
 
 def spool_stdin(path: Path, *, stop: Stop = never) -> None:
-    """Keep all of standard input as the file `path`, atomically and in constant memory.
+    """Copy standard input to the file `path`, atomically and in constant memory.
 
-    Raises as `stdin_blocks` does, and EnvironmentProblem where it cannot be kept.
+    Raises the exceptions of `stdin_blocks`, and EnvironmentProblem if the file cannot be written.
     """
     with atomic.replacing(path) as file:
         for block in stdin_blocks(stop=stop):
@@ -167,7 +172,7 @@ def spool_stdin(path: Path, *, stop: Stop = never) -> None:
 
 
 def stdin_blocks(*, stop: Stop = never) -> Iterator[bytes]:
-    """Standard input as it comes. Calls `stop` at least every 0.2 s; raises InputError without any."""
+    """Yield blocks of standard input. Polls `stop` every 0.2 s; raises InputError if it is closed."""
     if sys.stdin is None:
         raise InputError(
             "standard input is closed", hint="pipe text into the command: ... | gru-lm"

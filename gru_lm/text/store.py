@@ -1,9 +1,8 @@
-"""The token store: a text's token ids in one memory-mapped file, built once in constant memory.
+"""Token store: the token ids of a text in one memory-mapped file, built in constant memory.
 
-The file is a header of fixed size (magic, version, JSON) and the raw ids, little-endian, in the
-smallest unsigned type that fits. It is a cache: whatever is wrong with a file, it is built anew.
-Knows nothing of what the ids mean to a model. Invariant: a store that opens has the checksum it was
-written with.
+The file has a fixed-size header (magic, version, JSON), followed by the raw little-endian ids in the
+smallest sufficient unsigned type. It is a cache: an invalid file is rebuilt. Independent of models.
+Invariant: a store is opened only if its checksum matches.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ if TYPE_CHECKING:
 SUFFIX = ".tokens"
 _MAGIC = b"gru-lm tokens 1\n"
 _HEADER_BYTES = 1024
-_CHUNK = 2**20  # tokens or bytes handled at once
+_CHUNK = 2**20  # tokens or bytes per read
 _DTYPES = ("<u1", "<u2", "<u4")
 
 Tokens = npt.NDArray[Any]
@@ -39,8 +38,10 @@ Tokens = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class TokenStore:
-    """tokens: [N] uint8, uint16 or uint32, read-only. The rest counts the text they came from:
-    Unicode characters, UTF-8 bytes, and how many of the tokens are unknown.
+    """Tokens [N] (uint8, uint16 or uint32, read-only) with counts of their text.
+
+    `characters` and `bytes` are the text's Unicode characters and UTF-8 bytes; `unknown` is the
+    number of unknown tokens.
     """
 
     tokens: Tokens
@@ -76,14 +77,12 @@ def build_store(
     stop: Stop = never,
     progress: Callable[[int], None] = unheard,
 ) -> TokenStore:
-    """The tokens of `documents`, from the cache where it has them.
+    """Return the tokens of `documents`, from the cache if it has them.
 
-    With `ends`, one end_id stands between two documents.
-
-    `key` names the file and must stand for text and tokenizer together; `workers` processes encode,
-    this very one where it is 1. `progress` gets characters.
-    Raises EnvironmentProblem where `directory` cannot be written, and what `stop` and a document's
-    `pieces` raise; nothing is left behind then.
+    With `ends`, documents are separated by end_id. `key` is the cache key and must identify text and
+    tokenizer. `workers`: number of worker processes; 1 encodes in this process. `progress` is called
+    with characters. Raises EnvironmentProblem if `directory` is not writable; exceptions of `stop` and
+    of a document's `pieces` propagate. No files are left behind on error.
     """
     path = directory / f"{key}{SUFFIX}"
     cached = _open(path, key, stop)
@@ -109,12 +108,15 @@ def build_store(
     )
     built = _open(path, key, stop)
     if built is None:
-        raise EnvironmentProblem(f"{path} vanished after it was written", hint="run it again")
+        raise EnvironmentProblem(
+            f"{path} was removed or modified right after it was written",
+            hint="run the command again",
+        )
     return built
 
 
 def unigram_counts(store: TokenStore, vocab_size: int) -> npt.NDArray[np.int64]:
-    """How often each token occurs: int64 [V]."""
+    """Count the occurrences of each token: int64 [V]."""
     counts_V = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, len(store.tokens), _CHUNK):
         counts_V += np.bincount(store.tokens[start : start + _CHUNK], minlength=vocab_size)
@@ -160,7 +162,7 @@ def _build(
 
 
 def _open(path: Path, key: str, stop: Stop) -> TokenStore | None:
-    """The store at `path`, or None where there is none or it is not what was written."""
+    """Open the store at `path`; None if there is none or it is damaged."""
     try:
         with caches.opened(path) as file:
             packed = file.read(_HEADER_BYTES)
@@ -174,7 +176,7 @@ def _open(path: Path, key: str, stop: Stop) -> TokenStore | None:
             dtype = np.dtype(header.dtype)
             if (crc32, size) != (header.crc32, header.tokens * dtype.itemsize):
                 return None
-            # The file that was read, whatever lies at its path now; an empty one cannot be mapped.
+            # Map the open file: `path` may have been replaced. An empty file cannot be mapped.
             tokens: Tokens = (
                 np.memmap(file, dtype=dtype, mode="r", offset=_HEADER_BYTES, shape=(header.tokens,))
                 if header.tokens

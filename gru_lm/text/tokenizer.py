@@ -1,9 +1,9 @@
-"""Text to token ids and back: a fixed table of bytes, or a SentencePiece model that was checked.
+"""Tokenizers: a fixed byte table, or a validated SentencePiece model.
 
-Knows nothing of files of text or of models that learn. Invariants: tokens are a function of the text
-alone, whatever pieces it arrives in; `char`, `byte`, `bpe` and `unigram` as trained here give any
-Unicode text back exactly. How a model is trained is tokenizer_training.py's business, what its bytes
-may hold tokenizer_model.py's.
+Training is in tokenizer_training.py, validation of models in tokenizer_model.py. Independent of
+text files and language models. Invariants: tokens depend on the text only, not on how it is split
+into pieces; `char`, `byte`, `bpe` and `unigram` tokenizers trained here are lossless for any
+Unicode text.
 """
 
 from __future__ import annotations
@@ -36,40 +36,46 @@ _ESCAPES = str.maketrans(
     {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\\0", " ": models.SPACE}
 )
 
-# How often which white space stands where in the training text, by place: evaluation/spelling.py's.
+# Counts of white space in the training text by place (evaluation/spelling.py).
 Spacing = Mapping[str, Mapping[str, int]]
 
 
 def escaped(text: str) -> str:
-    r"""`text` as a field of a table: \t \n \r \0 \\, a space as ▁."""
+    r"""Escape `text` for a table field: \t \n \r \0 \\, and ▁ for a space."""
     return text.translate(_ESCAPES)
 
 
 class Covering(NamedTuple):
-    """Tokens, and of a document what each of them covers.
+    """Tokens, and the part of the document that each of them covers.
 
-    A character belongs to the token of its first byte. `sizes_N2` of the last token has what follows it.
+    A character belongs to the token of its first byte. At the end of a document, `sizes_N2` of the last
+    token includes `rest`.
     """
 
     tokens_N: np.ndarray
     sizes_N2: np.ndarray  # int64: UTF-8 bytes and characters
     texts: list[bytes] | None  # UTF-8, without `rest`; None: the surfaces of the tokens
-    rest: bytes | None = None  # what follows the last token, at the end of a document alone
+    rest: bytes | None = None  # text after the last token; only at the end of a document
 
 
 class Tokenizer:
-    """Text to tokens, by an encoder of its kind, and back.
+    """Converts text to tokens and back.
 
-    kind: char | byte | bpe | unigram | word. data: the serialised SentencePiece model, b"" for
-    byte. newline_id ends a line and is what is fed before the first token. end_id stands between
-    two documents and for zero bytes (where a foreign model has no such piece of its own, it is
-    newline_id). end_piece: the piece that the user named to end both. unknown_id is None where nothing
-    can be unknown. lossless: any text comes back. drop_leading_space: the space that a line's first
-    token brings is not text. whitespace_as_suffix: a word's space is at its end, not its start.
-    sample: the characters of text that it was trained on, at most, where that was bounded. spacing: of
-    the training text; None where the tokenizer is lossless, or it was not counted. ends_documents:
-    whether the end of a document is scored and sampled; set to False for a model that was trained on a
-    single document and never met one.
+    Attributes:
+        kind: char | byte | bpe | unigram | word.
+        data: serialised SentencePiece model; b"" for byte.
+        newline_id: ends a line; also the input before the first token.
+        end_id: separates documents and stands for zero bytes; equal to newline_id in a foreign model
+            without such a piece.
+        end_piece: the piece chosen by the user to end lines and documents, if any.
+        unknown_id: the out-of-vocabulary token; None if every text can be encoded.
+        lossless: whether decoding restores any text.
+        drop_leading_space: whether the leading space of a line's first token is not part of the text.
+        whitespace_as_suffix: whether pieces end with the space of a word instead of starting with it.
+        sample: limit on the characters used for training; None if unlimited or default.
+        spacing: white-space counts of the training text; None if lossless or not counted.
+        ends_documents: whether ends of documents are scored and sampled; False for a model trained on a
+            single document.
     """
 
     def __init__(
@@ -111,16 +117,16 @@ class Tokenizer:
         )
 
     def encode(self, pieces: Iterable[str]) -> Iterator[list[int]]:
-        """The tokens of one document, in order, in lists of bounded length."""
+        """Yield the tokens of one document in lists of bounded length."""
         for block in self.encoder.blocks(pieces, _BATCH):
             yield self.encoder.encode(block).tolist()
 
     def encode_covering(self, pieces: Iterable[str]) -> Iterator[Covering]:
-        """The tokens of one document, and what of its text each of them covers.
+        """Yield the tokens of one document with the text that each of them covers.
 
-        White space that `word` or a foreign model passes over belongs to the token after it. What
-        follows the last token of a document is its `rest`: where a tokenizer is not lossless, the last
-        covering has one, perhaps b"", and no token if the document has none.
+        White space skipped by `word` or a foreign model belongs to the next token. With a lossy
+        tokenizer the last covering has a `rest`, the text after the last token, which may be b"";
+        for a document without tokens it has no tokens.
         """
         if self.lossless:
             for block in self.encoder.blocks(pieces, _BATCH):
@@ -128,25 +134,25 @@ class Tokenizer:
                 yield Covering(tokens_N, self._sizes_V2[tokens_N], None)
             return
         waiting = b""
-        held = Covering(np.empty(0, np.uint32), np.empty((0, 2), np.int64), [])
+        last = Covering(np.empty(0, np.uint32), np.empty((0, 2), np.int64), [])
         for block in self.encoder.blocks(pieces, _BATCH):
-            found, waiting = self._covering(block, waiting)
-            if len(found.tokens_N):
-                if len(held.tokens_N):
-                    yield held
-                held = found
-        held.sizes_N2[-1:] += (len(waiting), int(begins_character(waiting).sum()))
-        yield held._replace(rest=waiting)
+            covering, waiting = self._covering(block, waiting)
+            if len(covering.tokens_N):
+                if len(last.tokens_N):
+                    yield last
+                last = covering
+        last.sizes_N2[-1:] += (len(waiting), int(begins_character(waiting).sum()))
+        yield last._replace(rest=waiting)
 
     def _covering(self, block: str, before: bytes) -> tuple[Covering, bytes]:
-        """The tokens of a block, `before` it text that no token covers yet; and the text after them."""
+        """Encode a block, preceded by text `before` not yet covered; return the text left over too."""
         tokens_N, ends_N = self.encoder.encode(block), self.encoder.ends(block)
         data = before + clean(block).encode()
         if not len(tokens_N):
             return Covering(tokens_N, np.empty((0, 2), np.int64), []), data
         ends = [0, *(ends_N + len(before)).tolist()]
         texts = [data[start:end] for start, end in pairwise(ends)]
-        # SentencePiece gives a whole character to the last of the bytes that spell it.
+        # SentencePiece assigns a character spelled in bytes to the last byte piece; give one to each.
         for at in np.flatnonzero(self._sizes_V2[tokens_N, 0] == 1).tolist():
             size = len(texts[at])
             spelled = tokens_N[max(0, at + 1 - size) : at + 1].tolist()
@@ -161,22 +167,22 @@ class Tokenizer:
         return [token for tokens in self.encode([text]) for token in tokens]
 
     def surface(self, token: int) -> bytes:
-        """The UTF-8 bytes the token stands for; b"" for the end of a document."""
+        """UTF-8 bytes of a token; b"" for the end of a document."""
         return self._surfaces[token]
 
     def told(self, token: int, *, starts: bool) -> bytes:
-        """The text that the token stands for, at the start of a line or elsewhere."""
+        """UTF-8 bytes of a token at the start of a line (`starts`) or elsewhere."""
         surface = self._surfaces[token]
         return surface.removeprefix(b" ") if starts and self.drop_leading_space else surface
 
     def with_spacing(self, spacing: Spacing | None) -> Tokenizer:
-        """The same, with what was counted of a training text."""
+        """A copy with these white-space counts of a training text."""
         other = copy.copy(self)
         other.spacing = spacing
         return other
 
     def piece(self, token: int) -> str:
-        r"""The token on one line of a table: \t \n \r \\, a byte piece as <0xNN>, a space as ▁."""
+        r"""A token as a table field: \t \n \r \\, <0xNN> for a byte piece, ▁ for a space."""
         return escaped(self._pieces[token])
 
     def decoder(self) -> Decoder:
@@ -189,7 +195,7 @@ class Tokenizer:
 
 
 def _bytes() -> Tokenizer:
-    """The fixed table: token = byte, and 256 for the end of a document."""
+    """The byte tokenizer: token = byte, and 256 for the end of a document."""
     pieces = [chr(byte) if chr(byte).isprintable() else "" for byte in range(128)]
     for byte in b"\t\n\r":
         pieces[byte] = chr(byte)
@@ -215,20 +221,20 @@ def train_tokenizer(
     characters: int | None = None,
     stop: Stop = never,
 ) -> Tokenizer:
-    """A tokenizer of `kind` for the text that `pieces()` yields, anew at each call.
+    """Train a tokenizer of `kind` on the text of `pieces()`, which may be called several times.
 
-    `characters` bounds the sample that bpe and unigram are trained on. The same text gives the same
-    bytes. Raises UsageError for an unknown kind or a vocabulary size that the text cannot have,
-    InputError where SentencePiece fails, and what `stop` raises.
+    `characters` limits the training sample of bpe and unigram. Deterministic: the same text gives the
+    same bytes. Raises UsageError for an unknown kind or a vocabulary size that is impossible for the
+    text, InputError if SentencePiece fails; exceptions of `stop` propagate.
     """
     if kind not in KINDS:
         raise unknown_name("tokenizer", kind, KINDS)
     if kind == "byte":
         if vocab_size not in (None, 257):
             raise UsageError(
-                f"--vocab-size {vocab_size} does not go with --tokenizer byte",
+                f"--vocab-size {vocab_size} cannot be combined with --tokenizer byte",
                 why="its vocabulary is the 256 bytes and the end of a document",
-                hint="leave --vocab-size out, or use --tokenizer bpe",
+                hint="omit --vocab-size, or use --tokenizer bpe",
             )
         return _bytes()
     data = train_model(kind, pieces, vocab_size=vocab_size, characters=characters, stop=stop)
@@ -238,25 +244,27 @@ def train_tokenizer(
 
 
 def load_tokenizer(kind: str, data: bytes, *, end_piece: str | None = None) -> Tokenizer:
-    """The tokenizer of `kind` in `data`, which may come from anywhere. Raises InputError.
+    """Load a tokenizer of `kind` from untrusted `data`. Raises InputError if it is invalid.
 
-    `end_piece` is the piece that ends lines and documents, where it was named.
+    `end_piece`: the piece that ends lines and documents, if chosen by the user.
     """
     if kind == "byte":
         if data or end_piece is not None:
-            raise InputError("tokenizer refused", why="a byte tokenizer holds no model")
+            raise InputError("tokenizer refused", why="a byte tokenizer has no model")
         return _bytes()
     tokenizer = _load(data, end_piece)
     if tokenizer.kind != kind:
-        raise InputError("tokenizer refused", why=f"a {tokenizer.kind} model is named {kind!r}")
+        raise InputError(
+            "tokenizer refused", why=f"declared as {kind!r}, but the model is {tokenizer.kind!r}"
+        )
     return tokenizer
 
 
 def read_tokenizer(path: Path, *, end_piece: str | None = None) -> Tokenizer:
-    """The tokenizer in a SentencePiece file, whatever its kind. Raises InputError."""
+    """Load a tokenizer of any kind from a SentencePiece file. Raises InputError if it is invalid."""
     try:
         if not path.is_file():
-            raise InputError(f"no tokenizer at {path}", hint="name a SentencePiece .model file")
+            raise InputError(f"no tokenizer at {path}", hint="give a SentencePiece .model file")
         with path.open("rb") as file:
             data = file.read(models.MAX_MODEL_BYTES + 1)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""The child process that trains SentencePiece: text on standard input, the model on standard output.
+"""Child process that trains SentencePiece: text on standard input, model on standard output.
 
-Run as a file, with SentencePiece's options as JSON in its one argument; it imports nothing of this
-package, so that it starts quickly. Text arrives through an iterator, since the name of a file would
-enter the model's bytes.
+Run as a script with one argument, SentencePiece's options as JSON. Imports nothing from this
+package, for a quick start. Text is passed through an iterator, because a file name would be stored
+in the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sentencepiece
 
 
 def main() -> int:
-    """Train, and write the model; a failure is one line on standard error and exit code 1."""
+    """Train and write the model; on failure write one line to standard error and return 1."""
     model = io.BytesIO()
     lines = (line.removesuffix(b"\n").decode() for line in sys.stdin.buffer)
     try:

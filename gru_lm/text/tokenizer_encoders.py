@@ -1,8 +1,8 @@
-"""How each kind of tokenizer turns text into ids: by a table, or by SentencePiece.
+"""Encoders from text to ids, one per kind of tokenizer: table lookup or SentencePiece.
 
-Knows nothing of what ids look like, of files, or of processes. Invariant: ids are a function of the
-text alone: what `blocks` cuts, encoded block by block, gives what the whole text gives. Where a table
-takes SentencePiece's place, it gives the same ids.
+Independent of decoding, files and processes. Invariants: encoding the blocks of `blocks` one by one
+gives the ids of the whole text; an encoder that replaces SentencePiece with a table gives the same
+ids.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import sentencepiece
 from gru_lm.text import segments
 from gru_lm.text import tokenizer_model as models
 
-# Part of the key of cached tokens: increase the number whenever any tokenizer's ids may change.
+# Part of the cache key of tokens: increment the number whenever any tokenizer's ids may change.
 VERSION = f"3, SentencePiece {sentencepiece.__version__}"
 
 Ids = npt.NDArray[np.uint32]
-_LONGEST_REMEMBERED = 32  # characters
-_MOST_REMEMBERED = 2**17  # words; about 20 MB
+_LONGEST_REMEMBERED = 32  # characters of a cached word
+_MOST_REMEMBERED = 2**17  # cached words; about 20 MB
 _BEYOND_SPACE = re.compile(f"[^ {models.SPACE}][ {models.SPACE}]")
 _NONE = np.uint32(2**32 - 1)
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -35,20 +35,20 @@ _WORD_OR_NEWLINE = re.compile(r"\n|\S+")
 
 
 class Encoder:
-    """Text to ids. quick: whether handing the text to another process costs more than encoding."""
+    """Base class of encoders. quick: whether encoding is cheaper than sending text to a process."""
 
     quick = False
 
     def blocks(self, pieces: Iterable[str], size: int) -> Iterator[str]:
-        """The text in blocks of about `size` characters, to be encoded each on its own."""
+        """Split the text into blocks of about `size` characters that can be encoded independently."""
         return segments.blocks(pieces, size)
 
     def encode(self, text: str) -> Ids:
-        """The ids of a text, or of a block of it."""
+        """Encode a text, or a block of it."""
         raise NotImplementedError
 
     def ends(self, text: str) -> npt.NDArray[np.int64]:
-        """Where in the UTF-8 of a block each of its tokens ends; for what is not lossless."""
+        """End offset of each token in the UTF-8 of a block; required for lossy tokenizers only."""
         raise NotImplementedError
 
 
@@ -62,17 +62,17 @@ class ByteEncoder(Encoder):
 
 
 class PieceEncoder(Encoder):
-    """unigram, and every model from elsewhere: SentencePiece encodes each segment on its own."""
+    """Encodes each segment with SentencePiece; for unigram and foreign models."""
 
     def __init__(self, model: Any, data: bytes, *, newline_id: int, lossless: bool) -> None:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=data)
         self._newline = [newline_id]
-        # Where the space at a cut is dropped and a dummy one takes its place, SentencePiece reads the
-        # parts of a long line as it would read the whole.
+        # If SentencePiece drops the space at a cut and inserts a dummy space instead, a long line can be
+        # split at spaces without changing its ids.
         normaliser = model.normalizer_spec
         self._at_spaces = bool(normaliser.add_dummy_prefix and normaliser.remove_extra_whitespaces)
         ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
-        # SentencePiece would take its own sign for a space: spell it in bytes instead.
+        # SentencePiece would decode a literal ▁ as a space: spell it in bytes instead.
         self._space_sign = (
             [ids[models.BYTE_PIECES[byte]] for byte in models.SPACE.encode()] if lossless else []
         )
@@ -82,7 +82,7 @@ class PieceEncoder(Encoder):
 
     def encode(self, text: str) -> Ids:
         texts: list[str] = []
-        tails: list[list[int]] = []  # the ids after each text
+        tails: list[list[int]] = []  # ids that follow each text
         for segment in segments.split(clean(text), at_spaces=self._at_spaces):
             body = segment.removesuffix("\n")
             parts = body.split(models.SPACE) if self._space_sign else [body]
@@ -97,7 +97,7 @@ class PieceEncoder(Encoder):
         return _array(ids)
 
     def ends(self, text: str) -> npt.NDArray[np.int64]:
-        found: list[int] = []
+        ends: list[int] = []
         before = 0
         segmented = segments.split(clean(text), at_spaces=self._at_spaces)
         bodies = [segment.removesuffix("\n") for segment in segmented]
@@ -105,15 +105,15 @@ class PieceEncoder(Encoder):
             bodies, num_threads=1, return_type="offset_mapping", return_bytes=True
         )
         for segment, body, encoded in zip(segmented, bodies, mapped, strict=True):
-            found += (before + end for _, end in encoded["offsets"])
+            ends += (before + end for _, end in encoded["offsets"])
             before += len(segment.encode())
             if len(body) < len(segment):
-                found.append(before)
-        return np.array(found, dtype=np.int64)
+                ends.append(before)
+        return np.array(ends, dtype=np.int64)
 
 
 class CharEncoder(Encoder):
-    """char: a table of all code points; a character that has no piece is spelled in bytes."""
+    """char: a table of all code points; characters without a piece are spelled in bytes."""
 
     quick = True
 
@@ -143,7 +143,7 @@ class CharEncoder(Encoder):
 
 
 class _Remembered(dict[str, bytes]):
-    """The ids of units met before, of each with `before` in front of it; bounded."""
+    """Bounded cache of the ids of units, each encoded with the prefix `before`."""
 
     def __init__(self, encode: Callable[[str], Ids], before: str) -> None:
         super().__init__()
@@ -160,10 +160,10 @@ class _Remembered(dict[str, bytes]):
 
 
 class WordwiseEncoder(PieceEncoder):
-    """bpe none of whose pieces goes on after a space, so that merges never cross one.
+    """bpe in which no piece continues after a space, so that merges do not cross words.
 
-    Each word with the spaces before it is then encoded on its own, and but once while it is
-    remembered: four times the speed for prose.
+    Words, with their preceding spaces, are encoded independently and cached, which is four times as fast
+    for prose.
     """
 
     def __init__(self, model: Any, data: bytes, *, newline_id: int, lossless: bool) -> None:
@@ -174,28 +174,28 @@ class WordwiseEncoder(PieceEncoder):
     def encode(self, text: str) -> Ids:
         unit_ids, after_space_ids = self._units.__getitem__, self._after_space.__getitem__
         newline = np.array(self._newline, dtype=np.uint32).tobytes()
-        found: list[bytes] = []
+        encoded: list[bytes] = []
         for segment in segments.split(clean(text)):
             body = segment.removesuffix("\n")
             indented = body.lstrip(" ")
             if "  " in indented:
-                found += map(unit_ids, _UNIT.findall(body))
+                encoded += map(unit_ids, _UNIT.findall(body))
             else:
                 first, *others = indented.split(" ")
-                found.append(unit_ids(body[: len(body) - len(indented)] + first))
-                found += map(after_space_ids, others)
+                encoded.append(unit_ids(body[: len(body) - len(indented)] + first))
+                encoded += map(after_space_ids, others)
             if len(body) < len(segment):
-                found.append(newline)
-        return np.frombuffer(b"".join(found), dtype=np.uint32)
+                encoded.append(newline)
+        return np.frombuffer(b"".join(encoded), dtype=np.uint32)
 
     def _unit(self, unit: str) -> Ids:
         if models.SPACE in unit:
             return super().encode(unit)
-        return _array(self._processor.encode(unit))  # for a list, it would start a thread
+        return _array(self._processor.encode(unit))  # given a list, it would start a thread
 
 
 class WordEncoder(Encoder):
-    """word as trained here: split at white space, look each word up; a line's end is a token."""
+    """word as trained here: split at white space and look words up; an end of line is a token."""
 
     def __init__(self, model: Any, *, newline_id: int, unknown_id: int) -> None:
         self._newline_id = newline_id
@@ -207,15 +207,15 @@ class WordEncoder(Encoder):
         }
 
     def blocks(self, pieces: Iterable[str], size: int) -> Iterator[str]:
-        """Blocks end between words; one that holds a longer word holds it whole."""
-        waiting: list[str] = []  # of a word that may go on in the next piece
+        """Blocks end between words; a word longer than `size` is not split."""
+        waiting: list[str] = []  # parts of a word that may continue in the next piece
         for piece in segments.joined(pieces, size):
-            begun = "" if piece[-1].isspace() else piece.rsplit(None, 1)[-1]
-            if len(begun) == len(piece):
+            partial = "" if piece[-1].isspace() else piece.rsplit(None, 1)[-1]
+            if len(partial) == len(piece):
                 waiting.append(piece)
                 continue
-            yield "".join([*waiting, piece[: len(piece) - len(begun)]])
-            waiting = [begun]
+            yield "".join([*waiting, piece[: len(piece) - len(partial)]])
+            waiting = [partial]
         if rest := "".join(waiting):
             yield rest
 
@@ -229,20 +229,20 @@ class WordEncoder(Encoder):
 
     def ends(self, text: str) -> npt.NDArray[np.int64]:
         data = clean(text).encode()
-        bytes_before = np.flatnonzero(begins_character(data))  # each character
+        bytes_before = np.flatnonzero(begins_character(data))  # per character
         ends = [match.end() for match in _WORD_OR_NEWLINE.finditer(text)]
         return np.append(bytes_before, len(data))[ends]
 
 
 def _array(ids: list[int]) -> Ids:
-    # By way of array: a third of the time that np.array takes.
+    # Conversion by way of array takes a third of the time of np.array.
     return np.frombuffer(array("I", ids), dtype=np.uint32)
 
 
 def encoder_for(
     kind: str, model: Any, data: bytes, *, newline_id: int, unknown_id: int, lossless: bool
 ) -> Encoder:
-    """The quickest encoder for a checked model."""
+    """Select the fastest encoder for a validated model."""
     if kind == "word" and models.is_word_list(model):
         return WordEncoder(model, newline_id=newline_id, unknown_id=unknown_id)
     plain = (models.NORMAL, models.USER_DEFINED)
@@ -261,13 +261,13 @@ def encoder_for(
 
 
 def begins_character(data: bytes) -> npt.NDArray[np.bool_]:
-    """Which bytes of UTF-8 are the first of a character."""
+    """Mask of the UTF-8 bytes that start a character."""
     begins: npt.NDArray[np.bool_] = np.frombuffer(data, np.uint8) & 0xC0 != 0x80
     return begins
 
 
 def clean(text: str) -> str:
-    """`text` with U+FFFD for surrogates, which UTF-8 cannot hold; odd terminals give such."""
+    """Replace surrogates, which some terminals produce and UTF-8 cannot encode, with U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -276,9 +276,9 @@ def clean(text: str) -> str:
 
 
 def white_space_before(text: bytes) -> tuple[str, bytes]:
-    """The white space at the start of `text`, which may begin or end within a character; and the rest.
+    """Split `text` into leading white space and the rest; a newline is not white space here.
 
-    The end of a line is none.
+    `text` may start or end inside a character.
     """
     decoded = text.decode(errors="surrogateescape")
     body = decoded.lstrip(_WHITE)

@@ -1,8 +1,8 @@
-"""The bytes of a SentencePiece model: written by us for simple kinds, checked before anything loads.
+"""SentencePiece models as bytes: construction for simple kinds, and validation before loading.
 
-SentencePiece is native code that trusts its input, so a model is parsed with protobuf, held against
-stated limits, and handed on only as our own serialisation of what was understood. Knows nothing of
-text. Invariant: what `checked` returns, SentencePiece loads without a crash.
+SentencePiece is native code that trusts its input. A model is therefore parsed with protobuf, checked
+against the limits below, and loaded only as our own serialisation of its known fields. Independent of
+texts. Invariant: SentencePiece loads any model returned by `checked` without crashing.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from sentencepiece import sentencepiece_model_pb2
 
 from gru_lm.errors import InputError
 
-# protobuf makes the class while it is imported, out of mypy's sight.
+# protobuf creates the class at import, invisibly to mypy.
 _ModelProto: Any = vars(sentencepiece_model_pb2)["ModelProto"]
 
-SPACE = "\u2581"  # SentencePiece's sign for a space
+SPACE = "\u2581"  # SentencePiece's representation of a space
 UNKNOWN, END, NEWLINE = "<unk>", "</s>", "\n"
-ENDS = ("<sos/eos>", END)  # what a model from elsewhere may end lines with
+ENDS = ("<sos/eos>", END)  # pieces that end lines in foreign models
 BYTE_PIECES = tuple(f"<0x{byte:02X}>" for byte in range(256))
-# What SentencePiece cannot hold as a piece, or leaves out of training together with its whole line.
+# Characters that SentencePiece does not support as pieces, or whose lines it drops from training.
 UNHOLDABLE = "\0\r\x1f\u2581\u2585"
 
 MAX_MODEL_BYTES = 16 * 2**20
@@ -38,14 +38,14 @@ NORMAL, UNKNOWN_TYPE, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 KIND_OF_TYPE = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 TYPE_OF_KIND = {kind: number for number, kind in KIND_OF_TYPE.items()}
 
-# A normaliser's map: the size of a trie, the trie (a double array of 32-bit units, see Darts-clone), and
-# the replacements, each closed by a NUL.
-_BLOCK = 256  # units: a step by any byte stays within one
-_IS_VALUE = 1 << 31  # a unit that holds the position of a replacement; else bits as follow
+# Layout of a normaliser's map: the size of a trie, the trie (a double array of 32-bit units, see
+# Darts-clone), and the NUL-terminated replacements.
+_BLOCK = 256  # units; a transition by any byte stays within one block
+_IS_VALUE = 1 << 31  # set: the unit is the position of a replacement; else it has the bits below
 _LABEL, _HAS_VALUE, _LARGE_OFFSET = 0xFF, 1 << 8, 1 << 9
-MAX_REPLACEMENT = 1024  # bytes: one character of text must not become a flood of it
+MAX_REPLACEMENT = 1024  # bytes; limits the expansion of a single character
 
-# What the special ids of trainer_spec may name.
+# Types of pieces allowed for the special ids of trainer_spec.
 _SPECIAL_TYPES = {
     "unk": (UNKNOWN_TYPE,),
     "bos": (CONTROL, USER_DEFINED),
@@ -70,10 +70,10 @@ _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>\Z")
 
 
 def build(kind: str, weighted: Iterable[tuple[str, int]], *, spell_bytes: bool) -> bytes:
-    """A model of `kind` that holds <unk>, </s>, end of line, the bytes if asked, then `weighted`.
+    """Build a model of `kind` with the pieces <unk>, </s>, newline, bytes if `spell_bytes`, `weighted`.
 
-    `weighted` yields (piece, count), each piece once and in the order of its id; a piece's score is
-    the logarithm of its count, as SentencePiece's own `char` and `word` trainers have it.
+    `weighted` yields distinct (piece, count) in the order of ids. Scores are log relative
+    frequencies, as in SentencePiece's own `char` and `word` trainers.
     """
     model = _ModelProto()
     trainer = model.trainer_spec
@@ -98,9 +98,9 @@ def build(kind: str, weighted: Iterable[tuple[str, int]], *, spell_bytes: bool) 
 
 
 def is_word_list(model: Any) -> bool:
-    """Whether a checked model is one of words that `build` wrote, to be looked up by white space.
+    """Whether a validated model is a word list written by `build`, which needs no normaliser.
 
-    A word model of SentencePiece's own training reads text through its normaliser.
+    In contrast, a word model trained by SentencePiece normalises text.
     """
     plain = checked(build("word", [], spell_bytes=False))
     plain.trainer_spec.vocab_size = model.trainer_spec.vocab_size
@@ -116,19 +116,19 @@ def is_word_list(model: Any) -> bool:
 
 
 def ends(model: Any, end_piece: str | None) -> tuple[int, int]:
-    """The ids of the pieces that end a line and a document: as named, or known by their names.
+    """The ids of the pieces that end a line and a document: `end_piece`, or else conventional names.
 
-    Raises InputError where there is none.
+    Raises InputError if there is no such piece.
     """
     ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
     types = (CONTROL, USER_DEFINED)
     special = [entry.piece for entry in model.pieces if entry.type in types]
-    shown = ", ".join(map(shlex.quote, special[:8])) or "any that the text does not need"
-    hint = f"--end-piece PIECE, where PIECE is one of its own: {shown}"
+    shown = ", ".join(map(shlex.quote, special[:8])) or "any piece that does not occur in the text"
+    hint = f"--end-piece PIECE, where PIECE is one of its pieces: {shown}"
     if end_piece is not None:
         if ids.get(end_piece, model.trainer_spec.unk_id) == model.trainer_spec.unk_id:
             raise InputError(
-                f"--end-piece {end_piece!r}: the tokenizer has no such piece to end lines with",
+                f"--end-piece {end_piece!r}: the tokenizer has no such piece",
                 hint=hint,
             )
         return ids[end_piece], ids[end_piece]
@@ -144,15 +144,15 @@ def ends(model: Any, end_piece: str | None) -> tuple[int, int]:
         newline_id = end_id
     if newline_id is None:
         raise InputError(
-            "tokenizer model refused: which of its pieces ends a line?",
-            why=f'it has no piece "\\n" and none called {" or ".join(ENDS)}',
+            "tokenizer model refused: it has no piece to end lines with",
+            why=f'there is no piece "\\n", {" or ".join(ENDS)}',
             hint=hint,
         )
     return newline_id, newline_id if end_id is None else end_id
 
 
 def surface(entry: Any, kind: str) -> bytes:
-    """The UTF-8 that a piece stands for."""
+    """UTF-8 bytes of a piece."""
     piece: str = entry.piece
     if entry.type == CONTROL:
         return b""
@@ -164,16 +164,16 @@ def surface(entry: Any, kind: str) -> bytes:
 
 
 def serialised(model: Any) -> bytes:
-    """The model's bytes, the same for the same content."""
+    """Serialise a model deterministically."""
     data: bytes = model.SerializeToString(deterministic=True)
     return data
 
 
 def checked(data: bytes) -> Any:
-    """The ModelProto in `data`, reduced to what encoding needs, and safe to serialise and load.
+    """Parse and validate `data`; return a ModelProto reduced to the fields needed for encoding.
 
-    Raises InputError where `data` is not a SentencePiece model, breaks a limit of this module, or
-    holds what SentencePiece would not write itself.
+    Raises InputError if `data` is not a SentencePiece model, exceeds a limit of this module, or has
+    contents that SentencePiece itself would not write.
     """
     if len(data) > MAX_MODEL_BYTES:
         raise _refused(f"{len(data):,} bytes, the limit is {MAX_MODEL_BYTES:,}")
@@ -186,23 +186,23 @@ def checked(data: bytes) -> Any:
         _check_normaliser(model)
         return _reduced(model)
     except (DecodeError, ValueError) as error:  # ValueError: text that is not UTF-8
-        raise _refused("it is not a SentencePiece model, or a damaged one") from error
+        raise _refused("it is not a SentencePiece model, or it is damaged") from error
 
 
 def _refused(why: str) -> InputError:
     return InputError(
-        "tokenizer model refused", why=why, hint="name a .model file that SentencePiece wrote"
+        "tokenizer model refused", why=why, hint="give a .model file written by SentencePiece"
     )
 
 
 def _text(field: str | bytes) -> str:
-    # protobuf hands over bytes where a text field is not UTF-8.
+    # protobuf returns bytes for a text field that is not UTF-8.
     return field if isinstance(field, str) else field.decode()
 
 
 def _check_pieces(model: Any) -> None:
     if not 0 < len(model.pieces) <= MAX_PIECES:
-        raise _refused(f"{len(model.pieces):,} pieces; 1 to {MAX_PIECES:,} can be used")
+        raise _refused(f"{len(model.pieces):,} pieces; supported are 1 to {MAX_PIECES:,}")
     seen: set[str] = set()
     types = [0] * 7
     for number, entry in enumerate(model.pieces):
@@ -211,19 +211,19 @@ def _check_pieces(model: Any) -> None:
         if not 0 < len(piece.encode()) <= MAX_PIECE_BYTES:
             raise _refused(f"{where} is empty or longer than {MAX_PIECE_BYTES:,} bytes")
         if "\0" in piece:
-            raise _refused(f"{where} holds a NUL")
+            raise _refused(f"{where} contains a NUL")
         if piece in seen:
-            raise _refused(f"{where} is there twice: {piece[:40]!r}")
+            raise _refused(f"{where} is a duplicate: {piece[:40]!r}")
         seen.add(piece)
-        if not abs(entry.score) <= MAX_SCORE:  # written so that NaN is refused too
+        if not abs(entry.score) <= MAX_SCORE:  # also false for NaN
             raise _refused(f"{where} has the score {entry.score}")
         if entry.type == BYTE and not _BYTE_PIECE.match(piece):
-            raise _refused(f"{where} is no byte: {piece[:40]!r}")
+            raise _refused(f"{where} is not a byte: {piece[:40]!r}")
         types[entry.type] += 1
     if types[UNKNOWN_TYPE] != 1:
         raise _refused(f"{types[UNKNOWN_TYPE]} unknown pieces instead of one")
     if types[BYTE] != (256 if model.trainer_spec.byte_fallback else 0):
-        raise _refused(f"{types[BYTE]} byte pieces do not fit its byte_fallback setting")
+        raise _refused(f"{types[BYTE]} byte pieces contradict its byte_fallback setting")
 
 
 def _check_trainer(model: Any) -> None:
@@ -236,7 +236,7 @@ def _check_trainer(model: Any) -> None:
         if not least <= number < len(model.pieces):
             raise _refused(f"its {name}_id {number} is out of range")
         if number >= 0 and model.pieces[number].type not in types:
-            raise _refused(f"its {name}_id {number} does not name such a piece")
+            raise _refused(f"its {name}_id {number} is a piece of the wrong type")
         if not 0 < len(_text(getattr(trainer, f"{name}_piece")).encode()) <= MAX_PIECE_BYTES:
             raise _refused(f"its {name}_piece is empty or too long")
     if "" in trainer.user_defined_symbols or "" in trainer.control_symbols:
@@ -247,21 +247,21 @@ def _check_normaliser(model: Any) -> None:
     _text(model.normalizer_spec.name)
     charsmap = model.normalizer_spec.precompiled_charsmap
     if charsmap and (fault := _fault(charsmap)):
-        raise _refused(f"the map of its normaliser is damaged: {fault}")
+        raise _refused(f"its normaliser's map is damaged: {fault}")
 
 
 def _fault(charsmap: bytes) -> str | None:
-    """What would let a normaliser's map lead out of bounds, whatever the text; None if nothing would.
+    """A defect of a normaliser's map that could cause out-of-bounds reads for some text; None if safe.
 
-    Every unit of the trie is held against its bounds, those that no text reaches too.
+    All units of the trie are checked, including those that no text can reach.
     """
     size = int.from_bytes(charsmap[:4], "little")
     if not size or size % (4 * _BLOCK) or 4 + size >= len(charsmap):
-        return "its trie has no possible size"
+        return "its trie has an impossible size"
     units_N = np.frombuffer(charsmap, "<u4", size // 4, offset=4)
     replacements = charsmap[4 + size :]
     if replacements[-1]:
-        return "its last replacement has no end"
+        return "its last replacement is not terminated"
     try:
         replacements.decode()
     except UnicodeDecodeError:
@@ -275,8 +275,8 @@ def _fault(charsmap: bytes) -> str | None:
         return "a value is not the start of a replacement"
     shifts_N = np.where(units_N & _LARGE_OFFSET, 8, 0).astype(np.uint32)
     nexts_N = np.arange(len(units_N), dtype=np.uint64) ^ (units_N >> 10 << shifts_N)
-    if (nexts_N[~is_value_N] >= len(units_N)).any():  # nor any other place in that block, then
-        return "its trie leads out of itself"
+    if (nexts_N[~is_value_N] >= len(units_N)).any():  # otherwise its whole block is within bounds
+        return "its trie has an offset out of bounds"
     if is_value_N[0] or units_N[0] & (_LABEL | _HAS_VALUE):
         return "its trie has no root"
     if not is_value_N[nexts_N[~is_value_N & (units_N & _HAS_VALUE != 0)]].all():
@@ -285,7 +285,7 @@ def _fault(charsmap: bytes) -> str | None:
 
 
 def _reduced(model: Any) -> Any:
-    """A new model with the pieces and only those settings that encoding reads."""
+    """A new model with the pieces and only the settings needed for encoding."""
     reduced = _ModelProto()
     reduced.pieces.extend(model.pieces)
     for field in _TRAINER_FIELDS:

@@ -1,8 +1,8 @@
-"""A SentencePiece model from a text: `char` and `word` by counting, `bpe` and `unigram` by training.
+"""Training of SentencePiece models: `char` and `word` by counting, `bpe` and `unigram` by SentencePiece.
 
-Counting reads the whole text in constant memory. Training happens in a child process, so that an
-abort in native code becomes a clean error, on an evenly spread sample of a large text, always on one
-thread. Knows nothing of encoding. Invariant: the same text and sample size give the same bytes.
+Counting reads the whole text in constant memory. SentencePiece runs single-threaded in a child
+process, so that an abort in native code becomes a clean error, on an evenly spread sample of the
+text. Independent of encoding. Invariant: the same text and sample size give the same bytes.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from gru_lm.text import tokenizer_model as models
 from gru_lm.text.segments import LONGEST, segments
 
 SAMPLE_CHARACTERS = 10_000_000
-CHARACTERS_PER_PIECE = 330  # of the text that a vocabulary is for
-MAX_COUNTED_PIECES = 65_536  # the default of `char` and `word`: ids fit 16 bits
+CHARACTERS_PER_PIECE = 330  # characters of text per piece of the default vocabulary
+MAX_COUNTED_PIECES = 65_536  # default limit of `char` and `word`: ids fit in 16 bits
 MAX_WORD = 128  # characters
-# Distinct words held while counting, about half a gigabyte; past it the rarer half is dropped.
+# Distinct words held while counting, about half a gigabyte; beyond it the rarer half is dropped.
 _MAX_COUNTED_WORDS = 4_000_000
 _SPECIALS = 3  # <unk>, </s>, end of line
 _CHILD = Path(__file__).with_name("tokenizer_child.py")
@@ -46,10 +46,10 @@ def train_model(
     characters: int | None = None,
     stop: Stop,
 ) -> bytes:
-    """The serialised model of `kind` (char, word, bpe or unigram) for the text of `pieces()`.
+    """Train a model of `kind` (char, word, bpe or unigram) on the text of `pieces()`; serialise it.
 
-    bpe and unigram see a sample of at most `characters`, or SAMPLE_CHARACTERS. Raises UsageError for a
-    `vocab_size` that is out of reach, InputError where SentencePiece fails.
+    bpe and unigram use a sample of at most `characters` (default SAMPLE_CHARACTERS). Raises
+    UsageError for an impossible `vocab_size`, InputError if SentencePiece fails.
     """
     if vocab_size is not None and vocab_size > models.MAX_PIECES:
         raise _size_error(kind, vocab_size, f"at most {models.MAX_PIECES}")
@@ -62,13 +62,13 @@ def train_model(
 
 def _size_error(kind: str, vocab_size: int, bound: str) -> UsageError:
     return UsageError(
-        f"--vocab-size {vocab_size} does not go with --tokenizer {kind} and this text",
-        hint=f"use {bound}, or leave --vocab-size out",
+        f"--vocab-size {vocab_size} is impossible with --tokenizer {kind} and this text",
+        hint=f"use {bound}, or omit --vocab-size",
     )
 
 
 def _char(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
-    """Every character of the text, or the most frequent; the rest are spelled in bytes."""
+    """All characters of the text, or the most frequent; others are spelled in bytes."""
     specials = _SPECIALS + 256
     if vocab_size is not None and vocab_size <= specials:
         raise _size_error("char", vocab_size, f"at least {specials + 1}")
@@ -78,17 +78,17 @@ def _char(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
         stop()
     for character in models.UNHOLDABLE + models.NEWLINE:
         counts.pop(character, None)
-    # Without it a space would be spelled in the bytes of SentencePiece's sign, and come back as it.
+    # Always included: without its own piece, a space would be spelled in the bytes of ▁.
     space = (models.SPACE, max(counts.pop(" ", 0), 1))
     kept = _most_frequent(counts, (vocab_size or MAX_COUNTED_PIECES) - specials - 1)
     return models.build("char", [space, *kept], spell_bytes=True)
 
 
 def _word(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
-    """The words of the text, most frequent first.
+    """The words of the text, most frequent first; by default at most MAX_COUNTED_PIECES pieces.
 
-    Where the text itself holds a literal <unk>, all its words; else those seen once become unknown,
-    so that the unknown token is trained. At most 65,536 pieces unless a size is asked for.
+    If the text contains a literal <unk>, all words are kept; otherwise words that occur once become
+    unknown, so that the unknown token is trained.
     """
     if vocab_size is not None and vocab_size <= _SPECIALS:
         raise _size_error("word", vocab_size, f"at least {_SPECIALS + 1}")
@@ -119,7 +119,7 @@ def _word(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
 
 
 def _frequent_half(counts: Counter[str]) -> Counter[str]:
-    """The words that are more frequent than half of all: room for as many new ones, at any text."""
+    """Keep the words above the median count, at most half of all."""
     least = statistics.median_high(counts.values())
     return Counter({word: count for word, count in counts.items() if count > least})
 
@@ -155,7 +155,7 @@ def _trained(kind: str, pieces: Pieces, total: int, *, vocab_size: int | None, s
                 if line:
                     alphabet.update(line)
                     sample.write(line.encode() + b"\n")
-        if " " not in alphabet:  # as for `char`: the space must have a piece
+        if " " not in alphabet:  # as in `_char`, the space must have a piece
             alphabet.add(" ")
             sample.write(b" \n")
         least = _SPECIALS + 256 + len(alphabet)
@@ -166,19 +166,20 @@ def _trained(kind: str, pieces: Pieces, total: int, *, vocab_size: int | None, s
 
 
 def default_vocab_size(least: int, characters: int) -> int:
-    """The characters and bytes, and one more for every CHARACTERS_PER_PIECE, at most 32,768.
+    """`least`, plus one piece per CHARACTERS_PER_PIECE characters, up to 32,768.
 
-    A piece spans about four characters, so that each is then met about eighty times, enough to learn
-    it. Many pieces see further a step, and an adaptive softmax makes them cheap (docs/planner.md).
+    A piece spans about four characters, so that each occurs about eighty times, enough to learn it.
+    Larger vocabularies cover more text per step, and an adaptive softmax makes them cheap
+    (docs/planner.md).
     """
     return least + min(32_768, characters // CHARACTERS_PER_PIECE)
 
 
 def _spread(pieces: Pieces, total: int, characters: int) -> Iterator[str]:
-    """Segments of about `characters`, evenly spread over a text of `total` characters."""
+    """Sample segments of about `characters` in total, evenly spread over `total` characters."""
     seen = kept = 0
-    for found in segments(pieces()):
-        for segment in found:
+    for batch in segments(pieces()):
+        for segment in batch:
             if kept * total <= seen * characters:
                 kept += len(segment)
                 yield segment
@@ -189,11 +190,11 @@ def _train_in_child(kind: str, sample: IO[bytes], vocab_size: int, stop: Stop) -
     options = {
         "model_type": kind,
         "vocab_size": vocab_size,
-        "hard_vocab_limit": False,  # a small text gives fewer pieces, not an error
+        "hard_vocab_limit": False,  # fewer pieces for a small text instead of an error
         "normalization_rule_name": "identity",
         "remove_extra_whitespaces": False,
         "add_dummy_prefix": False,
-        "allow_whitespace_only_pieces": True,  # indentation: a third fewer tokens for source code
+        "allow_whitespace_only_pieces": True,  # for indentation: a third fewer tokens in source code
         "byte_fallback": True,
         "user_defined_symbols": [models.NEWLINE],
         "unk_id": 0,
@@ -201,12 +202,12 @@ def _train_in_child(kind: str, sample: IO[bytes], vocab_size: int, stop: Stop) -
         "bos_id": -1,
         "pad_id": -1,
         "character_coverage": 1.0,
-        "max_sentence_length": 4 * LONGEST,  # bytes; a longer line would be left out silently
-        "num_threads": 1,  # another number changes the model
+        "max_sentence_length": 4 * LONGEST,  # bytes; longer lines would be skipped silently
+        "num_threads": 1,  # the model depends on the number of threads
         "minloglevel": 2,
     }
-    # -P: this folder's names must not shadow the library's. A session of its own: Ctrl-C in the
-    # terminal reaches us alone, and `stop` then ends the child.
+    # -P: modules of this folder must not shadow those of the standard library. New session: Ctrl-C
+    # reaches only this process, which then kills the child.
     command = [sys.executable, "-P", str(_CHILD), json.dumps(options)]
     with tempfile.TemporaryFile() as model, tempfile.TemporaryFile() as messages:
         child = subprocess.Popen(
@@ -224,13 +225,13 @@ def _train_in_child(kind: str, sample: IO[bytes], vocab_size: int, stop: Stop) -
             child.wait()
         if child.returncode:
             messages.seek(0)
-            said = messages.read().decode(errors="replace").strip().splitlines()
+            output = messages.read().decode(errors="replace").strip().splitlines()
             code = child.returncode
-            ended = f"signal {-code} ended its process" if code < 0 else f"it left with {code}"
+            status = f"killed by signal {-code}" if code < 0 else f"its exit code is {code}"
             raise InputError(
                 f"SentencePiece could not train a {kind} tokenizer on this text",
-                why=said[-1][:200] if said else ended,
-                hint="try --tokenizer char, or byte, which always works",
+                why=output[-1][:200] if output else status,
+                hint="use --tokenizer char or --tokenizer byte, which always work",
             )
         model.seek(0)
         return model.read()

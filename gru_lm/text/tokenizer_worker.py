@@ -1,8 +1,8 @@
-"""The child process that encodes: texts in and ids out by one socket, its standard input.
+"""Worker process that encodes texts; the socket on its standard input carries texts and ids.
 
-Run as a file by parallel.py, whose messages it speaks: first the tokenizer's kind, its model and the
-piece named to end lines (empty where there is none), then texts, each answered by its ids. It finds
-this package beside itself, wherever that was imported from, and imports no more of it than it needs.
+Run as a script by parallel.py, whose protocol it implements: it receives the tokenizer's kind, its
+model and its end piece (empty if none), then texts, each answered with its ids. Locates this
+package relative to its own file, and imports only the modules it needs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Answer until the parent has closed the socket, or is gone."""
+    """Answer requests until the parent closes the socket or dies."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
     from gru_lm.text.parallel import encode_texts, receive, send, unpack
     from gru_lm.text.tokenizer import load_tokenizer

@@ -190,8 +190,8 @@ def test_missing(tmp_path: Path) -> None:
     assert error.hint == f"did you mean {tmp_path / 'shakespeare.txt'}?"
     assert refusal(tmp_path / "nowhere" / "a.txt").hint == f"there is no folder {tmp_path}/nowhere"
     assert refusal(tmp_path / "shakespeare.txt" / "a").exit_code == 3
-    assert "no name of a file" in refusal("").message
-    assert "no name of a file" in refusal("a\0b").message
+    assert "not a valid file name" in refusal("").message
+    assert "not a valid file name" in refusal("a\0b").message
 
 
 def test_links_that_lead_nowhere(tmp_path: Path) -> None:

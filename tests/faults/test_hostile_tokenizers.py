@@ -257,7 +257,7 @@ def test_too_many_pieces(bpe: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("piece", "why"),
-    [("", "empty"), ("x" * 100_000, "longer"), ("a\0", "NUL"), ("<unk>", "twice")],
+    [("", "empty"), ("x" * 100_000, "longer"), ("a\0", "NUL"), ("<unk>", "duplicate")],
 )
 def test_pieces(bpe: bytes, piece: str, why: str) -> None:
     model = parsed(bpe)
@@ -407,10 +407,10 @@ def _no_root(data: bytes) -> bytes:
     ],
 )
 def test_damaged_maps(bpe: bytes, own_map: bytes, damage: Callable[[bytes], bytes]) -> None:
-    """Each is refused before SentencePiece sees it: it leads out of bounds for some text."""
+    """Each is refused before it reaches SentencePiece: some text would cause out-of-bounds reads."""
     data = damage(own_map)
     assert data != own_map
-    assert "map of its normaliser is damaged" in refused("bpe", with_map(bpe, data))
+    assert "normaliser's map is damaged" in refused("bpe", with_map(bpe, data))
 
 
 def test_changed_maps_are_refused_or_stay_within_bounds(own_map: bytes) -> None:
@@ -448,7 +448,7 @@ def test_byte_pieces(bpe: bytes) -> None:
     assert "byte" in refused("bpe", model.SerializeToString())
     model = parsed(bpe)
     model.pieces[-1].type = models.BYTE
-    assert "no byte" in refused("bpe", model.SerializeToString())
+    assert "not a byte" in refused("bpe", model.SerializeToString())
 
 
 def test_empty_symbol(bpe: bytes) -> None:

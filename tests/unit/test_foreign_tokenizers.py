@@ -162,7 +162,7 @@ def test_where_no_piece_ends_lines_the_option_is_named(tmp_path: Path) -> None:
     path.write_bytes(made("bpe", user_defined_symbols=["<blk>"], bos_id=-1, eos_id=-1))
     with pytest.raises(InputError) as caught:
         read_tokenizer(path)
-    assert str(caught.value.hint) == "--end-piece PIECE, where PIECE is one of its own: '<blk>'"
+    assert str(caught.value.hint) == "--end-piece PIECE, where PIECE is one of its pieces: '<blk>'"
     assert read_tokenizer(path, end_piece="<blk>").newline_id == 1
 
 

@@ -274,7 +274,7 @@ def test_stop_ends_the_child(kind: str, monkeypatch: pytest.MonkeyPatch, tmp_pat
     [
         ("import os; os.abort()", "signal 6"),
         ("import sys; sys.exit('native: it broke')", "it broke"),
-        ("raise SystemExit(7)", "left with 7"),
+        ("raise SystemExit(7)", "its exit code is 7"),
         ("print('no model')", "not a SentencePiece model"),
     ],
 )
