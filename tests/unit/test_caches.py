@@ -1,4 +1,4 @@
-"""Where caches lie: who may write there, what happens where nobody can, and how they are emptied."""
+"""Location of the caches: permissions, fallbacks for unusable folders, trimming and clearing."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def kernels() -> Path:
-    """Where all tests' kernels lie, compiled."""
+    """Folder of the compiled kernels shared by all tests."""
     build.library()
     return caches.folder("kernels")
 
 
 @pytest.fixture
 def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """What the listener hears; the cache is tmp_path/cache, temporary files lie in tmp_path/tmp."""
+    """Notes sent to the listener; caches are in tmp_path/cache, temporary files in tmp_path/tmp."""
     heard: list[str] = []
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))  # of programs that are started
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))  # for child processes
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setattr(caches, "listener", heard.append)
     caches._passing_root.cache_clear()
@@ -119,7 +119,7 @@ def test_what_belongs_to_another_user_is_not_used(
     caches.folder("kernels")
     os.chown(tmp_path / place, 12345, -1)
     assert caches.folder("kernels") == instead(tmp_path) / "kernels"
-    os.chown(instead(tmp_path), 12345, -1)  # somebody was there before us
+    os.chown(instead(tmp_path), 12345, -1)  # created by another user first
     path = caches.folder("kernels")
     assert path.parents[1] == tmp_path / "tmp"
     assert path.parent != instead(tmp_path)
@@ -169,12 +169,12 @@ def test_a_disk_that_fills_up_on_the_way(
 
 @pytest.fixture
 def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No HOME, and no entry for this user."""
+    """Neither HOME nor an entry for this user in the password database."""
     for name in ("HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.delenv(name, raising=False)
 
 
-# A user without an entry; the interpreter may lie where only root reads, so it is the entry that goes.
+# Simulates a user without an entry: a real one might not be allowed to read the interpreter's files.
 NOBODY = """
 import pwd, sys
 def getpwuid(uid):
@@ -206,7 +206,7 @@ def test_without_a_home_everything_works(
     command: list[str],
 ) -> None:
     instead(tmp_path).mkdir(mode=0o700)
-    (instead(tmp_path) / "kernels").symlink_to(kernels)  # they need not be compiled again
+    (instead(tmp_path) / "kernels").symlink_to(kernels)  # avoids compiling again
     names = {"RUN": str(trained), "TEXT": str(text)}
     done = subprocess.run(
         [sys.executable, "-c", NOBODY, *(names.get(word, word) for word in command)],

@@ -1,4 +1,4 @@
-"""How many threads there are: the least of cores, affinity and the quotas of cgroups."""
+"""Number of threads: the minimum of cores, affinity and cgroup quotas."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENOUGH = 1000
 
 
 def quota(root: Path, groups: str, files: dict[str, str]) -> int:
-    """What a machine allows whose /proc/self/cgroup is `groups`, with these files in /sys/fs/cgroup."""
+    """The smallest quota for /proc/self/cgroup `groups` and these files in /sys/fs/cgroup."""
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(groups)
     for name, text in files.items():

@@ -1,4 +1,4 @@
-"""SentencePiece models from elsewhere: other versions, rules and types, and what ends their lines."""
+"""Foreign SentencePiece models: other versions, normalisation rules and types, and ends of lines."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gru_lm.text.parallel import encode_all, encode_texts
 from gru_lm.text.tokenizer import Tokenizer, load_tokenizer, read_tokenizer, train_tokenizer
 from tests.unit.test_tokenizer import decoded, foreign
 
-# Made by spm_train 0.2.0 with its defaults, whose Unicode data later versions do not have.
+# Trained by spm_train 0.2.0 with defaults; later versions have different Unicode data.
 OLDER = Path(__file__).parents[1] / "fixtures" / "sentencepiece-0.2.0.model.xz"
 LINES = ["The Dog WALKS .", "the cat sat on the mat,", "the dog ran to the end of it"] * 20
 RULES = ("nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf", "identity")
@@ -22,7 +22,7 @@ PROBE = (
     "The Dog WALKS .\n  the  cat\t\ufb01n \u2026 \uff21\uff22 \u337f \ufdfa e\u0301 \u3000x\u00a0y\n"
     "\u0130stanbul Stra\u00dfe \U0001f600 \u200b\u00ad z\r\n\n x\n"
 )
-# As the recipes of icefall make it.
+# As trained by the recipes of icefall.
 RECOGNISER = {
     "user_defined_symbols": ["<blk>", "<sos/eos>"],
     "unk_id": 2,
@@ -38,7 +38,7 @@ def made(kind: str = "unigram", **options: Any) -> bytes:
 
 
 def as_sentencepiece(data: bytes, text: str, newline_id: int) -> list[int]:
-    """Each line by SentencePiece itself, and what ends it."""
+    """Encode each line with SentencePiece itself, followed by its end."""
     processor = sentencepiece.SentencePieceProcessor(model_proto=data)
     *lines, last = text.split("\n")
     ids = [token for line in lines for token in (*processor.encode(line), newline_id)]
@@ -65,7 +65,7 @@ def test_rules_of_sentencepiece(kind: str, rule: str) -> None:
 
 @pytest.mark.parametrize("kind", ["unigram", "bpe", "char", "word"])
 def test_rules_of_ones_own(tmp_path: Path, kind: str) -> None:
-    """They give a map that no version of SentencePiece has."""
+    """User-defined rules give a map that no version of SentencePiece includes."""
     rules = tmp_path / "rules.tsv"
     rules.write_text("61\t62\n74 68 65\t54\nFB01\t66 69\n1F600\t\n2026\t2E 2E 2E\n")
     data = made(kind, normalization_rule_tsv=str(rules))
@@ -89,7 +89,7 @@ def test_words_are_read_with_their_normaliser() -> None:
     ],
 )
 def test_long_lines(kind: str, suffix: bool) -> None:
-    """As SentencePiece reads the whole line, wherever its parts and the blocks end."""
+    """The ids equal those of the whole line, wherever its parts and the blocks end."""
     data = made(kind, treat_whitespace_as_suffix=suffix)
     tokenizer = load_tokenizer(kind, data)
     text = "the cat sat  on the mat, the dog ran to the end of it " * 700 + "\nthe cat"
@@ -126,7 +126,7 @@ def test_an_end_of_sentence_that_the_user_defined(symbols: list[str]) -> None:
 
 
 def test_what_ended_lines_before_still_does() -> None:
-    """A newline, else its byte, else the end of a sentence: whatever else the model has."""
+    """A newline, else its byte, else the end of a sentence, independent of other pieces."""
     ends = "<sos/eos>"
     newline = load_tokenizer("bpe", made("bpe", user_defined_symbols=["\n", ends]))
     assert newline.piece(newline.newline_id) == r"\n"

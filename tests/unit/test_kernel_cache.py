@@ -1,4 +1,4 @@
-"""The cached kernels: whatever lies in the cache, whatever the compiler does, whoever ends us."""
+"""Cached kernels: damaged or foreign cache contents, failing compilers, signals."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Compiler:
-    """`cc` alone in PATH: it copies the kernels that all tests share, and counts how often."""
+    """A fake `cc`, alone in PATH, that copies the tests' shared kernels and counts its calls."""
 
     def __init__(self, folder: Path, shared: Path) -> None:
         self.log = folder / "compiled"
@@ -37,7 +37,7 @@ class Compiler:
         self.does(self.copies)
 
     def does(self, action: str) -> None:
-        """`action` is what it does to the file $out, except if asked for its version."""
+        """Write the script; `action` creates the file $out, unless the version is requested."""
         self.path.parent.mkdir(exist_ok=True)
         self.path.unlink(missing_ok=True)
         self.path.write_text(
@@ -91,7 +91,7 @@ def replaced(path: Path, make: Callable[[Path], object]) -> None:
 
 
 def renamed_by_content(path: Path, data: bytes) -> None:
-    """Bytes that are no library, under the name that fits them."""
+    """Store bytes that are not a library under a name with their hash."""
     digest = hashlib.sha256(data).hexdigest()[:32]
     path.unlink()
     (path.parent / f"{path.name.partition('-')[0]}-{digest}.so").write_bytes(data)
@@ -190,7 +190,7 @@ def test_whatever_cc_names_a_compiler_that_works_is_found(
         (folder / name).chmod(0o755)
     monkeypatch.setattr(build, "SECONDS", 0.5)
     monkeypatch.setenv("CC", cc)
-    if cc in ("hangs", "prints"):  # all the time is gone
+    if cc in ("hangs", "prints"):  # the time limit is used up
         with pytest.raises(build.BuildError, match=f"{cc}: not done after 0.5 s"):
             build._ready(never)
         assert list(caches.folder("kernels").iterdir()) == []

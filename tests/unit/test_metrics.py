@@ -1,4 +1,4 @@
-"""Counts of streamed text equal those of the whole; figures are ratios of sums; JSON stays valid."""
+"""Counts of streamed text equal those of the whole; metrics are ratios of sums; JSON stays valid."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_the_total_is_a_ratio_of_sums() -> None:
     "counts",
     [
         Counts(),
-        Counts(tokens=1, nats=800.0, words=1, bytes=1, characters=1),  # exp(800) has no double
+        Counts(tokens=1, nats=800.0, words=1, bytes=1, characters=1),  # exp(800) overflows
         Counts(tokens=2, nats=math.inf, words=1, bytes=1, characters=1),
         Counts(tokens=2, nats=3.0, unknown_tokens=2, unknown_nats=3.0),
     ],

@@ -1,4 +1,4 @@
-"""How much of one text is in another: found by content, wherever it stands and however it is set."""
+"""Overlap between texts: detected by content, independent of position and line breaks."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ CHINESE = "。".join("".join(chr(0x4E00 + ord(c) % 999 * 7) for c in line) for l
         (CHINESE[333:], CHINESE, 0.98, 1),
         (FLOWING, SENTENCES, 0, 0),
         ("", TEXT, 0, 0),
-        ("short\n" * 50, "short\n" * 50, 0, 0),  # which say nothing
+        ("short\n" * 50, "short\n" * 50, 0, 0),  # short lines are ignored
     ],
     ids=range(15),
 )
@@ -84,7 +84,7 @@ def test_sketches_of_two_texts_are_the_sketch_of_both() -> None:
     one, other = Sketch(np.array([1, 5, 9])), Sketch(np.array([2, 5, 7]), limit=8)
     both = one | other
     assert (both.hashes.tolist(), both.limit) == ([1, 2, 5, 7], 8)
-    assert one.part_in(other) == 1 / 2  # 9 is beyond what the other knows
+    assert one.part_in(other) == 1 / 2  # 9 is above the other's limit
     again = Sketch.unpacked(both.packed())
     assert (again.hashes.tolist(), again.limit) == ([1, 2, 5, 7], 8)
     assert Sketch(np.array([], np.int64)).part_in(one) == 0

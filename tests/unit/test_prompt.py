@@ -1,4 +1,4 @@
-"""The border between a prompt and its continuation: no token of the text is cut by it."""
+"""The border between a prompt and its continuation: tokens that cross it are sampled."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_candidates_are_weighed_by_the_probability_of_all_their_tokens(
 def test_the_next_word_does_not_begin_with_a_second_space(
     tokenizers: dict[str, Tokenizer],
 ) -> None:
-    """A model to whom each word follows with its own space, as in training."""
+    """With a model that predicts each word with its leading space, as in training."""
     tokenizer = tokenizers["bpe"]
     script = tokenizer.encode_text("the old house and")
     after = dict(zip([tokenizer.newline_id, *script], script, strict=False))
@@ -134,7 +134,7 @@ def test_the_next_word_does_not_begin_with_a_second_space(
 @pytest.mark.parametrize(
     ("prompt", "unknown", "starts"),
     [
-        ("the ol", 0, {"d", "den,", "der"}),  # what is known begins so
+        ("the ol", 0, {"d", "den,", "der"}),  # beginnings of vocabulary words
         ("the old", 0, {"en,", "er", " ", "\n"}),
         ("the old ", 0, {"t", "o", "h", "a", "c", "g", "Ü", "\n"}),
         ("the\t old \t ", 0, {"t", "o", "h", "a", "c", "g", "Ü", "\n"}),
@@ -165,7 +165,7 @@ def test_a_words_beginning_is_completed(
 def test_a_foreign_tokenizers_spaces_are_neither_lost_nor_doubled(
     options: dict[str, Any], tmp_path: Path
 ) -> None:
-    """One that folds white space, and adds a space at one end of each line."""
+    """A tokenizer that folds white space, and adds a space at one end of each line."""
     found = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXT.splitlines()),
@@ -186,7 +186,7 @@ def test_a_foreign_tokenizers_spaces_are_neither_lost_nor_doubled(
         for sample in complete(model, tokenizer, read, samples=20, length=1, seed=2):
             if prompt[-1].isspace():
                 assert not sample.text.startswith(" ")
-            elif options and sample.text:  # each piece of this one ends a word or goes on in it
+            elif options and sample.text:  # each of its pieces ends or continues a word
                 whole = prompt + sample.text
                 assert whole.startswith(("the old ", "the olde", "the old:", "the older")) or (
                     prompt == "the" and whole.startswith("the")

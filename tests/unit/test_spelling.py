@@ -1,4 +1,4 @@
-"""Spelling unknown words: a distribution over words, the open-vocabulary figure, what tokens cover."""
+"""Charges of lossy tokenizers: the distribution over spellings, bits per byte, covered text."""
 
 from __future__ import annotations
 
@@ -25,16 +25,15 @@ def test_the_next_byte_has_a_distribution_after_any_context() -> None:
     speller, end = Speller(WORDS), spelling._END
     for context in [b"", end, b"th", b"zz", end + b"ca"]:
         total = sum(speller._probability(context, symbol) for symbol in range(256))
-        assert total == pytest.approx(
-            1, abs=1 / 257
-        )  # the bytes, the end, and one that never comes
+        # 256 bytes and the end symbol; one byte never occurs.
+        assert total == pytest.approx(1, abs=1 / 257)
 
 
 def test_by_hand() -> None:
-    """One word, "a": after the border comes a, after a the border; both contexts were seen once."""
-    shortest = (1 + 2 / 257) / 4  # of both
+    """The single word "a": a follows the border, the border follows a; each context occurs once."""
+    shortest = (1 + 2 / 257) / 4  # of both symbols, in the empty context
     after_border = (1 + shortest) / 2
-    after_a = (1 + (1 + shortest) / 2) / 2  # of one symbol, and then of two
+    after_a = (1 + (1 + shortest) / 2) / 2  # contexts of one symbol, then of two
     assert Speller(["a"]).nats(b"a") == pytest.approx(-math.log(after_border * after_a))
 
 
@@ -84,7 +83,7 @@ def test_all_gaps_of_a_place_together_have_a_probability_of_at_most_one(
 
 
 def test_gaps_by_hand() -> None:
-    """c / (n + T) for what was counted, and 99 times what is expected."""
+    """c / (n + T) for counted gaps, plus 99 pseudocounts of the default."""
     gaps = Gaps(COUNTED)
     assert gaps.nats("between", None) == pytest.approx(-math.log(599 / (620 + 2)))
     spelled = math.exp(-gaps._speller.nats(b"  "))
@@ -92,7 +91,7 @@ def test_gaps_by_hand() -> None:
     spelled = math.exp(-gaps._speller.nats(b" \t "))
     assert gaps.nats("between", " \t ") == pytest.approx(-math.log(2 * spelled / 622))
     assert Gaps(None).nats("start", None) == pytest.approx(-math.log(99 / 100))
-    # Whatever follows the last token, it has a price, and a finite one.
+    # Any text after the last token has a positive, finite cost.
     assert math.isfinite(Gaps(None).nats("end", " " * 5_000))
 
 
@@ -142,7 +141,7 @@ def test_white_space_of_words_is_charged_wherever_it_stands(case: str, counted: 
         tokenizer = tokenizer.with_spacing(count_spacing(tokenizer, [Text("a", LEARNT)]))
     assert tokenizer.encode_text(text) == tokenizer.encode_text(PLAIN)
     changed = sum(a != b for a, b in zip(text.split("\n"), PLAIN.split("\n"), strict=True))
-    # No gap is for nothing, the usual one neither, and an unusual one costs bits.
+    # Every gap has a positive cost; an unusual one costs several bits.
     assert 0 < charged(tokenizer, PLAIN) < 0.2
     assert charged(tokenizer, text) > 3 * changed
 
@@ -181,7 +180,7 @@ def test_the_training_text_tells_what_white_space_is_usual() -> None:
     )
 )
 def test_texts_of_the_same_tokens_are_told_apart(kind: str, pieces: list[str]) -> None:
-    """From the tokens and what each one covers, which is what is charged, the text can be read back."""
+    """The text can be reconstructed from the tokens and the charged text of each."""
     tokenizer, text = TOKENIZERS[kind], "".join(pieces)
     found = list(tokenizer.encode_covering(pieces))
     covered = b"".join(part for each in found for part in each.texts or ())
@@ -229,7 +228,7 @@ def test_what_a_foreign_model_loses_is_charged(kind: str, same: str, other: str)
 
 
 def foreign(**options: object) -> Tokenizer:
-    """A unigram model made elsewhere: it normalises, drops white space and has an unknown piece."""
+    """A foreign unigram model that normalises, drops white space and has an unknown piece."""
     model = io.BytesIO()
     options = {"vocab_size": 40} | options
     sentencepiece.SentencePieceTrainer.train(
@@ -289,7 +288,7 @@ def test_what_tokens_cover_adds_up_to_the_text(kind: str, pieces: list[str]) -> 
 @pytest.mark.parametrize("before", [0, 1, 2**16 - 5, 2**16])
 @pytest.mark.parametrize("pieces", [1_000, 2**16, 10**6])
 def test_a_word_longer_than_a_block_is_spelled_whole(before: int, pieces: int) -> None:
-    """Wherever block borders fall: the cost of 100,000 letters is all there, and of the right word."""
+    """All 100,000 letters are charged, to the right word, wherever block borders fall."""
     tokenizer = TOKENIZERS["word"]
     head, word = "a " * (before // 2) + "the ", "xq" * 50_000
     text = f"{head}{word} cat\n"

@@ -1,4 +1,4 @@
-"""Tables of surprisal: their rows against sums over whole distributions, and the text they give back."""
+"""Tables of surprisal: rows against sums over full distributions, and reconstruction of the text."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def rows_of(file: io.BytesIO) -> list[list[str]]:
 def tables(
     kind: str, texts: Sequence[Document], mode: str = "stream"
 ) -> tuple[list[list[str]], list[list[str]], list[list[str]], Counts, Tokenizer]:
-    """The rows of tokens, words and lines, their headers checked; and the counts."""
+    """Rows of the token, word and line tables, after checking their headers, and the counts."""
     tokenizer = tokenizer_of(kind)
     files = [io.BytesIO() for _ in range(3)]
     per_token = PerToken(files[0], tokenizer, texts)
@@ -146,7 +146,7 @@ def test_places_of_a_part_are_those_of_its_whole_file() -> None:
 
 
 def test_a_foreign_model_that_ends_lines_and_texts_alike() -> None:
-    """Between two texts stands its end of a line, which is the end of none."""
+    """Its end-of-line piece separates two texts without ending a line."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(LEARNT.splitlines()),
@@ -181,7 +181,7 @@ def test_words_are_parted_by_any_white_space() -> None:
 
 
 def spaced(**options: object) -> Tokenizer:
-    """A SentencePiece model made elsewhere, with a piece for a line's end."""
+    """A foreign SentencePiece model with an end-of-line piece."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(["line of it and the cat"] * 50 + ["in the line of it"] * 50),
@@ -291,7 +291,7 @@ def test_details_are_sums_over_the_whole_distribution() -> None:
     np.testing.assert_allclose([float(row[4]) for row in tokens], entropies, rtol=1e-5)
 
     surfaces = [tokenizer.surface(token) for token in range(tokenizer.vocab_size)]
-    spaces = b" \n\t\r\v\f\x1c\x1d\x1e\x1f"  # at which str.split parts words
+    spaces = b" \n\t\r\v\f\x1c\x1d\x1e\x1f"  # separators of str.split
     begins = np.array([surface[:1] in spaces for surface in surfaces])
     place = 0
     for number, row in enumerate(per_word):
@@ -302,6 +302,6 @@ def test_details_are_sums_over_the_whole_distribution() -> None:
         if within_line:
             bits += math.log2(probs[place][begins].sum())
         place += count
-        if row[4] != "\\n":  # no word is the text's last here
+        if row[4] != "\\n":  # no word is the last of the text here
             bits -= math.log2(probs[place][begins].sum())
         assert float(row[7]) == pytest.approx(bits, rel=1e-5)

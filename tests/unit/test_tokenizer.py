@@ -34,7 +34,7 @@ def decoded(tokenizer: Tokenizer, tokens: list[int]) -> str:
 
 
 def foreign(lines: list[str], **options: Any) -> bytes:
-    """A model as a user of SentencePiece might have it."""
+    """A model as a user might have trained it with SentencePiece."""
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(lines), model_writer=model, minloglevel=2, **options
