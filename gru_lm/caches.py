@@ -89,10 +89,10 @@ def opened(path: Path) -> BinaryIO:
     """Open a cached file for reading. Raises OSError unless it is a regular file only we can write."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
             raise OSError(errno.EINVAL, "not a regular file")
-        _must_be_ours(path, found)
+        _must_be_ours(path, status)
     except OSError:
         os.close(descriptor)
         raise
@@ -113,8 +113,8 @@ def trim(directory: Path, pattern: str, *, keep: Collection[Path] = ()) -> None:
     files = []
     for path in directory.glob(pattern):
         with suppress(OSError):
-            found = path.lstat()
-            files.append((found.st_mtime, found.st_size, path))
+            status = path.lstat()
+            files.append((status.st_mtime, status.st_size, path))
     total = sum(size for _, size, _ in files)
     oldest, most = time.time() - UNUSED_DAYS * 24 * 3600, bound(directory)
     for used, size, path in sorted(files):
@@ -231,12 +231,12 @@ def _prepare(path: Path) -> None:
     _must_be_ours(path, path.stat())
 
 
-def _is_ours(found: os.stat_result) -> bool:
-    return found.st_uid == os.geteuid()
+def _is_ours(status: os.stat_result) -> bool:
+    return status.st_uid == os.geteuid()
 
 
-def _must_be_ours(path: Path, found: os.stat_result) -> None:
-    if not _is_ours(found):
+def _must_be_ours(path: Path, status: os.stat_result) -> None:
+    if not _is_ours(status):
         raise PermissionError(errno.EACCES, "it belongs to another user")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(errno.EACCES, f"others may write to it (chmod go-w {path})")

@@ -26,11 +26,11 @@ def cache_cli(context: typer.Context, as_json: Json = False) -> None:
     from gru_lm import caches
     from gru_lm.reporting import console
 
-    found = caches.usage()
+    usage = caches.usage()
     if as_json:
-        console.result_json({"caches": found, "bytes": sum(each["bytes"] for each in found)})
+        console.result_json({"caches": usage, "bytes": sum(each["bytes"] for each in usage)})
         return
-    rows = [(r["name"], f"{r['files']:,}", f"{r['bytes']:,}", r["path"]) for r in found]
+    rows = [(r["name"], f"{r['files']:,}", f"{r['bytes']:,}", r["path"]) for r in usage]
     console.table(("cache", "files", "bytes", "path"), rows)
     console.note("to clear them: gru-lm cache clear" if rows else "there are no caches yet")
 

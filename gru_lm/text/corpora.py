@@ -127,7 +127,7 @@ def corpus_paths(
         return paths
     folder = cache_folder(recipe)
     try:
-        with _alone(folder.parent, stop=stop):
+        with _locked(folder.parent, stop=stop):
             if cached_paths(recipe) is None:  # another process may have built it meanwhile
                 _build(recipe, folder, stop=stop, note=note)
     except OSError as error:
@@ -138,7 +138,7 @@ def corpus_paths(
 
 
 @contextmanager
-def _alone(root: Path, *, stop: Stop) -> Iterator[None]:
+def _locked(root: Path, *, stop: Stop) -> Iterator[None]:
     """Hold the cache's lock, and remove temporary folders of killed builds."""
     with (root / caches.LOCK).open("ab") as lock:
         while True:

@@ -1,7 +1,7 @@
 """Documents: texts read in pieces, surveyed and sliced in constant memory, any number of times.
 
 A document yields its decoded characters unchanged, including line ends, NULs and spaces; only a UTF-8
-byte order mark at the start is dropped. Knows nothing of command-line arguments or tokens. Invariant:
+byte order mark at the start is dropped. Independent of command-line arguments and tokens. Invariant:
 every byte is decoded, or an error names the first invalid one; a file that changed since it was opened
 is an error.
 """

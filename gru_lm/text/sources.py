@@ -133,8 +133,8 @@ def _texts_among(
         texts += 1
         yield document
     if not texts:
-        what = f"none of its {seen:,} files is text" if seen else "no file there"
-        raise InputError(f"{files.shown(spec)}: {what}", hint="name a text file, or another folder")
+        what = f"none of its {seen:,} files is text" if seen else "no files found"
+        raise InputError(f"{files.shown(spec)}: {what}", hint="give a text file, or another folder")
 
 
 def _output_streams() -> set[tuple[int, int]]:

@@ -45,7 +45,7 @@ CASES: dict[str, tuple[list[object], int, list[str]]] = {
     "gzip named .txt": (["zipped.txt"], 3, ["gzip", "another name", "hint: mv"]),
     "not UTF-8": (["latin.txt"], 3, ["latin.txt", "byte 120", "hint: ", "--encoding"]),
     "UTF-16": (["utf16.txt"], 3, ["utf-16", "--encoding utf-16"]),
-    "an empty folder": (["nothing"], 3, ["nothing: no file there"]),
+    "an empty folder": (["nothing"], 3, ["nothing: no files found"]),
     "a folder without text": (["images"], 3, ["images: none of its 1 files is text"]),
     "a missing file": (["txet.txt"], 3, ["txet.txt: no such file", "did you mean text.txt?"]),
     "a glob of nothing": (["*.csv"], 3, ["*.csv"]),

@@ -167,12 +167,12 @@ def test_empty(tmp_path: Path, content: bytes) -> None:
 
 
 def test_folders_and_globs_without_text(tmp_path: Path) -> None:
-    assert "no file there" in refusal(tmp_path).message
+    assert "no files found" in refusal(tmp_path).message
     made(tmp_path / "binary.txt", bytes(100))
     (tmp_path / "empty.txt").touch()
     assert "none of its 2 files is text" in refusal(tmp_path).message
     assert "none of its 2 files is text" in refusal(tmp_path / "*.txt").message
-    assert "no file there" in refusal(tmp_path / "*.md").message
+    assert "no files found" in refusal(tmp_path / "*.md").message
 
 
 def test_a_folder_does_not_lose_text_silently(tmp_path: Path) -> None:
