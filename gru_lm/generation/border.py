@@ -32,9 +32,7 @@ class Border:
     tokens_C: np.ndarray
     opening_C: np.ndarray  # index of the candidate's opening
     log_probs_C: np.ndarray  # given its opening, under the model's unmodified distribution
-    weights_C: (
-        np.ndarray
-    )  # joint log-probabilities of opening and token, normalised over candidates
+    weights_C: np.ndarray  # joint log-probability with its opening, normalised over candidates
 
 
 def weigh(
