@@ -2,9 +2,9 @@
 
 A sketch of a text is the set of hashes of its lines; for a long text, of the smallest hashes, which
 are a random sample (bottom-k sketch). White space is collapsed before comparison. Long lines are
-split at sentence ends or, failing that, at content-defined words, so that a split point does not
-depend on the preceding text. Independent of models. Invariant: a sketch is a function of the set of
-lines, and has at most MOST hashes.
+split at sentence ends or, failing that, at content-defined words or characters, so that a split point
+does not depend on the preceding text. Independent of models. Invariant: a sketch is a function of the
+set of lines, and has at most MOST hashes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ from gru_lm.text.segments import LONGEST
 MOST = 1 << 15  # maximum number of hashes in a sketch: 256 KiB
 LEAST = 0.02  # smallest overlap worth reporting: similar texts always share a few lines
 SHORTEST = 12  # characters; shorter lines are ignored
-LONG = 300  # characters; longer lines are split
+LONG = 300  # characters; longer lines and words are split
 MOST_WORDS = 64  # maximum words of a part of a long line
+WINDOW = 8  # characters whose hash decides whether a long word is split after them
 LARGEST = (1 << 63) - 1
 _LINE_END = re.compile(r"[\r\n]+")
 _SENTENCE = re.compile(r"(?<=[.!?;])\s|(?<=[。！？])")
@@ -113,8 +114,11 @@ def _lines(pieces: Iterable[str]) -> Iterator[list[str]]:
         parts = [part for line in lines for part in _parts(line)]
         if len(rest) > LONGEST:
             # The last word may continue in the next piece.
-            before, word = [*rest.rsplit(None, 1), ""][:2]
+            before, word = ["", *rest.rsplit(None, 1)][-2:]
             *complete, last = _parts(before)
+            *split, word = _split_word(word)
+            if split:
+                complete, last = [*complete, last, *split], ""
             parts += complete
             rest = f"{last} {word}" + rest[len(rest.rstrip()) :]
         yield parts
@@ -132,9 +136,31 @@ def _parts(line: str) -> list[str]:
             continue
         part: list[str] = []
         for word in sentence.split(" "):
-            part.append(word)
-            if zlib.crc32(word.encode()) % 16 == 0 or len(part) == MOST_WORDS:
+            *split, last = _split_word(word)
+            if split:
+                parts += [" ".join(part), *split]
+                part = []
+            part.append(last)
+            if _ends(" ".join(part[-2:]), 16) or len(part) == MOST_WORDS:
                 parts.append(" ".join(part))
                 part = []
         parts.append(" ".join(part))
     return parts
+
+
+def _split_word(word: str) -> list[str]:
+    """Split a long word into parts of about 64 characters, at content-defined points."""
+    if len(word) <= LONG:
+        return [word]
+    parts, start = [], 0
+    for end in range(1, len(word)):
+        size = end - start
+        if size == LONG or (size >= WINDOW and _ends(word[end - WINDOW : end], 64)):
+            parts.append(word[start:end])
+            start = end
+    return [*parts, word[start:]]
+
+
+def _ends(text: str, often: int) -> bool:
+    """Whether a part ends after `text`, which is true of one text in `often`."""
+    return zlib.crc32(text.encode()) % often == 0

@@ -40,6 +40,8 @@ TEXT, ELSE = "\n".join(OWN) + "\n", "\n".join(OTHER) + "\n"
 FLOWING = " ".join(lines(1, 3, 40_000))  # one line without a full stop
 SENTENCES = ". ".join(lines(4000, 4)) + "."
 CHINESE = "。".join("".join(chr(0x4E00 + ord(c) % 999 * 7) for c in line) for line in OWN)
+FEW_WORDS = " ".join(random.Random(4).choices(STOCK[:20], k=30_000))  # one line
+NO_WORDS = "".join(random.Random(5).choices("acgt", k=200_000))  # one line
 
 
 @pytest.mark.parametrize(
@@ -58,10 +60,15 @@ CHINESE = "。".join("".join(chr(0x4E00 + ord(c) % 999 * 7) for c in line) for l
         (SENTENCES[777:], SENTENCES, 0.99, 1),
         (CHINESE[333:], CHINESE, 0.98, 1),
         (FLOWING, SENTENCES, 0, 0),
+        (FEW_WORDS[4321:], FEW_WORDS, 0.98, 1),
+        (NO_WORDS[1:], NO_WORDS, 0.98, 1),
+        ("tt " + NO_WORDS[54_321:99_999] + " gg", NO_WORDS, 0.95, 1),
+        (NO_WORDS[::-1], NO_WORDS, 0, 0.05),
+        ("a" * 100_000, "a" * 99_000 + "\n" + TEXT, 0.98, 1),
         ("", TEXT, 0, 0),
         ("short\n" * 50, "short\n" * 50, 0, 0),  # short lines are ignored
     ],
-    ids=range(15),
+    ids=range(20),
 )
 def test_the_share_of_a_text_that_is_in_another(
     share: object, text: str, other: str, least: float, most: float
