@@ -3,8 +3,9 @@
 Bytes that cannot be recovered from the tokens are charged separately, so that tokens and charges
 together form a lossless code of the text. The text covered by a token is split into white space
 (`lead`) and the rest (`body`). Each part either equals the token's default text, which is cheap, or
-is spelled in bytes under a small n-gram model. Depends on tokenizers but not on language models.
-Invariant: for a given token, the probabilities of all texts that it can cover sum to at most 1.
+is spelled in bytes under a small n-gram model. If a tokenizer puts a word's space at its end, white
+space there is charged with the token that follows. Depends on tokenizers but not on language models.
+Invariant: for given tokens, the probabilities of all texts that they can cover sum to at most 1.
 
 Shapes: N tokens.
 """
@@ -15,12 +16,13 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.tokenizer import Covering, Spacing, Tokenizer
-from gru_lm.text.tokenizer_encoders import white_space_before
+from gru_lm.text.tokenizer_encoders import white_space_after, white_space_before
 
 ORDER = 5  # bytes of context
 SYMBOLS = 257  # 256 bytes and the end symbol
@@ -127,7 +129,7 @@ class Charges:
         self._tokenizer = tokenizer
         self._speller = speller_for(tokenizer)
         self._gaps = Gaps(tokenizer.spacing)
-        self._known: dict[tuple[int, bytes, bool], float] = {}
+        self._known: dict[tuple[int, bytes, _Before], float] = {}
 
     def of(self, coverings: Iterable[Covering]) -> Iterator[tuple[Covering, np.ndarray]]:
         """Yield a document's coverings, each with the charge of its tokens in nats [N].
@@ -135,26 +137,24 @@ class Charges:
         The charge of the last token includes the rest of the document. A document without tokens yields
         one charge, [1].
         """
-        before: int | None = None
+        before = _STARTS
         for covering in coverings:
             if covering.texts is None:
                 yield covering, np.zeros(len(covering.tokens_N))
                 continue
             tokens = covering.tokens_N.tolist()
-            keys = zip(
-                tokens, covering.texts, _starts(self._tokenizer, tokens, before), strict=True
-            )
+            *befores, before = _befores(self._tokenizer, tokens, covering.texts, before)
+            keys = zip(tokens, covering.texts, befores, strict=True)
             known = self._known
             nats_N = np.array([known[key] if key in known else self._nats(*key) for key in keys])
             if covering.rest is not None and (tokens or covering.rest):
-                rest = covering.rest.decode(errors="surrogateescape")
+                rest = before.gap + covering.rest.decode(errors="surrogateescape")
                 nats = self._gaps.nats(END, rest or None)
                 nats_N = np.array([*nats_N[:-1], sum(nats_N[-1:], nats)])
             yield covering, nats_N
-            before = tokens[-1] if tokens else before
 
-    def _nats(self, token: int, text: bytes, starts: bool) -> float:
-        place, gap, body, changed = _parts(self._tokenizer, token, text, starts)
+    def _nats(self, token: int, text: bytes, before: _Before) -> float:
+        place, gap, body, changed = _parts(self._tokenizer, token, text, before)
         nats = self._gaps.nats(place, gap)
         if token == self._tokenizer.unknown_id:
             nats += self._speller.nats(body)
@@ -164,7 +164,7 @@ class Charges:
         if len(text) <= _LONGEST_REMEMBERED:
             if len(self._known) >= _MOST_REMEMBERED:
                 self._known.clear()
-            self._known[token, text, starts] = nats
+            self._known[token, text, before] = nats
         return nats
 
 
@@ -189,19 +189,18 @@ def count_spacing(tokenizer: Tokenizer, documents: Sequence[Document]) -> Spacin
         return None
     counters: dict[str, Counter[str]] = {place: Counter() for place in PLACES}
     for pieces in readings(documents):
-        before: int | None = None
+        before = _STARTS
         for covering in tokenizer.encode_covering(pieces):
             assert covering.texts is not None
             tokens = covering.tokens_N.tolist()
-            starts = _starts(tokenizer, tokens, before)
-            for (token, text, start), count in Counter(
-                zip(tokens, covering.texts, starts, strict=True)
+            *befores, before = _befores(tokenizer, tokens, covering.texts, before)
+            for (token, text, left), count in Counter(
+                zip(tokens, covering.texts, befores, strict=True)
             ).items():
-                place, gap, _, changed = _parts(tokenizer, token, text, start)
+                place, gap, _, changed = _parts(tokenizer, token, text, left)
                 counters[place][EXPECTED if gap is None else gap] += count
                 if token != tokenizer.unknown_id:
                     counters[BODY][CHANGED if changed else EXPECTED] += count
-            before = tokens[-1] if tokens else before
     return {place: dict(_kept(counts)) for place, counts in counters.items()}
 
 
@@ -211,22 +210,50 @@ def _kept(counts: Counter[str]) -> Iterator[tuple[str, int]]:
     yield from sorted(short, key=lambda item: (-item[1], item[0]))[:_MOST_GAPS]
 
 
-def _starts(tokenizer: Tokenizer, tokens: Sequence[int], before: int | None) -> list[bool]:
-    """Whether each token is the first of a line; `before` is the preceding token, if any."""
-    previous = [before, *tokens[:-1]][: len(tokens)]
-    return [token is None or token == tokenizer.newline_id for token in previous]
+class _Before(NamedTuple):
+    """Context of a token."""
+
+    starts: bool  # whether the token is the first of a line
+    gap: str = ""  # white space at the end of the preceding token
+    default: str = ""  # that of its default text
+
+
+_STARTS, _WITHIN = _Before(starts=True), _Before(starts=False)
+
+
+def _befores(
+    tokenizer: Tokenizer, tokens: Sequence[int], texts: Sequence[bytes], before: _Before
+) -> list[_Before]:
+    """The context of each token, given that of the first, and of the token that follows the last."""
+
+    def after(token: int, text: bytes) -> _Before:
+        default = tokenizer.told(token, starts=False)
+        return _Before(False, white_space_after(text)[1], white_space_after(default)[1])
+
+    line_end = tokenizer.newline_id
+    if not tokenizer.adds_trailing_space:
+        return [before, *(_STARTS if token == line_end else _WITHIN for token in tokens)]
+    pairs = zip(tokens, texts, strict=True)
+    return [
+        before,
+        *(_STARTS if token == line_end else after(token, text) for token, text in pairs),
+    ]
 
 
 def _parts(
-    tokenizer: Tokenizer, token: int, text: bytes, starts: bool
+    tokenizer: Tokenizer, token: int, text: bytes, before: _Before
 ) -> tuple[str, str | None, bytes, bool]:
     """Split the text covered by a token: place, gap (None: the default), body, whether it changed."""
+    default = tokenizer.told(token, starts=before.starts)
+    if tokenizer.adds_trailing_space:  # the space is charged with the token that follows
+        text, default = white_space_after(text)[0], white_space_after(default)[0]
     lead, body = white_space_before(text)
-    default_lead, default_body = white_space_before(tokenizer.told(token, starts=starts))
+    default_lead, default_body = white_space_before(default)
+    gap, default_gap = before.gap + lead, before.default + default_lead
     if token == tokenizer.newline_id:
-        place = END
-    elif starts:
+        place, default_gap = END, ""
+    elif before.starts:
         place = START
     else:
-        place = BETWEEN if default_lead else JOINED
-    return place, None if lead == default_lead else lead, body, body != default_body
+        place = BETWEEN if default_gap else JOINED
+    return place, None if gap == default_gap else gap, body, body != default_body

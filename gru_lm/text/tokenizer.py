@@ -170,6 +170,11 @@ class Tokenizer:
         """UTF-8 bytes of a token; b"" for the end of a document."""
         return self._surfaces[token]
 
+    @property
+    def adds_trailing_space(self) -> bool:
+        """Whether a space that is not in the text may follow the last word of a line."""
+        return self.whitespace_as_suffix and not self.lossless
+
     def told(self, token: int, *, starts: bool) -> bytes:
         """UTF-8 bytes of a token at the start of a line (`starts`) or elsewhere."""
         surface = self._surfaces[token]
@@ -190,7 +195,7 @@ class Tokenizer:
             self._surfaces,
             end_id=self.end_id,
             drop_leading_space=self.drop_leading_space,
-            drop_trailing_space=self.whitespace_as_suffix and not self.lossless,
+            drop_trailing_space=self.adds_trailing_space,
         )
 
 

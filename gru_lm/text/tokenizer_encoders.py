@@ -283,3 +283,10 @@ def white_space_before(text: bytes) -> tuple[str, bytes]:
     decoded = text.decode(errors="surrogateescape")
     body = decoded.lstrip(_WHITE)
     return decoded[: len(decoded) - len(body)], body.encode(errors="surrogateescape")
+
+
+def white_space_after(text: bytes) -> tuple[bytes, str]:
+    """Split off the white space at the end of `text`: the rest, and the white space."""
+    decoded = text.decode(errors="surrogateescape")
+    body = decoded.rstrip(_WHITE)
+    return body.encode(errors="surrogateescape"), decoded[len(body) :]

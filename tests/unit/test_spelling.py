@@ -227,6 +227,19 @@ def test_what_a_foreign_model_loses_is_charged(kind: str, same: str, other: str)
         assert plain + 5 < changed
 
 
+def test_a_space_at_the_end_of_words_is_charged_as_one_at_their_start() -> None:
+    """The last word of a line has none, and one after it is as dear as one before it."""
+    found = {}
+    for kind in ("foreign", "suffix"):
+        tokenizer = TOKENIZERS[kind]
+        spacing = count_spacing(tokenizer, [Text("a", "hello world\nthe cat\nbaz\n" * 30)])
+        tokenizer = tokenizer.with_spacing(spacing)
+        texts = ("the cat\nhello\n", "the cat", "the   cat\n", "  the cat  ", "the cat\r\n")
+        found[kind] = [charged(tokenizer, text) for text in texts]
+        assert max(found[kind][:2]) < 0.5
+    assert found["suffix"] == pytest.approx(found["foreign"], rel=0.1)
+
+
 def foreign(**options: object) -> Tokenizer:
     """A foreign unigram model that normalises, drops white space and has an unknown piece."""
     model = io.BytesIO()
