@@ -30,6 +30,7 @@ class Opening:
         ""  # end of the prompt that is not in `tokens`; the first sampled token starts with it
     )
     following: np.ndarray | None = None  # candidates for the first sampled token; None: any
+    ahead: bool = False  # whether the tokens end in a space that the prompt does not have
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def read_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
     """Encode the prompt `text`, which may be any string."""
     head, tail, starts_line = _parted(tokenizer, clean(text))
     before = tuple(tokenizer.encode_text(head))
-    whole = before + tuple(tokenizer.encode_text(tail))
+    whole = before + _encoded(tokenizer, tail)
     openings, folded = [], ""
     if _agrees(tokenizer, tail):
         openings.append(Opening(whole))
@@ -67,9 +68,9 @@ def read_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
         if drops and not len(following):
             following = _completions(tokenizer, rest.encode())
         if len(following) and _agrees(tokenizer, tail[:at]):
-            tokens = before + tuple(tokenizer.encode_text(tail[:at]))
+            tokens = before + _encoded(tokenizer, tail[:at])
             openings.append(Opening(tokens, rest, following))
-    openings = openings or [Opening(whole)]
+    openings = openings or [Opening(whole, ahead=not tail.endswith(" "))]
 
     def unknown(opening: Opening) -> int:
         return opening.tokens.count(-1 if tokenizer.unknown_id is None else tokenizer.unknown_id)
@@ -99,8 +100,16 @@ def _agrees(tokenizer: Tokenizer, text: str) -> bool:
     """
     if tokenizer.lossless:
         return True
-    surfaces = b"".join(map(tokenizer.surface, tokenizer.encode_text(text)))
+    surfaces = b"".join(map(tokenizer.surface, _encoded(tokenizer, text)))
     return surfaces.endswith(b" ") == text.endswith(" ")
+
+
+def _encoded(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Encode `text`, without a final token that is just the space added after the last word."""
+    tokens = tokenizer.encode_text(text)
+    if tokenizer.adds_trailing_space and not text.endswith(" ") and tokens:
+        tokens = tokens[: len(tokens) - (tokenizer.surface(tokens[-1]) == b" ")]
+    return tuple(tokens)
 
 
 def _completions(tokenizer: Tokenizer, start: bytes) -> np.ndarray:

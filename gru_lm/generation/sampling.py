@@ -95,7 +95,7 @@ def generate(
         tokens_NT, log_probs_NT = drawing.draw(length - position)
         if not writers:
             writers = [
-                Writer(tokenizer, whole, each.tokens, stop_strings=stop_strings, rest=each.rest)
+                Writer(tokenizer, whole, each, stop_strings=stop_strings)
                 for each in drawing.openings
             ]
         drawn = tokens_NT.shape[1]

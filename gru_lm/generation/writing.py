@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from gru_lm.generation.prompt import Opening
 from gru_lm.text.tokenizer import Tokenizer
 
 
@@ -58,6 +59,8 @@ def whole_pieces(tokenizer: Tokenizer) -> dict[int, str]:
     surfaces = [tokenizer.surface(token) for token in range(tokenizer.vocab_size)]
     if tokenizer.drop_leading_space and any(surface.startswith(b" ") for surface in surfaces):
         return {}  # any token may depend on its position in the line
+    if tokenizer.adds_trailing_space:
+        return {}  # or on the token after it
     texts = {token: surface.decode(errors="replace") for token, surface in enumerate(surfaces)}
     return {token: text for token, text in texts.items() if text and "\ufffd" not in text}
 
@@ -65,29 +68,30 @@ def whole_pieces(tokenizer: Tokenizer) -> dict[int, str]:
 class Writer:
     """Converts the tokens of one sample to text.
 
-    `whole` is the result of `whole_pieces` for the tokenizer. `rest` is the end of the prompt that the
-    first token repeats; it is removed from the output.
+    `whole` is the result of `whole_pieces` for the tokenizer. The end of the prompt that the first token
+    repeats is removed from the output.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         whole: dict[int, str],
-        prompt: Sequence[int],
+        opening: Opening,
         *,
         stop_strings: Sequence[str],
-        rest: str = "",
     ) -> None:
         self._decoder = tokenizer.decoder()
         self._stops = StopStrings(stop_strings)
         self._end = tokenizer.end_id if tokenizer.end_id != tokenizer.newline_id else None
         self._whole = whole
-        self._rest = rest
+        self._rest = opening.rest
         # Whether the decoder's buffer is empty, so that whole pieces can bypass it.
-        self._clear = not prompt or prompt[-1] in whole
+        self._clear = not opening.tokens or opening.tokens[-1] in whole
         if not self._clear:
-            for token in prompt:  # sets the decoder's position in the line
+            for token in opening.tokens:  # sets the decoder's position in the line
                 self._decoder.push(token)
+            if not opening.ahead:
+                self._decoder.forget_space()
 
     def push(self, tokens: Sequence[int]) -> tuple[str, int, str | None]:
         """Return new final text, the number of tokens used, and "stop" or "end" if the sample ended."""

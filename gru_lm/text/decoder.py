@@ -46,6 +46,10 @@ class Decoder:
             surface = surface.removesuffix(self._held)
         return self._utf8.decode(surface)
 
+    def forget_space(self) -> None:
+        """Drop a space held back at the end of the text so far; it has been written already."""
+        self._held = b""
+
     def flush(self) -> str:
         """Return an incomplete character as U+FFFD, and reset the decoder."""
         self._line_start, self._held = True, b""

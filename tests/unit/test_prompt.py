@@ -191,6 +191,15 @@ def test_a_foreign_tokenizers_spaces_are_neither_lost_nor_doubled(
                 assert whole.startswith(("the old ", "the olde", "the old:", "the older")) or (
                     prompt == "the" and whole.startswith("the")
                 )
+    for prompt in ("the ol", "the old", "the old ", "th", "the old\n", ""):
+        read = read_prompt(tokenizer, prompt)
+        made = complete(model, tokenizer, read, samples=20, length=9, seed=2, with_logprobs=True)
+        for sample in made:
+            if options:  # the last space of a line is no text
+                pieces = "".join(piece for _, piece, _ in sample.logprobs).replace("</s>", "")
+                told = pieces.replace("\\n", "\n").replace("\u2581", " ")
+                told = told.replace(" \n", "\n").removesuffix(" ")
+                assert (prompt + sample.text).endswith(told)
 
 
 @pytest.mark.parametrize("kind", ["bpe", "unigram", "word"])
