@@ -61,6 +61,10 @@ _BEGINNINGS = re.compile(
             # What `train` and `compare` say on stderr, kept as a log.
             rb"resuming [^\n]{1,1000} after step [\d,]+\n",
             rb"(?:[^\n]{0,200}\n){0,20}text: [^\n]{1,2000} held out\ntokenizer: ",
+            # The tables that commands print, kept in a file, and the description of `info`.
+            rb"(?:figure\tvalue|cache\tfiles\tbytes|name\tbytes\twords)[\t\n]",
+            rb"(?:row|run|cell)\t[a-z0-9/ \t]*\b(?:bits per byte|tokens/s)\b",
+            rb"checkpoint {13}[^\n]{1,1000}\nmodel:\n  cell ",
             # Before there were marks: pages, comparisons of two models, benchmarks.
             b'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">\n'
             b'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'',

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-LEFT, RIGHT, TOP = 70, 590, 10  # edges of the plot area in an image of width 600
+LEFT, RIGHT, TOP = 70, 590, 10  # edges of the plot area in an image of width 620
 
 
 class Scale(NamedTuple):
@@ -49,6 +49,6 @@ def svg(drawn: str, x: Scale, bottom: int, below: str, label: str) -> str:
     )
     axis += f'<text x="{RIGHT}" y="{bottom + 34}" text-anchor="end">{below}</text>'
     return (
-        f'<p>{label}.</p><div class="wide"><svg viewBox="0 0 600 {bottom + 40}" role="img" '
+        f'<p>{label}.</p><div class="wide"><svg viewBox="0 0 620 {bottom + 40}" role="img" '
         f'aria-label="{label}">{axis}{drawn}</svg></div>'
     )

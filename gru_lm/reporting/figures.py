@@ -156,7 +156,8 @@ def _context(curve: dict[str, Any]) -> None:
     console.table(["tokens of context", "bits a token", "95 % interval"], rows)
     if curve["helps"] is not None:
         console.note(
-            f"{curve['helps']:,} tokens of context are within {curve['helps_within']:.0%} of the most"
+            f"{curve['helps']:,} tokens of context come within "
+            f"{curve['helps_within']:.0%} of the longest"
         )
 
 

@@ -131,7 +131,9 @@ def curves_png(curves: Mapping[str, Sequence[Sequence[dict[str, Any]]]]) -> byte
             colour = COLOURS[number % len(COLOURS)]
             series = [points for metrics in runs if len(points := _validations(metrics, key))]
             for points in series:
-                axes.plot(*points.T, color=colour, linewidth=0.7, alpha=0.6)
+                # A run with a single validation has no line: its marker shows it.
+                marker = "o" if len(points) < 3 else None
+                axes.plot(*points.T, color=colour, linewidth=0.7, alpha=0.6, marker=marker)
                 losses += points[:, 1].tolist()
             low = max((points[0, 0] for points in series), default=0.0)
             high = min((points[-1, 0] for points in series), default=0.0)

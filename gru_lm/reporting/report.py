@@ -75,7 +75,8 @@ path{{fill:none;stroke:var(--line);stroke-width:1.5}} .grid{{stroke:var(--rule)}
 .thin{{stroke:var(--dim);stroke-width:.7}} img{{max-width:100%;background:#fff}}
 .text{{white-space:pre-wrap;line-height:1.7}} .u{{border-bottom:2px dashed}}
 .text,.legend{{print-color-adjust:exact;-webkit-print-color-adjust:exact}}
-.legend span{{padding:.1rem .4rem}} .n::before{{content:"↵"}} .e::before{{content:"∎"}}
+.legend span{{padding:.1rem .4rem;white-space:nowrap}}
+.n::before{{content:"↵"}} .e::before{{content:"∎"}}
 {_colours(LIGHT, range(8, 10))}
 @media screen and (prefers-color-scheme:dark){{
 :root{{color-scheme:dark;--bg:#15171a;--fg:#e8e8e8;--dim:#aaa;--rule:#3a3d42;--line:#8ab4ff}}
@@ -104,7 +105,7 @@ def eval_page(
     about += [str(result[key]) for key in ("checkpoint", "device") if key in result]
     plain, pairs, files = (result.get(key) for key in ("bits_per_byte", "pairs", "files"))
     parts = [f'<p class="dim">{_name("; ".join(about))}</p>'] if about else []
-    parts += [f"<p>Mind: {_name(each)}.</p>" for each in result.get("caveats") or ()]
+    parts += [f"<p>Warning: {_name(each)}.</p>" for each in result.get("caveats") or ()]
     parts += [_table("", "figure", "value", _figures(result)), _along(blocks, plain)]
     style = styles(result)
     shown = [{k: _shown(v, style.get(k, "")) for k, v in each.items()} for each in files or ()]
@@ -131,7 +132,7 @@ def compare_page(result: Result, curves_png: bytes | None) -> str:
     cells = [{"cell": cell, **_moments(_bits(runs))} for cell, runs in by_cell.items()]
     said = dict.fromkeys(each["verdict"] for each in result["differences"])
     parts = [f'<p class="verdict">{_name(each)}</p>' for each in said]
-    parts += [f"<p>Mind: {_name(each)}.</p>" for each in result.get("caveats") or ()]
+    parts += [f"<p>Warning: {_name(each)}.</p>" for each in result.get("caveats") or ()]
     parts.append(_dots(by_cell))
     parts.append(_table("Cells", "cell", "mean bits per byte, standard deviation, runs", cells))
     parts += [_table("Models", "name", _MODEL, models), _differences(result["differences"])]
@@ -259,7 +260,7 @@ def _along(blocks: Sequence[tuple[int, float]], plain: float | None) -> str:
     )
     steps = "L".join(f"{x(a)} {y(bits)}H{x(b)}" for a, b, bits in points)
     drawn += f'<path d="M{steps}"/><path class="dash" d="M{LEFT} {y(mean)}H{RIGHT}"/>'
-    label = f"Bits per byte along {x.high:,} tokens; dashed: of all of them"
+    label = f"Bits per byte along {x.high:,} tokens; dashed: the whole text"
     return f"<h2>Loss along the text</h2>{svg(drawn, x, 220, 'tokens', label)}"
 
 

@@ -266,7 +266,7 @@ def _refuse_taken(out: Path) -> None:
         if os.path.lexists(out / name):
             raise UsageError(
                 f"--out {out} holds a file {name}, which a run would overwrite",
-                hint="name another directory, or remove what a run left that was killed",
+                hint="name another directory, or remove the remains of a killed run",
             )
 
 

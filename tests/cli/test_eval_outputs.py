@@ -200,7 +200,7 @@ def test_tuning_on_what_is_measured_is_said(trained: Path, tmp_path: Path) -> No
     other = tmp_path / "other.txt"
     other.write_text(text[len(text) * 9 // 10 + 1 :], encoding="utf-8")
     command = ["eval", trained, "--cache", "--tune"]
-    said = "tuned on the very text that is measured"
+    said = "tuned on the text that is measured"
     measured = inside(tmp_path, *command, held_out, "--json")
     assert said in measured.err
     assert any(said in caveat for caveat in measured.json()["caveats"])

@@ -170,7 +170,11 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("other.txt", [], []),
         ("other.txt", ["--cache", "--tune"], []),
-        ("valid.txt", ["--cache", "--tune"], ["tuned on the very text", "100% of the text"]),
+        (
+            "valid.txt",
+            ["--cache", "--tune"],
+            ["tuned on the text that is measured", "100% of the text"],
+        ),
         (
             "shifted.txt",
             ["--cache", "--tune"],

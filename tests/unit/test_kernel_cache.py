@@ -153,6 +153,18 @@ def test_a_folder_that_others_may_write_is_left_alone(
     assert compiler.runs() == 1, "the other place keeps it"
 
 
+def test_where_the_cache_is_full_the_kernels_are_compiled_in_a_temporary_place(
+    compiler: Compiler, said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(build, "ROOM", 10**18)
+    assert usable(build._ready(never))
+    assert usable(build._ready(never))
+    assert compiler.runs() == 1, "the temporary place keeps it"
+    assert not list(caches.folder("kernels").iterdir())
+    assert list((tmp_path / "tmp").rglob("*.so"))
+    assert "a write failed; using" in said[0]
+
+
 def test_a_library_is_not_hurt_by_what_becomes_of_its_file(compiler: Compiler) -> None:
     loaded = build._ready(never)
     os.truncate(only_kernel(), 0)

@@ -49,6 +49,11 @@ def written(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
     kept("corpora.json", "corpus", "list", "--json")
     figures = ["--per-token", "token.tsv", "--per-word", "word.tsv", "--per-line", "line.tsv"]
     figures += ["--html", "page.html", "--context-curve", "curve.png", "--json"]
+    kept("info.txt", "info", trained)
+    kept("corpora.txt", "corpus", "list")
+    kept("cache.txt", "cache")
+    kept("eval.txt", "eval", trained, "a.txt")
+    kept("models.txt", "compare", trained, trained, "--on", text)
     kept("eval.json", "eval", trained, "a.txt", *figures)
     shutil.copytree(folder / "runs/again", folder / "copied", ignore=lambda *_: [".lock"])
     for name in ("metrics.jsonl", "samples.txt", "config.toml"):
@@ -91,6 +96,19 @@ def test_what_older_versions_wrote_is_recognised(written: Path, tmp_path: Path) 
 def test_results_of_the_benchmarks_are_recognised() -> None:
     for path in Path(__file__).parents[2].glob("benchmarks/results/*.json"):
         assert layout.begins_as_ours(path.read_bytes()[:8192]), path
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "cell\truns\tparameters\twidth\ttokens/s\tbits per byte\tperplexity\n",
+        "cell\twidth\ttrain tokens/s\teval tokens/s\t±\n",
+    ],
+)
+def test_printed_tables_are_recognised(head: str) -> None:
+    assert layout.begins_as_ours(head.encode())
+    assert not layout.begins_as_ours(b"cell\truns\nlike mad\n")
+    assert not layout.begins_as_ours(b"figure of speech\nrun\tbits\n")
 
 
 def test_a_comparison_goes_on_beside_its_text(written: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from gru_lm import __version__
 from gru_lm.reporting import console
-from gru_lm.reporting.plots import context_png, loss_png
+from gru_lm.reporting.plots import context_png, curves_png, loss_png
 
 TRAIN = [{"step": i, "tokens": 100 * i, "loss": 5.0 / i} for i in range(1, 9)]
 VALID = [{"step": 8, "tokens": 800, "valid_nats_per_token": 1.25}]
@@ -24,6 +24,15 @@ def test_loss_plot_of_any_metrics(metrics: list[dict[str, Any]]) -> None:
 
 def test_plot_depends_on_the_data() -> None:
     assert loss_png(TRAIN, "a") == loss_png(TRAIN, "a") != loss_png(TRAIN + VALID, "a")
+
+
+def test_a_single_validation_a_run_is_drawn() -> None:
+    """A line of one point would be invisible."""
+    once = [{"step": 9, "tokens": 90, "seconds": 1.0, "valid_bits_per_byte": 2.0}]
+    other = [{**once[0], "valid_bits_per_byte": 2.01}]
+    # The same axes, with and without a second run in between.
+    between = [{**once[0], "valid_bits_per_byte": 2.005}]
+    assert curves_png({"gru": [once, between, other]}) != curves_png({"gru": [once, other, other]})
 
 
 def test_results_go_to_stdout_and_notes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,7 @@ def test_the_figures_and_only_what_there_is() -> None:
     assert "agreement50.0%25.0% to 75.0%40" in text
     assert "all pairs75.0%– to –1,000" in text
     assert (
-        "Mind: it is & was flattered."
+        "Warning: it is & was flattered."
         in Page(evaluated(RESULT | {"caveats": ["it is & was flattered"]})).text
     )
 

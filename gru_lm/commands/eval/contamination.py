@@ -29,7 +29,7 @@ def text_caveats(
     found = []
     valid_share, train_share = shares.get("valid", 0.0), shares.get("train", 0.0)
     if is_tuned and (is_own or valid_share > 0.99):
-        found.append("what is tuned here is tuned on the very text that is measured")
+        found.append("tuned on the text that is measured: the tuned figures flatter")
     elif is_tuned and valid_share >= LEAST:
         found.append(f"{valid_share:.0%} of the text is in the held-out text that is tuned on here")
     uses = _uses(loaded)

@@ -31,6 +31,7 @@ SOURCES = sorted(FOLDER.glob("*.[ch]"))
 FLAGS = ("-O3", "-shared", "-fPIC", "-std=gnu11")
 # Tried in order: instructions of this processor; OpenMP, to share PyTorch's threads.
 CHOICES = (("-march=native", "-fopenmp"), ("-mcpu=native", "-fopenmp"), ("-fopenmp",))
+ROOM = 2_000_000  # bytes that must be free to compile in the cache
 SECONDS = 60.0  # time limit for all compilers together
 MOST_SAID = 1 << 16  # maximum bytes kept of a compiler's output
 
@@ -79,6 +80,10 @@ def _ready(stop: Stop) -> ctypes.CDLL:
         try:
             folder = caches.folder(caches.KERNELS)
             key = _key(run([*compiler, "--version"])[1])
+            if loaded := _cached(folder, key):
+                return loaded
+            if shutil.disk_usage(folder).free < ROOM:
+                folder = caches.folder(caches.KERNELS, failed=folder)
             return _cached(folder, key) or _built(compiler, folder, key, run)
         except (OSError, AttributeError, BuildError, EnvironmentProblem) as error:
             reasons.append(f"{shlex.join(compiler)}: {error}")
