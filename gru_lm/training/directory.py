@@ -66,7 +66,8 @@ def newest_whole(directory: Path, warn: Warn) -> Checkpoint:
 def find(path: Path, warn: Warn) -> Checkpoint:
     """The checkpoint that RUN means: a file itself, a directory's best, else its newest whole one."""
     if not path.exists() and not path.is_symlink():
-        raise InputError(f"no run or checkpoint {path}", hint="ls runs")
+        hint = "ls runs" if Path("runs").is_dir() else "gru-lm train FILE starts a run"
+        raise InputError(f"no run or checkpoint {path}", hint=hint)
     if not path.is_dir():
         return read(path)
     return _first_whole(path, [path / BEST, *step_paths(path)], warn)

@@ -130,7 +130,8 @@ class Trainer:
                 raise
             except DivergedError as error:
                 error.why = f"the last checkpoint is of step {self.saved[0]}: {self.run.directory}"
-                error.hint = self.plan.remedy(f"a new run with --lr {self.plan.lr / 3:.1g}")
+                lower = min(self.plan.lr / 3, 0.01)
+                error.hint = self.plan.remedy(f"a new run with --lr {lower:.1g}")
                 raise
         return ended
 
