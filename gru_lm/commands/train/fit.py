@@ -1,8 +1,7 @@
 """A training run from its text to its result: steps, validations, checkpoints, reports.
 
-The steps themselves are training/loop.py's. Here is decided when to validate and when to save. What is
-saved is `TrainState` and nothing else; whether a validation is due follows from it too, and is asked
-before the next step. So a run that was interrupted anywhere goes on as if it had not been.
+Decides when to validate and to save; training/loop.py makes the steps. Only `TrainState` is saved, and
+whether a validation is due follows from it, so an interrupted run continues as if uninterrupted.
 """
 
 from __future__ import annotations
@@ -130,8 +129,8 @@ class Trainer:
                 raise
             except DivergedError as error:
                 error.why = f"the last checkpoint is of step {self.saved[0]}: {self.run.directory}"
-                lower = min(self.plan.lr / 3, 0.01)
-                error.hint = self.plan.remedy(f"a new run with --lr {lower:.1g}")
+                lr = min(self.plan.lr / 3, 0.01)
+                error.hint = self.plan.remedy(f"a new run with --lr {lr:.1g}")
                 raise
         return ended
 
