@@ -81,14 +81,14 @@ def test_a_held_out_text_without_a_token(tmp_path: Path, text: Path) -> None:
     (tmp_path / "blank.txt").write_text("   ")
     word = [part if part != "char" else "word" for part in SHORT]
     said = error(tmp_path, "train", text, *word, "--valid", "blank.txt", code=3)
-    assert "holds no token" in said
+    assert "the held-out text is empty" in said
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_budget_without_a_step_is_an_error(tmp_path: Path, text: Path) -> None:
     """That names what took the time; nothing is left, so that the next try plans anew."""
     said = error(tmp_path, "train", text, *TINY, "--minutes", 0.01, "--out", "run", code=2)
-    assert "no training step fitted into --minutes 0.01" in said
+    assert "no training step fits into --minutes 0.01" in said
     assert " of its 1 s" in said
     assert "hint: --minutes 0." in said
     assert not (tmp_path / "run").exists()
