@@ -127,9 +127,8 @@ def plan_model(
     """Plan model size and training for `tokens` training tokens.
 
     `vocab_size`: pieces that occur. `speed` measures the training speed of a plan in tokens per second;
-    without it, or without a budget in minutes, the speed is assumed. `precision`: fastest suitable
-    precision on the device. `elapsed`: seconds of the budget already used. Raises InputError if there
-    are too few tokens, UsageError for an unknown cell.
+    without it, or without a budget in minutes, the speed is assumed. `precision`: default precision.
+    `elapsed`: seconds of the budget already used. Raises InputError if there are too few tokens.
     """
     if settings.cell not in (None, *CELLS):
         raise unknown_name("cell", settings.cell or "", CELLS)

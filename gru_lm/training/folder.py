@@ -47,8 +47,8 @@ def make_numbered(cell: str) -> list[Path]:
             if out.parent.is_dir():  # created by another process in the meantime
                 continue
             raise UsageError(
-                f"{out.parent}, the default place for runs, is not a directory",
-                hint="choose one: --out DIRECTORY",
+                f"{out.parent} is not a directory, so no run can be created in it",
+                hint="choose another place: --out DIRECTORY",
             ) from error
         except OSError as error:
             raise atomic.disk_problem(out.parent, error) from error
