@@ -98,7 +98,7 @@ def train_cli(
                 if refused:
                     name = refused[0].replace("_", "-")
                     raise UsageError(
-                        f"--resume keeps the run's own settings and does not go with --{name}",
+                        f"--resume keeps the run's own settings and cannot be combined with --{name}",
                         why="allowed: --threads, --device, the new location of a text (TEXT, --valid, "
                         "--test) and a budget (--minutes M)",
                         hint=f"gru-lm train --resume {resume_run}",
@@ -115,7 +115,7 @@ def train_cli(
                 refuse_ignored(chosen, layers)
                 if print_config and only_plan:
                     raise UsageError(
-                        "--print-config does not go with --dry-run",
+                        "--print-config cannot be combined with --dry-run",
                         why="it prints the settings as given",
                         hint="--dry-run prints the complete settings",
                     )

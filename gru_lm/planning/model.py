@@ -102,13 +102,15 @@ def plan_like(settings: Settings, model: Mapping[str, Any]) -> Settings:
     for name, value in shape.items():
         if getattr(settings, name) not in (None, "auto", value):
             raise UsageError(
-                f"--{name} {getattr(settings, name)} does not go with --from: the run has {value}",
+                f"--{name} {getattr(settings, name)} cannot be combined with --from: "
+                f"the run has {value}",
                 hint=f"leave --{name} out",
             )
     for name in ("tokenizer", "vocab_size", "tokenizer_characters"):
         if getattr(settings, name) is not None:
             raise UsageError(
-                f"--{name.replace('_', '-')} does not go with --from: the run's tokenizer is kept",
+                f"--{name.replace('_', '-')} cannot be combined with --from: "
+                "the run's tokenizer is kept",
                 hint="leave it out",
             )
     return dataclasses.replace(settings, **shape)

@@ -67,7 +67,7 @@ def test_so_it_does_where_it_started_from_a_run(tmp_path: Path, text: Path) -> N
     shown = inside(tmp_path, "train", "--from", "b", "--print-config").out
     assert 'start_from = "b"' in shown
     said = error(tmp_path, "compare", "--config", "a/config.toml", *again, code=2)
-    assert "cell does not go with compare" in said
+    assert "cell cannot be used with compare" in said
 
 
 @pytest.mark.slow
@@ -81,7 +81,7 @@ def test_so_it_does_where_the_text_was_piped(tmp_path: Path, program: Program) -
 
 def test_compare_starts_from_no_run(tmp_path: Path, text: Path) -> None:
     said = error(tmp_path, "compare", text, "--set", "start_from=x", "--steps", 2, code=2)
-    assert "start_from does not go with compare" in said
+    assert "start_from cannot be used with compare" in said
 
 
 def test_a_piece_that_ends_lines(tmp_path: Path, text: Path) -> None:
@@ -111,9 +111,12 @@ def test_a_piece_that_ends_lines(tmp_path: Path, text: Path) -> None:
     [
         (["--end-piece", "x"], "--end-piece applies only to a given SentencePiece model"),
         (["--tokenizer", "bpe", "--end-piece", "x"], "--end-piece applies only"),
-        (["--from", "RUN", "--end-piece", "x"], "--end-piece does not go with --from"),
-        (["--from", "RUN", "--tokenizer-characters", 9], "--tokenizer-characters does not go"),
-        (["--tokenizer", "word", "--tokenizer-characters", 9], "does not go with word"),
+        (["--from", "RUN", "--end-piece", "x"], "--end-piece cannot be combined with --from"),
+        (
+            ["--from", "RUN", "--tokenizer-characters", 9],
+            "--tokenizer-characters cannot be combined",
+        ),
+        (["--tokenizer", "word", "--tokenizer-characters", 9], "cannot be combined with word"),
     ],
 )
 def test_options_that_would_say_nothing(

@@ -264,7 +264,7 @@ def test_what_has_no_effect_is_refused(folder: Path) -> None:
         (("--beta2", 0.9, "--optimizer", "sgd"), "--beta2 has no effect with --optimizer sgd"),
         (("--beta2", 0.9, "--optimizer", "nt-asgd"), "--beta2 has no effect"),
         (("--residual",), "--residual has no effect with --layers 1"),
-        (("--print-config", "--dry-run"), "--print-config does not go with --dry-run"),
+        (("--print-config", "--dry-run"), "--print-config cannot be combined with --dry-run"),
     ):
         assert said in error(folder, *train, *options, code=2)
     assert "--encoding has no effect" in error(

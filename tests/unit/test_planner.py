@@ -234,7 +234,7 @@ def test_a_run_begun_from_another_keeps_its_softmax() -> None:
     assert plan_like(settings({}), model).softmax == "adaptive"
     assert plan_like(settings({"softmax": "adaptive"}), model).softmax == "adaptive"
     assert plan_like(settings({}), {**model, "cutoffs": []}).softmax == "full"
-    with pytest.raises(UsageError, match="--softmax full does not go with --from"):
+    with pytest.raises(UsageError, match="--softmax full cannot be combined with --from"):
         plan_like(settings({"softmax": "full"}), model)
 
 

@@ -74,10 +74,12 @@ class Question:
         }
         for name, instead in instead_of.items():
             if name in values:
-                raise UsageError(f"--{name} does not go with compare", hint=instead)
+                raise UsageError(f"--{name} cannot be used with compare", hint=instead)
         budgets = [name for name in BUDGETS if values.get(name)]
         if match == "time" and budgets not in ([], ["minutes"]):
-            raise UsageError("--match time goes with --minutes alone", hint="--minutes 1")
+            raise UsageError(
+                "--match time requires a budget in --minutes alone", hint="--minutes 1"
+            )
         defaults: dict[str, Any] = {} if budgets else {"minutes": MINUTES}
         if not any(values.get(name) for name in ("split", "valid", "test")):
             defaults["split"] = SPLIT

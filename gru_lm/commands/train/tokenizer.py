@@ -33,7 +33,7 @@ def given_tokenizer(config: Settings, source: Checkpoint | None) -> Tokenizer | 
         kept = restore_tokenizer(source, source.tensors())
         if config.end_piece not in (None, kept.end_piece):
             raise UsageError(
-                "--end-piece does not go with --from: the run's tokenizer is kept",
+                "--end-piece cannot be combined with --from: the run's tokenizer is kept",
                 hint="leave it out",
             )
         return kept
@@ -47,7 +47,7 @@ def given_tokenizer(config: Settings, source: Checkpoint | None) -> Tokenizer | 
     for name in ("vocab_size", "tokenizer_characters"):
         if getattr(config, name):
             raise UsageError(
-                f"--{name.replace('_', '-')} does not go with {path}, which is already trained",
+                f"--{name.replace('_', '-')} cannot be combined with {path}, which is already trained",
                 hint="leave it out",
             )
     return read_tokenizer(path, end_piece=config.end_piece)
@@ -81,7 +81,7 @@ def train_tokenizer(config: Settings, kind: str, train: Part, *, stop: Stop) -> 
     """
     if config.tokenizer_characters and kind not in TRAINED_PER_SECOND:
         raise UsageError(
-            f"--tokenizer-characters does not go with {kind}, which uses the whole text",
+            f"--tokenizer-characters cannot be combined with {kind}, which uses the whole text",
             hint="leave it out",
         )
     sample, least = plan_sample(config, kind, characters=train.characters)
