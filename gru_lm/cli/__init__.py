@@ -1,7 +1,7 @@
-"""The command line: each command is a thin Typer shell over a plain function, one file each.
+"""The command line: one module per command, each a thin Typer wrapper around a plain function.
 
-Assembles the shells, and turns exceptions into an exit code and at most three lines on stderr.
-Importing this module imports no torch, so --help answers at once.
+Assembles the commands, and converts exceptions into an exit code and at most three lines on stderr.
+Importing this module does not import torch, so --help is fast.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ app = typer.Typer(
 
 @dataclass(frozen=True)
 class Entry:
-    """A command: its shell, the options that its help shows first, and two examples."""
+    """A command: its function, the options shown first in its help, and two examples."""
 
     shell: Callable[..., None]
     common: tuple[str, ...]
@@ -125,21 +125,21 @@ def _program(
 
 
 def main() -> None:
-    """Run the program on the process's arguments and leave with its exit code."""
+    """Run the command line in sys.argv, and exit with its exit code."""
     started = time.monotonic() - time.process_time()  # before Python and the imports above
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by who started us
+        if getattr(sys, name) is None:  # closed by the parent process
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115
     code = run(sys.argv[1:], started=started)
     try:
         sys.stdout.flush()
     except OSError as error:
         code = PIPE_CLOSED if isinstance(error, BrokenPipeError) else code or _report(error)
-        # Python flushes once more on its way out; let that go nowhere.
+        # Python flushes stdout again at exit: redirect it to /dev/null.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback on the way out
-    gc.freeze()  # with PyTorch loaded, a last look for garbage would take a second and more
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback during exit
+    gc.freeze()  # with PyTorch loaded, the final collection would take more than a second
     sys.exit(code)
 
 
@@ -170,7 +170,7 @@ def _note(text: str) -> None:
 
 
 def _report(error: BaseException) -> int:
-    """Say what went wrong; returns the exit code."""
+    """Print the error; returns the exit code."""
     from gru_lm.reporting import console
 
     match error:
@@ -189,7 +189,7 @@ def _report(error: BaseException) -> int:
         case KeyboardInterrupt() | typer.Abort():
             return 130
         case SystemExit() if isinstance(error.__context__, BrokenPipeError):
-            return PIPE_CLOSED  # Typer makes a plain exit of it
+            return PIPE_CLOSED  # Typer converts the BrokenPipeError
         case SystemExit():
             return error.code if isinstance(error.code, int) else 1
         case OSError() if error.errno in NO_ROOM:
@@ -197,10 +197,10 @@ def _report(error: BaseException) -> int:
                 f"cannot write: {error.strerror}", hint="free some space or choose another place"
             )
             return EnvironmentProblem.exit_code
-        case FileNotFoundError() if "temporary directory" in str(error):  # of tempfile
+        case FileNotFoundError() if "temporary directory" in str(error):  # from tempfile
             console.error(
-                "there is no directory to keep temporary files in",
-                hint="TMPDIR=DIRECTORY names one",
+                "no usable directory for temporary files",
+                hint="set TMPDIR to a writable directory",
             )
             return EnvironmentProblem.exit_code
         case MemoryError():
@@ -211,7 +211,7 @@ def _report(error: BaseException) -> int:
             return EnvironmentProblem.exit_code
     console.error(
         f"internal error: {type(error).__name__}: {error}",
-        hint="this is a bug; the same command with --debug shows where: please report it",
+        hint="this is a bug: please report it with the output of the same command and --debug",
     )
     return INTERNAL
 
@@ -221,7 +221,7 @@ LESS_MEMORY = "a smaller --batch, --bptt, --width or --vocab-size"
 
 
 def _usage(error: TyperException) -> tuple[str, str]:
-    """The message and hint for wrong usage."""
+    """The message and hint for a usage error."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "gru-lm"
     hint = f"{command} --help"

@@ -1,4 +1,4 @@
-"""`gru-lm compare`: which cell, or which of two finished models, predicts a text better.
+"""`gru-lm compare`: compare cells by training them, or compare two finished models.
 
 Options and printing; commands/compare/ does the work.
 """
@@ -16,7 +16,7 @@ from gru_lm.config import parse_set, read_toml, settings
 from gru_lm.errors import UsageError
 from gru_lm.signals import watch_signals
 
-# Settings that also go with finished models.
+# Settings that also apply to finished models.
 OF_MODELS = ("encoding", "threads", "device")
 RUN_COLUMNS = (
     ("seed", "seed", ""),
@@ -38,12 +38,12 @@ MODEL_COLUMNS = (
 
 
 @with_settings(
-    minutes="Time of a run (default: 1); all cells train as many steps as the slowest makes in it.",
+    minutes="Minutes per run (default: 1); all cells train for the steps of the slowest in that time.",
     split="Shares of TEXT for training, validation and testing (default: 0.8,0.1,0.1).",
     valid="Validation text, instead of a part of TEXT.",
     test="Test text, on which the cells are compared (default: the last tenth of TEXT).",
-    width="Hidden units in each layer of the first cell, in the order gru, gru-before, lstm, "
-    "lstm-thread, rnn; the others have widths that match.",
+    width="Hidden units per layer of the first cell, in the order gru, gru-before, lstm, "
+    "lstm-thread, rnn; the others get matching widths.",
     cell=None,
     seed=None,
 )
@@ -63,7 +63,7 @@ def compare_cli(
         str | None,
         typer.Option(
             metavar="parameters|width|arithmetic|time",
-            help="What is held equal between the cells (default: parameters).",
+            help="The quantity held equal between the cells (default: parameters).",
         ),
     ] = None,
     seeds: Annotated[
@@ -76,7 +76,7 @@ def compare_cli(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Directory; an interrupted comparison continues (default: compare-<n>)."),
+        typer.Option(help="Directory; an interrupted comparison resumes (default: compare-<n>)."),
     ] = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE.toml", help="Settings of all runs, from a file.")
@@ -88,7 +88,7 @@ def compare_cli(
     fail_if_worse: Annotated[
         bool,
         typer.Option(
-            "--fail-if-worse", help="Exit with 1 if the first is found worse than another."
+            "--fail-if-worse", help="Exit with 1 if the first is significantly worse than another."
         ),
     ] = False,
     as_json: Annotated[
@@ -98,10 +98,10 @@ def compare_cli(
 ) -> None:
     """Compare cells on TEXT, or two finished runs: RUN_A RUN_B --on FILE.
 
-    Trains every cell with every seed, one minute a run by default, and measures all runs on the same
-    test text. All cells have one plan, but for the width that matches and the learning rate, which is
-    the planner's for each cell (--match time: plans of their own). The verdict is one sentence with an
-    interval over seeds and text. Ctrl-C saves; the same command, or --out DIR alone, continues.
+    Trains every cell with every seed, one minute per run by default, and measures all runs on the same
+    test text. All cells share one plan, except for a matching width and the planner's learning rate
+    for the cell (with --match time, each has its own plan). The verdict is one sentence with an interval
+    over seeds and text. Ctrl-C saves; the same command, or --out DIR alone, resumes.
     """
     given = {name: value for name, value in flags.items() if value is not None}
     own: dict[str, Any] = {"match": match, "seeds": seeds}
@@ -111,9 +111,9 @@ def compare_cli(
     if on:
         others = [*own, *(name for name in given if name not in OF_MODELS)]
         if others or config or set_values or len(text or ()) != 2:
-            what = f", not with --{others[0].replace('_', '-')}" if others else ""
+            excluded = f", not --{others[0].replace('_', '-')}" if others else ""
             raise UsageError(
-                f"--on goes with two finished runs{what}",
+                f"--on takes two finished runs{excluded}",
                 hint=f"gru-lm compare RUN_A RUN_B --on {on[0]}",
             )
     with watch_signals() as flag:
@@ -143,7 +143,7 @@ def compare_cli(
 
 
 def _settings(layers: list[dict[str, Any]], text: list[str] | None) -> dict[str, Any]:
-    """What is set by name, checked, with paths made absolute: a comparison goes on from anywhere."""
+    """The given settings by name, validated, with absolute paths, to resume from any directory."""
     from gru_lm.commands.load import recorded
     from gru_lm.layout import holds_checkpoint
 
@@ -153,12 +153,12 @@ def _settings(layers: list[dict[str, Any]], text: list[str] | None) -> dict[str,
             hint=f"gru-lm compare {' '.join(text)} --on FILE",
         )
     names = {name.replace("-", "_") for layer in layers for name in layer}
-    chosen = settings(*layers, {"text": text})
-    refuse_ignored(chosen, layers)
-    whole = recorded(chosen).given()
-    if (tokenizer := chosen.tokenizer or "").endswith(".model"):
-        whole["tokenizer"] = str(Path(tokenizer).absolute())
-    return {name: whole[name] for name in names | ({"text"} if text else set())}
+    config = settings(*layers, {"text": text})
+    refuse_ignored(config, layers)
+    values = recorded(config).given()
+    if (tokenizer := config.tokenizer or "").endswith(".model"):
+        values["tokenizer"] = str(Path(tokenizer).absolute())
+    return {name: values[name] for name in names | ({"text"} if text else set())}
 
 
 def _print_result(result: dict[str, Any]) -> None:
@@ -174,19 +174,19 @@ def _print_result(result: dict[str, Any]) -> None:
     else:
         rows = [_row(result[side]["name"], result[side], MODEL_COLUMNS) for side in ("a", "b")]
         console.table(["run", *(label for _, label, _ in MODEL_COLUMNS)], rows)
-    interval, found = differences(result["differences"])
-    rows = [[cell or "-" for cell in row] for row in found]
+    interval, pairs = differences(result["differences"])
+    rows = [[cell or "-" for cell in row] for row in pairs]
     console.table(["difference", "bits per byte", interval], rows)
     for caveat in result["caveats"]:
         console.warn(caveat)
-    for said in dict.fromkeys(each["verdict"] for each in result["differences"]):
-        console.result(said)
+    for verdict in dict.fromkeys(each["verdict"] for each in result["differences"]):
+        console.result(verdict)
     if result["report"]:
         console.note(f"measured on {result['on']}; report: {result['report']}")
 
 
 def _cell(cell: str, runs: list[dict[str, Any]]) -> list[str]:
-    """What a cell's runs come to."""
+    """The row of a cell, from all its runs."""
     import math
 
     from gru_lm.evaluation.statistics import RESOLUTION, rounded
@@ -204,7 +204,7 @@ def _cell(cell: str, runs: list[dict[str, Any]]) -> list[str]:
         shown = " ± ".join(rounded(fmean(bits), max(stdev(bits), RESOLUTION)))
     elif bits:
         shown = f"{bits[0]:.4f}"
-    # All runs read the same tokens, so the mean is a ratio of sums.
+    # All runs score the same tokens, so the mean is a ratio of sums.
     perplexity = f"{math.exp(fmean(nats)):,.2f}" if nats else "-"
     return [
         cell,

@@ -1,4 +1,4 @@
-"""`gru-lm eval RUN [FILE ...]`: how well a model predicts texts.
+"""`gru-lm eval RUN [FILE ...]`: score texts with a model.
 
 Options and printing; commands/eval/ measures, and evaluation/metrics.py defines the figures.
 """
@@ -47,11 +47,11 @@ def eval_cli(
     batch: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Documents, lines or columns scored in parallel; affects speed alone."
+            min=1, help="Documents, lines or columns scored in parallel; affects only speed."
         ),
     ] = None,
     chunk: Annotated[
-        int | None, typer.Option(min=1, help="Tokens in one forward pass; affects speed alone.")
+        int | None, typer.Option(min=1, help="Tokens per forward pass; affects only speed.")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:I.")] = "auto",
@@ -79,7 +79,7 @@ def eval_cli(
         Path | None,
         _out(
             "OUT.html",
-            "Write a report: figures, loss along the text, surprisal in colour.",
+            "Write an HTML report: figures, loss along the text, text coloured by surprisal.",
         ),
     ] = None,
     context_curve: Annotated[
@@ -98,7 +98,7 @@ def eval_cli(
         bool,
         typer.Option(
             "--baselines",
-            help="Add uniform, unigram, bz2 and lzma on the same text.",
+            help="Add uniform and unigram models, bz2 and lzma on the same text.",
             rich_help_panel=OPTIONAL,
         ),
     ] = False,
@@ -114,7 +114,7 @@ def eval_cli(
         Path | None,
         typer.Option(
             metavar="FILE.arpa",
-            help="Add an n-gram model, alone and interpolated with a word model.",
+            help="Add an n-gram model, alone and interpolated with the run's word model.",
             rich_help_panel=OPTIONAL,
         ),
     ] = None,
@@ -146,7 +146,7 @@ def eval_cli(
         str | None,
         typer.Option(
             metavar="sgd|rms",
-            help="Add dynamic evaluation: the weights are updated along the text.",
+            help="Add dynamic evaluation: gradient steps on the text scored so far.",
             rich_help_panel=ADAPTING,
         ),
     ] = None,
@@ -199,13 +199,13 @@ def eval_cli(
         (["--weight"] * (weight != "auto"), not interpolate, "--interpolate FILE.arpa"),
     ):
         if names and without:
-            raise UsageError(f"{', '.join(names)}: nothing to set without {what}")
+            raise UsageError(f"{', '.join(names)}: no effect without {what}")
     with watch_signals() as flag:
         if per_line == Path("-"):
             plain = not (as_json or batch or chunk) and mode == "stream"
             if files != ["-"] or not plain or outputs != Outputs(per_line=per_line):
                 raise UsageError(
-                    "--per-line - answers standard input, and nothing else",
+                    "--per-line - scores only standard input and allows no other options",
                     hint=f"gru-lm eval {run} - --per-line -",
                 )
             from gru_lm.commands.eval.lines import answer_lines

@@ -1,4 +1,4 @@
-"""How options are declared and shown: settings as options, and the layout of `--help`."""
+"""Declaration of options: settings as options, and the layout of `--help`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,20 @@ from typer.core import TyperCommand, TyperGroup, TyperOption
 from gru_lm.config import Settings
 from gru_lm.errors import UsageError
 
-RECORDED = {"batch", "bptt", "lr", "optimizer", "weight_decay", "beta2"}  # of every run
+RECORDED = {
+    "batch",
+    "bptt",
+    "lr",
+    "optimizer",
+    "weight_decay",
+    "beta2",
+}  # in every run's config.toml
 COMMON, OTHER = "Common options", "Other options"
 MOST_COMMON = 12
 
 
 class _WithoutTypes:
-    """A command or group whose help shows no type beside flags that take no value."""
+    """A command or group whose help shows no type for flags without a value."""
 
     def get_params(self, ctx: Any) -> list[Any]:
         params: list[Any] = super().get_params(ctx)  # type: ignore[misc]
@@ -35,10 +42,10 @@ class Group(_WithoutTypes, TyperGroup):
 
 
 def laid_out(common: Sequence[str], examples: Sequence[str]) -> type[TyperCommand]:
-    """A command class whose `--help` opens with the options `common`, and ends with `examples`.
+    """A command class whose `--help` starts with the `common` options and ends with `examples`.
 
-    `common` are flags without dashes, in the order people need them; --help is the last of them. All
-    other options stay in the panels that they name.
+    `common`: names without dashes, in order; --help is added last. All other options stay in their own
+    panels.
     """
     assert len(common) < MOST_COMMON
     order = [f"--{name}" for name in (*common, "help")]
@@ -67,9 +74,9 @@ def laid_out(common: Sequence[str], examples: Sequence[str]) -> type[TyperComman
 
 
 def with_settings(**helps: str | None) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command an option for every field of Settings in place of its **flags.
+    """Decorator that replaces a command's **flags with an option for every field of Settings.
 
-    `helps` is what a setting's help says instead of its own; None hides the option.
+    `helps`: help texts that replace those of the fields, by name; None hides the option.
     """
     hints = get_type_hints(Settings)
     options = [
@@ -117,10 +124,9 @@ def _help(field: dataclasses.Field[Any]) -> str:
 
 
 def refuse_ignored(config: Settings, given: Iterable[Mapping[str, Any]]) -> None:
-    """Raise UsageError where a setting that was `given` has no effect beside the others.
+    """Raise UsageError if a `given` setting has no effect in combination with the others.
 
-    `given` are the layers that the settings come of. The config.toml of a run may say anything, for it
-    has a value for everything.
+    `given`: the layers merged into `config`. The config.toml of a run is exempt, as it sets everything.
     """
     layers = [{key.replace("-", "_") for key in layer} for layer in given]
     named = {name for layer in layers if not layer >= RECORDED for name in layer}
@@ -128,7 +134,7 @@ def refuse_ignored(config: Settings, given: Iterable[Mapping[str, Any]]) -> None
         spec.startswith("@") for spec in (*config.text, config.valid, config.test) if spec
     )
     for name, is_void, without, hint in (
-        ("split", config.valid, "--valid, beside which all of TEXT is trained on", "--valid"),
+        ("split", config.valid, "--valid, with which all of TEXT is trained on", "--valid"),
         ("beta2", config.optimizer in ("sgd", "nt-asgd"), f"--optimizer {config.optimizer}", ""),
         ("residual", config.residual and config.layers == 1, "--layers 1", ""),
         ("encoding", corpora, "a named corpus, which is UTF-8", ""),

@@ -1,4 +1,4 @@
-"""`gru-lm train`: from text to a trained run.
+"""`gru-lm train`: train a run on text.
 
 Options and printing; commands/train/ does the work. Most options are the fields of config.Settings.
 """
@@ -20,7 +20,7 @@ from gru_lm.signals import watch_signals
 if TYPE_CHECKING:
     from gru_lm.planning.forecast import Forecast
 
-# What --resume takes: where it is computed, where the text lies, another budget.
+# Options allowed with --resume.
 RESUMABLE = ("threads", "device", *PLACES, *BUDGETS)
 
 
@@ -43,8 +43,8 @@ def train_cli(
         typer.Option(
             "--resume",
             metavar="RUN",
-            help="Resume an interrupted run; with a budget such as --minutes, train a run for longer "
-            "with a new learning-rate schedule. TEXT, --valid and --test name a text that was moved.",
+            help="Resume an interrupted run; with a budget such as --minutes, train for longer with a "
+            "new learning-rate schedule. TEXT, --valid and --test give the new location of moved texts.",
         ),
     ] = None,
     from_run: Annotated[
@@ -52,7 +52,7 @@ def train_cli(
         typer.Option(
             "--from",
             metavar="RUN",
-            help="Initialise from another run: its weights and its tokenizer.",
+            help="Start from the weights and the tokenizer of another run.",
         ),
     ] = None,
     config: Annotated[
@@ -84,7 +84,7 @@ def train_cli(
     from gru_lm.commands.train.run import dry_run, resume, train
     from gru_lm.reporting import console
 
-    started: float = context.obj  # a budget in minutes counts from the command's start
+    started: float = context.obj  # a budget in minutes starts with the command
     given = {name: value for name, value in flags.items() if value is not None}
     if text:
         given["text"] = tuple(text)
@@ -98,9 +98,9 @@ def train_cli(
                 if refused:
                     name = refused[0].replace("_", "-")
                     raise UsageError(
-                        f"--resume keeps the run's own settings and does not go with --{name}",
-                        why="only --threads, --device, the new place of a text (TEXT, --valid, --test) "
-                        "and a budget (--minutes M) do",
+                        f"--resume keeps the run's own settings and cannot be combined with --{name}",
+                        why="allowed: --threads, --device, the new location of a text (TEXT, --valid, "
+                        "--test) and a budget (--minutes M)",
                         hint=f"gru-lm train --resume {resume_run}",
                     )
                 places = {name: given.pop(name) for name in PLACES if name in given}
@@ -115,8 +115,8 @@ def train_cli(
                 refuse_ignored(chosen, layers)
                 if print_config and only_plan:
                     raise UsageError(
-                        "--print-config does not go with --dry-run",
-                        why="it prints the settings as they are given",
+                        "--print-config cannot be combined with --dry-run",
+                        why="it prints the settings as given",
                         hint="--dry-run prints the complete settings",
                     )
                 if print_config or only_plan:
@@ -137,7 +137,7 @@ def train_cli(
 
 
 def _read(config: Path) -> dict[str, Any]:
-    """The settings in a file; of a run whose text was piped in, the run's copy of the text."""
+    """Read a settings file. In that of a run on piped-in text, "-" becomes the run's copy of it."""
     from gru_lm.layout import CONFIG, PIPED_TEXT, holds_run
 
     values = read_toml(config)
@@ -147,7 +147,7 @@ def _read(config: Path) -> dict[str, Any]:
 
 
 def _print_settings(chosen: Settings, expected: Forecast | None, as_json: bool) -> None:
-    """The settings as TOML, or as JSON together with the forecast."""
+    """Print the settings as TOML, or as JSON together with the forecast."""
     import tomli_w
 
     from gru_lm.reporting import console
@@ -162,11 +162,11 @@ def _print_settings(chosen: Settings, expected: Forecast | None, as_json: bool) 
 def _print_result(result: dict[str, Any]) -> None:
     from gru_lm.reporting import console
 
-    for name, what in (("valid", "held out"), ("test", "test")):
+    for name, label in (("valid", "held out"), ("test", "test")):
         if figures := result.get(name):
             console.result(
-                f"{what}: {figures['bits_per_byte']:.4f} bits per byte, "
-                f"{figures['nats_per_token']:.4f} nats a token, "
+                f"{label}: {figures['bits_per_byte']:.4f} bits per byte, "
+                f"{figures['nats_per_token']:.4f} nats per token, "
                 f"perplexity {figures['perplexity'] or float('inf'):.2f}"
             )
     console.result(

@@ -1,1 +1,1 @@
-"""One room for each command: plain functions that the command line, tests and notebooks call."""
+"""The commands as plain functions, one package or module each, for the CLI, tests and notebooks."""

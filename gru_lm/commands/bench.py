@@ -2,7 +2,7 @@
 
 Times the code of real runs (`train_steps`, `columns`) on the model planned for a character-level text;
 the characters are random, which does not affect speed. Workloads are interleaved in rounds, so that
-background load affects all alike. Does no output. Invariant: the clock is only read after the device
+background load affects all alike. Prints nothing. Invariant: the clock is only read after the device
 has finished.
 """
 
@@ -38,7 +38,7 @@ TOKENS = 122 * COLUMN_BATCH * COLUMN_CHUNK  # about a million: a whole number of
 WIDTHS = {
     "cpu": (128, 256, 512),
     "cuda": (256, 512, 1024),
-}  # the planner's choice, and its neighbours
+}  # the planner's choice and its neighbours
 ROUNDS = 9
 MIN_ROUNDS = 3  # even on slow machines
 
@@ -180,7 +180,7 @@ def measure(
     left = max(0.0, until - time.monotonic())
     turn = left / (ROUNDS * len(works))
     total = max(left, MIN_ROUNDS * sum(max(turn, work.seconds) for work in works))
-    # Workloads to be compared run next to each other: the same task for all cells of a width.
+    # Workloads that are compared run in succession: the same task for all cells of a width.
     order = sorted(
         range(len(works)), key=lambda i: (works[i].subject.config.width, works[i].kind, i)
     )

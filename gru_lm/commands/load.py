@@ -1,6 +1,6 @@
-"""A run from disk: its model and tokenizer, ready to score or to sample; and its own text.
+"""Load a run: its model and tokenizer, ready for scoring or sampling, and its own texts.
 
-Everything a checkpoint holds is checked before torch takes any memory for it. Writes nothing.
+The contents of a checkpoint are validated before torch allocates memory for them. Writes nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from gru_lm.training.state import restore_model, restore_tokenizer, seen
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model in eval mode on its device, and what came with it."""
+    """A model in eval mode on its device, with its tokenizer and checkpoint."""
 
     model: LanguageModel
     tokenizer: Tokenizer
     checkpoint: Checkpoint
     device: torch.device
-    seen: Mapping[str, bool]  # what the training text held (meta.SEEN)
+    seen: Mapping[str, bool]  # properties of the training text (meta.SEEN)
 
 
 def load_model(
@@ -46,7 +46,10 @@ def load_model(
     threads: int | None = None,
     stop: Stop = never,
 ) -> LoadedModel:
-    """The model and tokenizer in `checkpoint`. Raises what cannot be used: file or device."""
+    """Load model and tokenizer from `checkpoint`.
+
+    Raises InputError for a damaged file, UsageError or EnvironmentProblem for an unusable device.
+    """
     where = set_up(device, threads=threads, stop=stop)
     tensors = checkpoint.tensors()
     tokenizer = restore_tokenizer(checkpoint, tensors)
@@ -56,9 +59,9 @@ def load_model(
 
 
 def own_text(loaded: LoadedModel, part: str, *, stop: Stop) -> Part:
-    """The "train" or "valid" text of the run of a checkpoint, of which it may have used a part.
+    """The whole "train" or "valid" text of the checkpoint's run, even if the run used only a part.
 
-    Raises InputError where it is gone or has changed.
+    Raises InputError if it is missing or has changed.
     """
     directory = loaded.checkpoint.path.parent
     hint = f"gru-lm eval {loaded.checkpoint.path} FILE"
@@ -79,7 +82,7 @@ def own_text(loaded: LoadedModel, part: str, *, stop: Stop) -> Part:
 
 
 def read_sources(config: Settings, *, stdin: Path, stop: Stop) -> Sources:
-    """The texts that the settings name. Raises InputError where nothing would be held out."""
+    """Open the texts named in the settings. Raises InputError if no text would be held out."""
     with console.progress("reading", None) as advance:
         sources = open_texts(
             config.text,
@@ -93,13 +96,13 @@ def read_sources(config: Settings, *, stdin: Path, stop: Stop) -> Sources:
         )
     if not sources.holds_out(config.shares()):
         raise InputError(
-            "no text is held out to validate on", hint="--split 0.9,0.1, or --valid FILE"
+            "no text is held out for validation", hint="--split 0.9,0.1, or --valid FILE"
         )
     return sources
 
 
 def used_texts(whole: Texts, config: Settings, *, stop: Stop) -> Texts:
-    """The part of the texts that the settings say is used; all of the test text."""
+    """The excerpts of training and validation text used by the settings, and all of the test text."""
     return dataclasses.replace(
         whole,
         train=excerpt(whole.train, config.characters, stop=stop),
@@ -108,23 +111,23 @@ def used_texts(whole: Texts, config: Settings, *, stop: Stop) -> Texts:
 
 
 def read_again(config: Settings, *, stdin: Path, is_word: bool, stop: Stop) -> tuple[Texts, Texts]:
-    """The texts of a run with complete settings: all of them, and what of them it used."""
+    """Reread the texts of a run with complete settings: in full, and the part used."""
     sources = read_sources(config, stdin=stdin, stop=stop)
     whole = sources.split(config.shares(), at_line_ends=is_word, stop=stop)
     return whole, used_texts(whole, config, stop=stop)
 
 
 def recorded(config: Settings) -> Settings:
-    """The settings with paths made absolute: a run can be resumed from anywhere.
+    """The settings with absolute paths, so that a run can be resumed from any directory.
 
-    Raises UsageError where a name cannot be recorded, of this folder too.
+    Raises UsageError if a path, including that of the current directory, cannot be recorded.
     """
 
     def absolute(spec: str) -> str:
         if spec == "-" or spec.startswith("@") or Path(spec).is_absolute():
             return spec
         here = str(Path.cwd())
-        # A glob stays one, but nothing in this folder's own name is to become part of it.
+        # A glob remains one; special characters in the current directory's name are escaped.
         magic = glob.has_magic(spec) and not os.path.lexists(spec)
         return str(Path(glob.escape(here) if magic else here) / spec)
 

@@ -1,11 +1,11 @@
-"""What is planned before a text is tokenized: by what, and how much of it.
+"""Planning before tokenization: the tokenizer, and how much of the text to use.
 
-    tokenizer   char up to 5 M characters, bpe beyond: a subword sees further per step; bpe and unigram
-                are trained on what a small part of a budget in minutes is enough for
-    characters  what the budget can use of a large text, with a margin
-    held out    what can be scored in a small part of the time that training takes
+    tokenizer   char up to 5 M characters, bpe beyond, whose steps span more text; bpe and unigram are
+                trained on a sample that takes a small part of a budget in minutes
+    characters  as much of a large text as the budget can use, with a margin
+    held out    as much as can be scored in a small part of the training time
 
-Knows no files and no models; what a budget buys is the planner's to say.
+Opens no files and builds no models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from gru_lm.planning.model import (
 )
 from gru_lm.text.tokenizer_training import CHARACTERS_PER_PIECE
 
-LEAST_CHARACTERS = 100  # of training text: under that there is nothing to learn from
+LEAST_CHARACTERS = 100  # of training text
 MOST_CHARACTERS_FOR_CHAR = 5_000_000
 CHARACTERS_PER_TOKEN = {
     "char": 1.0,
@@ -32,36 +32,36 @@ CHARACTERS_PER_TOKEN = {
     "unigram": 5.0,
     "word": 7.0,
 }  # at most
-MARGIN = 1.2  # of text over what the budget needs
-# A budget never leaves less of the text: vocabulary and size follow what is used, which takes a second.
+MARGIN = 1.2  # factor of text beyond the needs of the budget
+# Characters used with any budget: vocabulary and model size depend on them, and reading takes a second.
 LEAST_USED = 5_000_000
-# Of a budget in minutes, to train a tokenizer in; LONGEST_SHARE ends it, and a smaller sample is tried.
+# Share of a budget in minutes for training the tokenizer; after LONGEST_SHARE, a smaller sample is used.
 TOKENIZER_SHARE, LONGEST_SHARE = 0.05, 0.1
-# Sampled text a second that SentencePiece is trained on: prose and code on one core are quicker.
+# Training speed of SentencePiece per second of sampled text; a lower bound for prose and code, one core.
 TRAINED_PER_SECOND = {"bpe": 1_000_000, "unigram": 200_000}  # characters
 LEAST_SAMPLED = 100_000  # characters
 LEAST_VALIDATED = 300_000  # tokens
-TEST_SHARE = 0.2  # of a budget in minutes that the test text may take
-# Bytes of a test text a second: read, tokenized and counted at 9 MB/s, scored by a small model at 11.
+TEST_SHARE = 0.2  # of a budget in minutes, for the test text, at most
+# Bytes of test text per second: 9 MB/s for reading and tokenizing, 11 for scoring with a small model.
 TEST_SPEED = 5e6
-VALIDATION_SHARE = 0.02  # of the training's time, for one validation
+VALIDATION_SHARE = 0.02  # of the training time, per validation
 
 
 def plan_tokenizer(settings: Settings, *, characters: int) -> str:
-    """The tokenizer for `characters` of training text. Raises InputError where that is too little."""
+    """The kind of tokenizer for a training text of `characters`. Raises InputError if too short."""
     if characters < LEAST_CHARACTERS:
         raise InputError(
             f"the training text is too short: {characters} characters",
-            why=f"at least {LEAST_CHARACTERS} must be left after the split {settings.split}",
+            why=f"at least {LEAST_CHARACTERS} are needed after the split {settings.split}",
             hint="add text, or train on @docstrings",
         )
     return settings.tokenizer or ("char" if characters <= MOST_CHARACTERS_FOR_CHAR else "bpe")
 
 
 def plan_sample(settings: Settings, kind: str, *, characters: int) -> tuple[int | None, int]:
-    """How much of `characters` of training text to train a tokenizer on, at most (None: all of it).
+    """Characters, of `characters` of training text, to train a tokenizer on (None: all), and a minimum.
 
-    And the least that it may be cut to where that takes longer than LONGEST_SHARE of the minutes.
+    The sample may be reduced to the minimum if training takes longer than LONGEST_SHARE of the budget.
     """
     if settings.tokenizer_characters or not settings.minutes or kind not in TRAINED_PER_SECOND:
         return settings.tokenizer_characters, characters
@@ -78,9 +78,9 @@ def plan_characters(
     device: str,
     characters_per_token: float,
 ) -> int | None:
-    """How much of `characters` of training text the budget can use, at most; None: all of it.
+    """How many of `characters` of training text the budget can use; None: all of them.
 
-    A budget in epochs alone means the whole text.
+    A budget in epochs alone uses the whole text.
     """
     if settings.characters:
         return settings.characters
@@ -95,31 +95,31 @@ def plan_valid_characters(
     device: str,
     characters_per_token: float,
 ) -> int | None:
-    """How much of `characters` of held-out text to validate on, at most; None: all of it.
+    """How many of `characters` of held-out text to validate on; None: all of them.
 
-    The time must not go by in validations. A budget in epochs alone means all of it here too.
+    Limits the time of a validation. A budget in epochs alone uses the whole text.
     """
     if settings.valid_characters:
         return settings.valid_characters
-    # Scoring a token takes a third of the time of training on it.
+    # Scoring takes a third of the time of training per token.
     tokens = max(LEAST_VALIDATED, 3 * VALIDATION_SHARE * _tokens(settings, device))
     most = tokens * characters_per_token
     return int(most) if most < characters else None
 
 
 def test_seconds(settings: Settings, size: int) -> float | None:
-    """The least that a test text of `size` bytes takes, where that is more than the budget's share.
+    """Minimum seconds for a test text of `size` bytes, if that exceeds its share of the budget.
 
-    Known before it is read; what a smaller one takes is measured. None: it can be tried.
+    None: it may fit; its time is then measured. Needs no reading of the text.
     """
     seconds = size / TEST_SPEED
     return seconds if settings.minutes and seconds > TEST_SHARE * 60 * settings.minutes else None
 
 
 def _tokens(settings: Settings, device: str) -> float:
-    """Training tokens that the budget will see, roughly; no limit where it is in epochs alone.
+    """Rough number of training tokens within the budget; infinite for a budget in epochs alone.
 
-    Of minutes, those that a model of the size for them sees: weights x tokens = speed x time, and
+    For minutes, those of a model of the right size: weights x tokens = speed x time and
     tokens = TOKENS_PER_WEIGHT x weights.
     """
     limits = [math.inf]

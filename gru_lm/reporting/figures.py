@@ -1,6 +1,6 @@
-"""The result of an evaluation as tables on the terminal, and what these have in common with its page.
+"""Results of an evaluation as tables on the terminal, with formatting shared with the HTML report.
 
-Knows the result's fields, and no model.
+Depends on the fields of results only, not on models.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PERPLEXITIES = ("perplexity", "word_perplexity", "perplexity_excluding_unknown")
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print what `evaluate` returned: results on stdout, what they rest on on stderr."""
+    """Print the result of `evaluate`: figures to stdout, conditions of the measurement to stderr."""
     if convention := result.get("as"):
         console.result(convention["text"])
     elif "tokens" in result:
@@ -50,69 +50,69 @@ def show(result: dict[str, Any]) -> None:
     if "tokens" in result:
         speed = f"{result['tokens_per_second']:,.0f} tokens/s " if result["seconds"] else ""
         console.note(
-            f"every token scored, the first too; mode {result['mode']}; {result['checkpoint']}; "
+            f"all tokens scored, including the first; mode {result['mode']}; {result['checkpoint']}; "
             f"{result['seconds']:.1f} s {speed}on {result['device']}"
         )
 
 
 def styles(result: Result) -> dict[str, str]:
-    """How to format each of FIGURES: to two digits of the interval's half width, if there is one."""
-    found = {name: style for name, _, style in FIGURES}
+    """Format of each of FIGURES: to two digits of the half width of the interval, if there is one."""
+    formats = {name: style for name, _, style in FIGURES}
     interval = result.get("ci95")
     if not interval or not result["bits_per_byte"]:
-        return found
+        return formats
     share = (interval[1] - interval[0]) / 2 / result["bits_per_byte"]
     for name in (*SPELLED, "nats_per_token", *PERPLEXITIES):
         if value := result.get(name):
             # The exponential of x ± h is, to first order, e^x ± h e^x.
             scale = value * math.log(value) if name in PERPLEXITIES else value
-            usual = found[name]
-            decimals = min(int(usual[-2]), max(0, decimals_of(max(share * scale, RESOLUTION))))
-            found[name] = f"{usual[:-2]}{decimals}f"
-    return found
+            default = formats[name]
+            decimals = min(int(default[-2]), max(0, decimals_of(max(share * scale, RESOLUTION))))
+            formats[name] = f"{default[:-2]}{decimals}f"
+    return formats
 
 
 def interval_of(result: Result) -> str | None:
-    """The 95 % interval of its bits per byte, spelled, if there is one."""
+    """The 95 % interval of the bits per byte as text, if there is one."""
     interval = result.get("ci95")
     return f"95 % interval {spanned(*interval)}" if interval else None
 
 
 def beside(result: Result) -> list[Result]:
-    """The rows that stand beside the model's own figures."""
+    """Rows reported in addition to the model's own figures."""
     rows = [result[name] for name in ("ngram", "interpolated") if result.get(name)]
     return [*rows, *(result.get("adapted") or ())]
 
 
 def change(row: Result, result: Result) -> float | None:
-    """By how much of the model's own bits per byte a row's differ from them."""
+    """Relative difference of a row's bits per byte from the model's own."""
     bits, plain = row.get("bits_per_byte"), result.get("bits_per_byte")
     return bits / plain - 1 if bits and plain else None
 
 
 def judged_pairs(pairs: Result) -> dict[str, list[Result]]:
-    """Minimal pairs by phenomenon and by paradigm, where these are known, all pairs last."""
-    whole: Result = {**pairs, "name": "all pairs"}
-    tables = {"phenomenon": pairs.get("phenomena"), "paradigm": pairs.get("paradigms")}
-    found = {name: [*rows, whole] for name, rows in tables.items() if rows}
-    return found or {"minimal pairs": [whole]}
+    """Minimal pairs by phenomenon and by paradigm, where known, with all pairs in the last row."""
+    total: Result = {**pairs, "name": "all pairs"}
+    groups = {"phenomenon": pairs.get("phenomena"), "paradigm": pairs.get("paradigms")}
+    tables = {name: [*rows, total] for name, rows in groups.items() if rows}
+    return tables or {"minimal pairs": [total]}
 
 
-def differences(found: Sequence[Result]) -> tuple[str, list[tuple[str, str | None, str | None]]]:
-    """What the intervals are called, all of one level; each pair, its difference, its interval."""
+def differences(pairs: Sequence[Result]) -> tuple[str, list[tuple[str, str | None, str | None]]]:
+    """A label for the intervals, all of one level; and name, difference and interval of each pair."""
     rows = []
-    for each in found:
+    for each in pairs:
         bits, span = each["bits_per_byte"], None
         value = None if bits is None else f"{bits:.4f}"
         if ends := each["interval"]:
             half = max((ends[1] - ends[0]) / 2, RESOLUTION)
             value, span = rounded(bits, half)[0], spanned(*ends)
         rows.append((f"{each['a']} less {each['b']}", value, span))
-    return f"{100 * found[0]['level']:.4g} % interval", rows
+    return f"{100 * pairs[0]['level']:.4g} % interval", rows
 
 
 def with_settings(row: Mapping[str, Any]) -> str:
-    """The name of a row beside the model's own, with the settings that made it."""
+    """The name of an additional row, with its settings."""
     settings = row.get("settings") or ({"weight": row["weight"]} if "weight" in row else {})
     chosen = ", ".join(f"{k} {v:g}" for k, v in settings.items() if isinstance(v, int | float))
     return f"{row['name']} ({chosen})" if chosen else str(row["name"])
@@ -153,16 +153,16 @@ def _context(curve: dict[str, Any]) -> None:
             bits, _ = rounded(point["bits_per_token"], max((high - low) / 2, RESOLUTION))
             interval = spanned(low, high)
         rows.append([f"{point['context']:,}", bits, interval])
-    console.table(["tokens of context", "bits a token", "95 % interval"], rows)
+    console.table(["tokens of context", "bits per token", "95 % interval"], rows)
     if curve["helps"] is not None:
         console.note(
-            f"{curve['helps']:,} tokens of context come within "
-            f"{curve['helps_within']:.0%} of the longest"
+            f"the loss with {curve['helps']:,} tokens of context is within "
+            f"{curve['helps_within']:.0%} of that with the longest context"
         )
 
 
 def _pairs(pairs: dict[str, Any]) -> None:
-    for name, found in judged_pairs(pairs).items():
+    for name, group in judged_pairs(pairs).items():
         rows = [
             [
                 each["name"],
@@ -170,11 +170,11 @@ def _pairs(pairs: dict[str, Any]) -> None:
                 f"{each['ci95'][0]:.1%} to {each['ci95'][1]:.1%}",
                 f"{each['pairs']:,}",
             ]
-            for each in found
+            for each in group
         ]
-        console.table([name, "right", "95 % interval", "pairs"], rows)
+        console.table([name, "accuracy", "95 % interval", "pairs"], rows)
     if pairs["ties"]:
-        console.note(f"{pairs['ties']:,} pairs are alike to the model, and count as wrong")
+        console.note(f"{pairs['ties']:,} pairs got equal scores and count as wrong")
 
 
 def _shown(value: float | None, style: str) -> str:

@@ -1,9 +1,9 @@
-"""An evaluation, or a comparison, as one HTML page: plain data in, a str out.
+"""An evaluation or a comparison as one HTML page: plain data in, str out.
 
-The page stands alone: no scripts, nothing fetched, its policy forbids both; it follows the reader's
-light or dark mode, and prints. Knows the fields of results, and no model, run or terminal. Invariant:
-whatever comes from outside passes `_name` or `_text`, which leave nothing that is markup, that steers
-the direction of writing, or that UTF-8 cannot hold.
+The page is self-contained: no scripts or external resources, both forbidden by its content security
+policy. It supports light and dark mode and printing. Depends on the fields of results, not on models,
+runs or the terminal. Invariant: all external text passes through `_name` or `_text`, which escape
+markup, bidirectional control characters and surrogates.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from gru_lm.reporting.figures import (
     with_settings,
 )
 
-MOST_POINTS = 600  # of a line
-EDGES = (0.5, 1, 2, 3, 4, 6, 8, 11, 15)  # bits: where the next colour begins
-# Lightness alone tells them apart; on each, black (#111) or white text can be read.
+MOST_POINTS = 600  # per line
+EDGES = (0.5, 1, 2, 3, 4, 6, 8, 11, 15)  # boundaries between colours, in bits
+# Distinguishable by lightness alone, and each readable with black (#111) or white text.
 LIGHT = "#ffffff #fff1c9 #ffe3a0 #fed480 #fdc468 #fbac50 #f38c3c #df6a2c #ad3a1c #6e1a12"
 DARK = "#15171a #1f2136 #302553 #472b69 #632f70 #82356c #a3405f #e08045 #f4a743 #fcd978"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -44,12 +44,12 @@ _COLUMNS = {key: (label, style) for key, label, style in FIGURES} | {
     "tokens_per_second": ("tokens/s", ",.0f"),
     "seconds": ("seconds", ",.1f"),
     "change": ("change", "+.1%"),
-    "accuracy": ("right", ".1%"),
+    "accuracy": ("accuracy", ".1%"),
     "seed": ("seed", "d"),
 }
 _RUN = "seed, bits_per_byte, perplexity, parameters, width, tokens, tokens_per_second, seconds"
 _MODEL = "bits_per_byte, perplexity, tokenizer, parameters, width"
-# Controls but tab and newline, what overrides or isolates the direction of writing, surrogates.
+# Control characters except tab and newline, bidirectional controls, surrogates.
 _HIDDEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -93,24 +93,26 @@ def eval_page(
     tokens: Sequence[tuple[str, float, bool]],
     shown_of: tuple[int, int],
 ) -> str:
-    """What `eval --json` prints, loss along the text, and the text coloured by surprisal.
+    """Report of `eval`: the result of `eval --json`, loss along the text, text coloured by surprisal.
 
-    `blocks`: tokens up to a block's end, and its bits per byte. `tokens`: a piece as it stands in the
-    text (empty: an end of text), its surprisal in bits, whether it is unknown. `shown_of`: how many
-    tokens these are, and how many there are in all. Unknown fields of `result` are passed over.
+    `blocks`: for each block, tokens up to its end and its bits per byte. `tokens`: for each token, its
+    text (empty at the end of a document), surprisal in bits and whether it is unknown. `shown_of`:
+    number of these tokens, and of all tokens. Unknown fields of `result` are ignored.
     """
     about = (
-        [f"every token scored, the first too; mode {result['mode']}"] if "mode" in result else []
+        [f"all tokens scored, including the first; mode {result['mode']}"]
+        if "mode" in result
+        else []
     )
     about += [str(result[key]) for key in ("checkpoint", "device") if key in result]
     plain, pairs, files = (result.get(key) for key in ("bits_per_byte", "pairs", "files"))
     parts = [f'<p class="dim">{_name("; ".join(about))}</p>'] if about else []
-    parts += [f"<p>Warning: {_name(each)}.</p>" for each in result.get("caveats") or ()]
+    parts += [f"<p>Note: {_name(each)}.</p>" for each in result.get("caveats") or ()]
     parts += [_table("", "figure", "value", _figures(result)), _along(blocks, plain)]
     style = styles(result)
     shown = [{k: _shown(v, style.get(k, "")) for k, v in each.items()} for each in files or ()]
     parts.append(_table("Files", "file", ", ".join((*BESIDE, "tokens", "bytes")), shown))
-    rows_beside = ("Beside the model", beside(result))
+    rows_beside = ("Adaptive and interpolated models", beside(result))
     for heading, rows in (("Baselines", result.get("baselines")), rows_beside):
         compared = [_compared(row, result) for row in rows or ()]
         parts.append(_table(heading, "name", "bits_per_byte, perplexity, change", compared))
@@ -119,10 +121,10 @@ def eval_page(
 
 
 def compare_page(result: Result, curves_png: bytes | None) -> str:
-    """What `compare --json` prints, of cells trained side by side, or of two finished models.
+    """Report of `compare`: the result of `compare --json`, for cells or for two finished models.
 
-    Of finished models there are no `cells` and `runs`; `a` and `b` are figures with a `name`.
-    `curves_png`: the picture of the losses over training, if there is one.
+    For finished models, `result` has `a` and `b`, figures with a `name`, instead of `cells` and `runs`.
+    `curves_png`: plot of the training losses, if there is one.
     """
     models = [result[side] for side in ("a", "b") if side in result]
     by_cell: dict[str, list[Result]] = {cell: [] for cell in result.get("cells") or ()}
@@ -130,9 +132,9 @@ def compare_page(result: Result, curves_png: bytes | None) -> str:
         by_cell.setdefault(run["cell"], []).append(run)
     names = list(by_cell) or [model["name"] for model in models]
     cells = [{"cell": cell, **_moments(_bits(runs))} for cell, runs in by_cell.items()]
-    said = dict.fromkeys(each["verdict"] for each in result["differences"])
-    parts = [f'<p class="verdict">{_name(each)}</p>' for each in said]
-    parts += [f"<p>Warning: {_name(each)}.</p>" for each in result.get("caveats") or ()]
+    verdicts = dict.fromkeys(each["verdict"] for each in result["differences"])
+    parts = [f'<p class="verdict">{_name(each)}</p>' for each in verdicts]
+    parts += [f"<p>Note: {_name(each)}.</p>" for each in result.get("caveats") or ()]
     parts.append(_dots(by_cell))
     parts.append(_table("Cells", "cell", "mean bits per byte, standard deviation, runs", cells))
     parts += [_table("Models", "name", _MODEL, models), _differences(result["differences"])]
@@ -142,8 +144,8 @@ def compare_page(result: Result, curves_png: bytes | None) -> str:
         alt = _name(f"Loss over training of every run: {', '.join(names)}")
         picture = f'<img src="data:image/png;base64,{data}" alt="{alt}">'
         parts.append(f"<h2>Training</h2><p>{picture}</p>")
-    parts.append(f"<h2>How it was done</h2><p>{_name(_done(result, names))}</p>")
-    return _page(f"Compared: {', '.join(names)}", parts)
+    parts.append(f"<h2>Method</h2><p>{_name(_method(result, names))}</p>")
+    return _page(f"Comparison: {', '.join(names)}", parts)
 
 
 def _page(title: str, parts: Iterable[str]) -> str:
@@ -161,12 +163,12 @@ def _page(title: str, parts: Iterable[str]) -> str:
 
 
 def _name(text: str) -> str:
-    """A name or a sentence as HTML; whatever cannot be seen is shown as an escape."""
+    """A name or a sentence as HTML, with unprintable characters as escapes."""
     return html.escape("".join(c if c.isprintable() else ascii(c)[1:-1] for c in text))
 
 
 def _text(piece: str) -> str:
-    """A piece of a text as HTML: tabs, newlines, joiners and odd spaces stay what they are."""
+    """A piece of a text as HTML; unlike in `_name`, tabs, newlines, joiners and spaces are kept."""
     return html.escape(_HIDDEN.sub(lambda found: ascii(found[0])[1:-1], piece))
 
 
@@ -179,7 +181,7 @@ def _shown(value: str | float | None, style: str = "") -> str:
 
 
 def _table(heading: str, first: str, keys: str, rows: Sequence[Result]) -> str:
-    """Rows under their headings; nothing where there are no rows, no column that none of them has."""
+    """Rows as an HTML table without empty columns; "" if there are no rows."""
     columns = [(key, *_COLUMNS.get(key, (key, ""))) for key in keys.split(", ")]
     columns = [column for column in columns if any(column[0] in row for row in rows)]
     if not columns:
@@ -206,7 +208,7 @@ def _figures(result: Result) -> list[dict[str, str]]:
 
 
 def _compared(row: Result, result: Result) -> Result:
-    """The row with its settings in its name, and how it differs from the model's own figure."""
+    """The row with its settings in its name, and its change relative to the model's own figure."""
     style = styles(result)
     figures = {k: _shown(row.get(k), style[k]) for k in ("bits_per_byte", "perplexity")}
     return {**row, **figures, "name": with_settings(row), "change": change(row, result)}
@@ -232,20 +234,20 @@ def _coloured(tokens: Iterable[tuple[str, float, bool]], shown: int, total: int)
     for piece, bits, unknown in tokens:
         marks = " u" if unknown else ""
         marks += " e" if not piece else " n" if "\n" in piece and piece.isspace() else ""
-        said = f"{max(bits, 0.0) + 0.0:.2f} bits{', unknown' if unknown else ''}"  # + 0.0: no "-0"
+        title = f"{max(bits, 0.0) + 0.0:.2f} bits{', unknown' if unknown else ''}"  # + 0.0: no "-0"
         colour = bisect_right(EDGES, bits)
-        spans.append(f'<span class="s{colour}{marks}" title="{said}">{_text(piece)}</span>')
+        spans.append(f'<span class="s{colour}{marks}" title="{title}">{_text(piece)}</span>')
     part = f"The first {shown:,} of {total:,} tokens" if shown < total else f"All {total:,} tokens"
     return (
-        f'<h2>The text, by surprisal</h2><p class="legend">{part}; bits a token: {legend} '
+        f'<h2>Text by surprisal</h2><p class="legend">{part}; bits per token: {legend} '
         f'<span class="u">unknown</span></p><div class="text" dir="auto">{"".join(spans)}</div>'
     )
 
 
 def _along(blocks: Sequence[tuple[int, float]], plain: float | None) -> str:
-    """Bits per byte of stretches of the text, as steps; neighbours are averaged if they are many."""
-    found = [(a, b, bits) for (a, _), (b, bits) in pairwise([(0, 0.0), *blocks])]
-    if not (spans := [span for span in found if span[1] > span[0] and math.isfinite(span[2])]):
+    """Step plot of the bits per byte along the text; neighbouring blocks are averaged if too many."""
+    steps = [(a, b, bits) for (a, _), (b, bits) in pairwise([(0, 0.0), *blocks])]
+    if not (spans := [span for span in steps if span[1] > span[0] and math.isfinite(span[2])]):
         return ""
     size = -(-len(spans) // MOST_POINTS)
     groups = [spans[first : first + size] for first in range(0, len(spans), size)]
@@ -258,9 +260,9 @@ def _along(blocks: Sequence[tuple[int, float]], plain: float | None) -> str:
         f'<text x="{LEFT - 6}" y="{y(value)}" dy="4" text-anchor="end">{text}</text>'
         for value, text in y.ticks()
     )
-    steps = "L".join(f"{x(a)} {y(bits)}H{x(b)}" for a, b, bits in points)
-    drawn += f'<path d="M{steps}"/><path class="dash" d="M{LEFT} {y(mean)}H{RIGHT}"/>'
-    label = f"Bits per byte along {x.high:,} tokens; dashed: the whole text"
+    line = "L".join(f"{x(a)} {y(bits)}H{x(b)}" for a, b, bits in points)
+    drawn += f'<path d="M{line}"/><path class="dash" d="M{LEFT} {y(mean)}H{RIGHT}"/>'
+    label = f"Bits per byte along {x.high:,} tokens; dashed: mean"
     return f"<h2>Loss along the text</h2>{svg(drawn, x, 220, 'tokens', label)}"
 
 
@@ -278,10 +280,10 @@ def _moments(bits: Sequence[float]) -> Result:
 
 
 def _dots(by_cell: Mapping[str, Sequence[Result]]) -> str:
-    """A row a cell, a dot a run, a bar at the mean; thin lines join the runs of a seed."""
-    if not (found := [bits for runs in by_cell.values() for bits in _bits(runs)]):
+    """Dot plot: one row per cell, one dot per run, a bar at the mean, thin lines between equal seeds."""
+    if not (all_bits := [bits for runs in by_cell.values() for bits in _bits(runs)]):
         return ""
-    x = Scale(*padded(found), 2 * LEFT, RIGHT)
+    x = Scale(*padded(all_bits), 2 * LEFT, RIGHT)
     marks, seeds = "", dict[Any, list[str]]()
     for row, (cell, runs) in enumerate(by_cell.items()):
         y = TOP + 25 + 50 * row
@@ -290,33 +292,33 @@ def _dots(by_cell: Mapping[str, Sequence[Result]]) -> str:
         for run in runs:
             for bits in _bits([run]):
                 seeds.setdefault(run["seed"], []).append(f"{x(bits)} {y}")
-                said = _name(f"{cell}, seed {run['seed']}: {bits:.4f}")
-                marks += f'<circle cx="{x(bits)}" cy="{y}" r="4"><title>{said}</title></circle>'
+                title = _name(f"{cell}, seed {run['seed']}: {bits:.4f}")
+                marks += f'<circle cx="{x(bits)}" cy="{y}" r="4"><title>{title}</title></circle>'
         if values := _bits(runs):
             marks += f'<path class="bar" d="M{x(fmean(values))} {y - 14}V{y + 14}"/>'
     lines = "".join(f'<path class="thin" d="M{"L".join(each)}"/>' for each in seeds.values())
-    label = "A dot is a run, a bar the mean, a line joins the runs of a seed; left is better"
+    label = "Dots are runs, bars are means, lines connect runs with the same seed; left is better"
     return svg(lines + marks, x, 50 * len(by_cell) + TOP, "bits per byte", label)
 
 
-def _differences(found: Sequence[Result]) -> str:
-    interval, rows = differences(found)
+def _differences(pairs: Sequence[Result]) -> str:
+    interval, rows = differences(pairs)
     keys = ("difference", "bits per byte", interval)
     table = [dict(zip(keys, row, strict=True)) for row in rows]
     return _table("Differences", "difference", f"bits per byte, {interval}", table)
 
 
-def _done(result: Result, names: Sequence[str]) -> str:
+def _method(result: Result, names: Sequence[str]) -> str:
     if not result.get("cells"):
         both = " and ".join(names)
-        return f"{both} were measured on {result['on']}: fewer bits per byte are better."
+        return f"{both} were measured on {result['on']}; fewer bits per byte are better."
     where = f"the same held-out text, {result['on']}"
     seeds = len({run["seed"] for run in result["runs"]})
     minutes, tokens = result["minutes"], {run.get("tokens") for run in result["runs"]}
-    alike = tokens.pop() if len(tokens) == 1 else None
-    budget = f"on {alike:,} tokens" if alike else f"for {minutes:g} min"
+    equal = tokens.pop() if len(tokens) == 1 else None
+    budget = f"on {equal:,} tokens" if equal else f"for {minutes:g} min"
     return (
         f"{', '.join(names)} are compared at equal {result['match']}. Each was trained with {seeds} "
-        f"seeds {budget} a run, one seed's runs on the same data in the same order. "
-        f"All were measured on {where}: fewer bits per byte are better."
+        f"seeds, {budget} per run; runs with the same seed used the same data in the same order. "
+        f"All were measured on {where}; fewer bits per byte are better."
     )

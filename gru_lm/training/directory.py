@@ -1,18 +1,18 @@
-"""The run directory: its lock, its files, which checkpoints are kept, and which one is meant.
+"""The run directory: lock, files, and the rotation and lookup of checkpoints.
 
-    config.toml            the settings and where the text lies
+    config.toml            the settings, with absolute paths of the text
     step-00001000.safetensors, best.safetensors
     metrics.jsonl samples.txt loss.png
-    text.txt               the training text, if it was piped in
-    .lock                  held (flock) as long as a trainer lives, so that it is never stale
+    text.txt               the training text, if it came from standard input
+    .lock                  held (flock) while a trainer is running, so it cannot be stale
 
-A run exists from its first checkpoint on; one that never got there is removed, but for files that
-this process did not make. Old checkpoints are removed only after the new one is durable, and never the
-newest whole one, the best, or a file whose name is not exactly a checkpoint's. No link is followed when
-a file is written. The best is
-a second name of its step's file, not a copy: it costs no second write of what may be gigabytes, and
-none of a budget in minutes. Damage to that file is damage to both names; an older checkpoint is then
-where a resumed run goes on (`--keep` is 2 unless told), and `rewind` mends the best or forgets it.
+A run exists once it has a checkpoint; until then, a failure removes the files this process created. Old
+checkpoints are deleted only after the new one is durable; never the newest intact one, the best, or a
+file whose name is not exactly that of a checkpoint. Symbolic links are not followed when writing.
+
+best.safetensors is a hard link to its step's file: a copy might take gigabytes, and part of a budget in
+minutes. If that file is damaged, a run resumes from an older checkpoint (`--keep` defaults to 2), and
+`rewind` restores or resets the best.
 """
 
 from __future__ import annotations
@@ -58,13 +58,16 @@ Warn = Callable[[str], None]
 
 
 def newest_whole(directory: Path, warn: Warn) -> Checkpoint:
-    """The newest checkpoint that is whole; each one skipped is named. Raises InputError if none."""
-    # Last the best, whose step's own name somebody may have removed.
+    """The newest intact checkpoint; warns of damaged ones. Raises InputError if there is none."""
+    # The best comes last, in case the file named after its step was removed.
     return _first_whole(directory, [*step_paths(directory), directory / BEST], warn)
 
 
 def find(path: Path, warn: Warn) -> Checkpoint:
-    """The checkpoint that RUN means: a file itself, a directory's best, else its newest whole one."""
+    """Resolve RUN to a checkpoint: a file, or the best or else the newest intact one of a directory.
+
+    Raises InputError if there is none.
+    """
     if not path.exists() and not path.is_symlink():
         hint = "ls runs" if Path("runs").is_dir() else "gru-lm train FILE starts a run"
         raise InputError(f"no run or checkpoint {path}", hint=hint)
@@ -87,11 +90,11 @@ def _first_whole(directory: Path, paths: Sequence[Path], warn: Warn) -> Checkpoi
             continue
         if _is_of_its_step(found):
             return found
-        warn(f"skipped: {path} was renamed: it is of step {found.meta['step']:,}")
+        warn(f"skipped: {path} was renamed: it is from step {found.meta['step']:,}")
     raise InputError(
         f"{directory} cannot be used",
-        why="none of its checkpoints is whole",
-        hint=f"another copy of one of them: ls {directory}/*{SUFFIX}",
+        why="all of its checkpoints are damaged",
+        hint=f"restore one of them from a backup: ls {directory}/*{SUFFIX}",
     )
 
 
@@ -108,7 +111,7 @@ def _must_hold_run(directory: Path) -> None:
 
 
 def read_settings(directory: Path) -> Settings:
-    """The settings that a run recorded."""
+    """Read a run's config.toml. Raises InputError if it is missing or invalid."""
     path = directory / CONFIG
     try:
         return settings(tomllib.loads(path.read_text(encoding="utf-8")))
@@ -116,32 +119,34 @@ def read_settings(directory: Path) -> Settings:
         raise InputError(
             f"{path} cannot be read",
             why=str(error),
-            hint=f"restore it, or begin anew with train --from {directory} TEXT",
+            hint=f"restore it, or start a new run: gru-lm train --from {directory} TEXT",
         ) from error
 
 
 @dataclass
 class Run:
-    """A run directory that this process, and no other, writes."""
+    """A run directory, locked by this process."""
 
     directory: Path
-    lock: int  # the descriptor that holds .lock
+    lock: int  # file descriptor of the locked .lock
     keep: int = 1
-    made: list[Path] = field(default_factory=list)  # what this process made, in order
+    made: list[Path] = field(default_factory=list)  # created by this process, in order
 
     @classmethod
     def create(cls, out: Path | None, cell: str) -> Run:
-        """A directory for a new run, locked.
+        """Create and lock the directory of a new run.
 
-        Raises UsageError if it holds a run, or a file whose name a run would take, such as what a run
-        left that was killed before its first checkpoint.
+        Raises UsageError if it already contains a run, or a file that a run would overwrite, such as
+        those of a run killed before its first checkpoint.
         """
         made = folder.make_numbered(cell) if out is None else folder.make(out)
         out = out or made[-1]
         run = cls(out, -1, made=made)
         try:
             is_new = not os.path.lexists(out / LOCK)
-            if is_new:  # first, so that no lock is left in a folder of other things
+            if (
+                is_new
+            ):  # checked before locking too, to leave no lock file in an unrelated directory
                 _refuse_taken(out)
             run.lock = folder.lock(out)
             if is_new:
@@ -156,14 +161,17 @@ class Run:
 
     @classmethod
     def reopen(cls, directory: Path) -> Run:
-        """The directory of an existing run, locked, with what dead processes left swept away."""
+        """Lock the directory of an existing run, and remove temporary files of dead processes.
+
+        Raises InputError if it is not a run, EnvironmentProblem if it is locked or contains links.
+        """
         _must_hold_run(directory)
         for name in (LOCK, CONFIG, METRICS, SAMPLES, LOSS):
             path = directory / name
             if os.path.lexists(path) and not folder.is_plain(path):
-                what = "a link" if path.is_symlink() else "no regular file"
+                what = "a symbolic link" if path.is_symlink() else "not a regular file"
                 raise EnvironmentProblem(
-                    f"{path} is {what}, and a run writes to its own files alone",
+                    f"{path} is {what}; a run writes only to its own files",
                     hint=f"mv {path} elsewhere",
                 )
         run = cls(directory, folder.lock(directory))
@@ -175,17 +183,17 @@ class Run:
         """Where text from standard input is kept."""
         return self.directory / PIPED_TEXT
 
-    def write_settings(self, chosen: Settings) -> None:
-        """Record the settings, whose paths are absolute already."""
-        data = (TOML_MARK + tomli_w.dumps(chosen.given())).encode()
-        assert settings(tomllib.loads(data.decode())) == chosen, "what is written can be read"
+    def write_settings(self, config: Settings) -> None:
+        """Write config.toml. The paths must be absolute."""
+        data = (TOML_MARK + tomli_w.dumps(config.given())).encode()
+        assert settings(tomllib.loads(data.decode())) == config, "settings survive a round trip"
         path = self.directory / CONFIG
         if not path.exists():
             self.made.append(path)
         atomic.write_bytes(path, data)
 
     def check_space(self, size: int) -> None:
-        """Raise EnvironmentProblem unless keep + 1 checkpoints of `size` bytes, and the best, fit."""
+        """Raise EnvironmentProblem unless keep + 1 checkpoints of `size` bytes and the best fit."""
         need = (self.keep + 2) * size
         free = shutil.disk_usage(self.directory).free
         if free < need:
@@ -195,9 +203,9 @@ class Run:
             )
 
     def save(self, data: bytes, step: int, *, best: bool) -> None:
-        """Write a step's checkpoint durably, make it the best if it is, and remove old ones."""
+        """Write a checkpoint durably, link it as best if `best`, and delete old ones."""
         path = step_path(self.directory, step)
-        assert header(data)["step"] == step, "what could not be read again is not written"
+        assert header(data)["step"] == step, "only readable checkpoints are written"
         atomic.write_bytes(path, data)
         if best:
             atomic.link(path, self.directory / BEST)
@@ -211,17 +219,17 @@ class Run:
                     whole += 1
 
     def append_metrics(self, values: dict[str, Any]) -> None:
-        """Add a line to metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         folder.append(self.directory / METRICS, json.dumps(values) + "\n")
 
     def append_sample(self, step: int, text: str) -> None:
-        """Add a sample to samples.txt."""
+        """Append a sample to samples.txt."""
         folder.append(self.directory / SAMPLES, f"--- step {step}\n{text}\n\n")
 
     def rewind(self, state: TrainState, warn: Warn) -> None:
-        """Bring the other files back to what `state`, just restored, knows.
+        """Reset metrics, samples and the best checkpoint to the restored `state`.
 
-        A best that is lost is forgotten in `state` too, so that the next validation makes another.
+        If the best checkpoint is lost, also resets it in `state`: the next validation writes a new one.
         """
         if not self._mend_best(state.best_step):
             warn(
@@ -230,7 +238,7 @@ class Run:
             )
             state.best_step, state.best_nats, state.best_unknown_nats = -1, math.inf, 0.0
             state.leg_nats, state.since_best = math.inf, 0
-            # There is none without a validation, so this step's, if it was the last, is repeated.
+            # If this step was the last one validated, repeat the validation.
             state.validated_step = min(state.validated_step, state.step - 1)
         reports.cut_metrics(
             self.directory, step=state.step, validated_step=state.validated_step, warn=warn
@@ -238,36 +246,36 @@ class Run:
         reports.cut_samples(self.directory, validated_step=state.validated_step)
 
     def _mend_best(self, step: int) -> bool:
-        """Make the best the whole file of `step`, -1 being none; whether it is."""
+        """Restore best.safetensors for `step` (-1: none) and return whether that succeeded."""
         best = self.directory / BEST
         if step >= 0:
             for path in (best, step_path(self.directory, step)):
                 if _is_best(path, step):
-                    if path != best:  # the crash came between the two names, or best is of later
+                    if path != best:  # a crash before linking, or best is from a later step
                         atomic.link(path, best)
                     return True
         folder.remove([best])
         return step < 0
 
     def discard(self) -> None:
-        """Undo a run that never saved: nothing that it made stays."""
+        """Remove the files of a run without a checkpoint that this process created."""
         if not holds_checkpoint(self.directory):
             folder.remove(self.made)
 
     def close(self) -> None:
-        """Let another trainer have the directory."""
+        """Release the lock."""
         if self.lock >= 0:
             os.close(self.lock)
 
 
 def _refuse_taken(out: Path) -> None:
     if holds_checkpoint(out):
-        raise UsageError(f"{out} holds a run", hint=f"gru-lm train --resume {out}")
+        raise UsageError(f"{out} already contains a run", hint=f"gru-lm train --resume {out}")
     for name in sorted(RUN_FILES):
         if os.path.lexists(out / name):
             raise UsageError(
-                f"--out {out} holds a file {name}, which a run would overwrite",
-                hint="name another directory, or remove the remains of a killed run",
+                f"--out {out} contains a file {name}, which a run would overwrite",
+                hint="choose another directory, or remove the files of a killed run",
             )
 
 

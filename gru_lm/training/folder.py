@@ -1,7 +1,7 @@
-"""A directory that this process makes, locks and writes to; and gives up again.
+"""Create, lock, write to and clean up output directories.
 
-Knows nothing of what lies in it. Invariants: no link is followed, and nothing but a regular file is
-opened; only what this process made is removed.
+Independent of their contents. Invariants: symbolic links are not followed, only regular files are
+opened, and only files and directories created by this process are removed.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from gru_lm.layout import LOCK
 
 
 def make(out: Path) -> list[Path]:
-    """Make what `--out` names, where it is not there; returns the directories made, outer ones first.
+    """Create the directory `out` and its missing parents; returns those created, outermost first.
 
-    Raises UsageError or EnvironmentProblem.
+    Raises UsageError if it is a file, EnvironmentProblem if it cannot be created.
     """
     missing = [path for path in (out, *out.parents) if not path.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise UsageError(f"--out {out} is a file", hint="name a directory") from error
+        raise UsageError(f"--out {out} is a file", hint="choose a directory") from error
     except OSError as error:
         raise atomic.disk_problem(out, error) from error
     return missing[::-1]
 
 
 def make_numbered(cell: str) -> list[Path]:
-    """Make runs/<cell>-<n> for the first n that is free; returns the directories made."""
+    """Create runs/<cell>-<n> with the first free n; returns the directories created."""
     made = []
     for number in count(1):
         out = Path("runs") / f"{cell}-{number}"
@@ -44,11 +44,11 @@ def make_numbered(cell: str) -> list[Path]:
                 out.parent.mkdir()
                 made.append(out.parent)
         except FileExistsError as error:
-            if out.parent.is_dir():  # which another process has just made
+            if out.parent.is_dir():  # created by another process in the meantime
                 continue
             raise UsageError(
-                f"{out.parent} is not a directory, and runs would go there",
-                hint="name a directory: --out DIRECTORY",
+                f"{out.parent} is not a directory, so no run can be created in it",
+                hint="choose another place: --out DIRECTORY",
             ) from error
         except OSError as error:
             raise atomic.disk_problem(out.parent, error) from error
@@ -63,7 +63,7 @@ def make_numbered(cell: str) -> list[Path]:
 
 
 def remove(made: Iterable[Path]) -> None:
-    """Remove files and directories, the later ones first; a directory that is not empty stays."""
+    """Remove files and directories in reverse order; directories that are not empty are kept."""
     for path in reversed([*made]):
         with suppress(OSError):
             if path.is_dir() and not path.is_symlink():
@@ -73,7 +73,7 @@ def remove(made: Iterable[Path]) -> None:
 
 
 def is_plain(path: Path) -> bool:
-    """Whether there is a regular file, not a link to one, at `path`."""
+    """Whether `path` is a regular file and not a symbolic link."""
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:
@@ -81,7 +81,7 @@ def is_plain(path: Path) -> bool:
 
 
 def append(path: Path, text: str) -> None:
-    """Add `text` to a file. Raises EnvironmentProblem."""
+    """Append `text` to a file. Raises EnvironmentProblem."""
     descriptor = _opened(path, os.O_WRONLY | os.O_APPEND)
     try:
         with os.fdopen(descriptor, "a", encoding="utf-8", newline="") as file:
@@ -91,9 +91,9 @@ def append(path: Path, text: str) -> None:
 
 
 def _opened(path: Path, flags: int) -> int:
-    """The descriptor of a regular file, made if it is not there. Raises EnvironmentProblem."""
+    """Open a regular file, creating it if missing; returns its descriptor. Raises EnvironmentProblem."""
     try:
-        # O_NONBLOCK: a FIFO must not make us wait before we can see that it is one.
+        # O_NONBLOCK: opening a FIFO must not block before its type is checked.
         flags |= os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = os.open(path, flags, 0o666)
     except OSError as error:
@@ -105,13 +105,13 @@ def _opened(path: Path, flags: int) -> int:
 
 
 def lock(directory: Path) -> int:
-    """The descriptor that holds a directory's lock until it is closed. Raises EnvironmentProblem."""
+    """Lock a directory; returns the descriptor that holds the lock. Raises EnvironmentProblem."""
     path = directory / LOCK
     while True:
         descriptor = _opened(path, os.O_RDWR)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run that was discarded takes its lock file along: hold the one that is there.
+            # A discarded run removes its lock file: check that this is still the current one.
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         except BlockingIOError as error:

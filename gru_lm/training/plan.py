@@ -1,6 +1,6 @@
-"""A plan: every hyperparameter of a training run that a rule may choose, all chosen.
+"""A plan: the complete hyperparameters of a training run, and what follows from them.
 
-Who chooses is planning's business. Here is what follows from a plan: its model, its steps and tokens.
+Derives model config, steps and tokens. The values are chosen in planning/.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from gru_lm.model.options import RegularizationOptions, Shape, names
 from gru_lm.model.regularize import Regularization
 
 PENALTIES, HUGE = ("ar", "tar", "weight_decay"), 1000.0
-TRAINING_SHARE = 0.95  # of the time left: the rest goes to validations and checkpoints
+TRAINING_SHARE = 0.95  # of the remaining time; the rest is for validations and checkpoints
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(Shape, RegularizationOptions):
-    """The settings that the rule may choose, all chosen."""
+    """The settings that the planner can choose, complete."""
 
     softmax: str
     batch: int
@@ -38,11 +38,11 @@ class Plan(Shape, RegularizationOptions):
 
     @classmethod
     def of(cls, settings: Settings) -> Plan:
-        """The plan that complete settings hold."""
+        """The plan in complete settings."""
         return cls(**{name: getattr(settings, name) for name in names(cls)})
 
     def total_steps(self, settings: Settings, *, tokens: int) -> int | None:
-        """The budget in steps, if any part of it can be counted in steps."""
+        """The budget in steps for a text of `tokens`; None for a budget in minutes alone."""
         step_tokens = self.batch * self.bptt
         limits = [settings.steps] if settings.steps else []
         if settings.tokens:
@@ -52,27 +52,27 @@ class Plan(Shape, RegularizationOptions):
         return min(limits, default=None)
 
     def model_config(self, counts_V: Tensor) -> ModelConfig:
-        """The model for a training text in which the pieces occur so often."""
+        """The config of the model, for piece counts `counts_V` of the training text."""
         cutoffs: tuple[int, ...] = ()
         rows = 0
         if self.softmax == "adaptive":
             cutoffs = choose_cutoffs(counts_V, embed=self.embed)
         elif (seen := int((counts_V > 0).sum())) + 1 < len(counts_V):
-            rows = seen + 1  # one for all that do not occur
+            rows = seen + 1  # one shared by all pieces that do not occur
         shape = {name: getattr(self, name) for name in names(Shape)}
         return ModelConfig(**shape, vocab_size=len(counts_V), rows=rows, cutoffs=cutoffs)
 
     def regularization(self) -> Regularization:
-        """What is dropped and penalised in training."""
+        """Dropout rates and penalties."""
         return Regularization(**{name: getattr(self, name) for name in names(Regularization)})
 
     def weights(self, vocab_size: int) -> float:
-        """Weights that a token is multiplied with, in a model for this vocabulary."""
+        """Weights multiplied with per token, in a model for this vocabulary."""
         rows = vocab_size if self.softmax == "full" else vocab_size / 10  # on average
         return self._without_rows(vocab_size) + rows * (self.embed if self.tied else self.width)
 
     def held(self, vocab_size: int) -> float:
-        """Weights of the whole model, roughly: an adaptive softmax has narrow rows for rare pieces."""
+        """Approximate number of weights; rare pieces have narrow rows in an adaptive softmax."""
         rows = vocab_size if self.softmax == "full" else 0.4 * vocab_size
         return self._without_rows(vocab_size) + rows * (self.embed + (not self.tied) * self.width)
 
@@ -84,14 +84,17 @@ class Plan(Shape, RegularizationOptions):
         )
 
     def remedy(self, otherwise: str) -> str:
-        """What to change where training diverges: a penalty beyond measure, or else what is named."""
+        """Hint after divergence: reduce penalties above HUGE, or if there are none, `otherwise`."""
         huge = [f"--{name.replace('_', '-')}" for name in PENALTIES if getattr(self, name) > HUGE]
         return f"a smaller {' and '.join(huge)}" if huge else otherwise
 
     def tokens(
         self, settings: Settings, *, tokens: int, per_second: float, elapsed: float
     ) -> float:
-        """Training tokens that the budget will see of a text of `tokens`, at this speed."""
+        """Training tokens within the budget, for a text of `tokens`.
+
+        `per_second`: tokens per second; `elapsed`: seconds of a budget in minutes already used.
+        """
         limits = []
         if steps := self.total_steps(settings, tokens=tokens):
             limits.append(steps * self.batch * self.bptt)

@@ -1,7 +1,7 @@
-"""What a run reports of itself: metrics.jsonl and samples.txt, read and cut back.
+"""Read and truncate the reports of a run: metrics.jsonl and samples.txt.
 
-Users edit such files, and crashes cut them short. Invariant: what is read is whole lines of the types
-that a run writes, whatever lies in the file.
+These files may have been edited by users or truncated by crashes. Invariant: only complete lines with
+values of valid types are returned, whatever the contents of the file.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ NULLABLE = (
     "grad_norm",
     "valid_bits_per_byte",
     "valid_perplexity",
-)  # where there is no finite number
-MOST = 1e300  # "not <" refuses NaN and infinity too
+)  # null if not finite
+MOST = 1e300  # "not <" rejects NaN and infinity too
 
 
 def metrics(directory: Path, warn: Callable[[str], None] = unheard) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl; what is no line of a run is left out, and counted."""
+    """The valid lines of a run's metrics.jsonl; warns with the number of invalid ones."""
     path = directory / METRICS
-    # A crash may have cut the last one short.
+    # A crash may have truncated the last line.
     *lines, last = path.read_bytes().split(b"\n") if is_plain(path) else [b""]
-    found = [_report(line) for line in lines]
-    if dropped := found.count(None):
-        warn(f"{path}: {dropped:,} lines that are not of a run are dropped")
-    return [line for line in (*found, _report(last)) if line is not None]
+    parsed = [_report(line) for line in lines]
+    if dropped := parsed.count(None):
+        warn(f"{path}: {dropped:,} invalid lines dropped")
+    return [line for line in (*parsed, _report(last)) if line is not None]
 
 
 def _report(line: bytes) -> dict[str, Any] | None:
-    """A line of metrics.jsonl; None for anything that would not be one."""
+    """Parse a line of metrics.jsonl; None if it is invalid."""
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
@@ -57,7 +57,7 @@ def _report(line: bytes) -> dict[str, Any] | None:
 def cut_metrics(
     directory: Path, *, step: int, validated_step: int, warn: Callable[[str], None]
 ) -> None:
-    """Drop from metrics.jsonl what came after `step`, and validations after `validated_step`."""
+    """Drop lines after `step` from metrics.jsonl, and validations after `validated_step`."""
     lines = [
         json.dumps(line) + "\n"
         for line in metrics(directory, warn)
@@ -67,10 +67,10 @@ def cut_metrics(
 
 
 def cut_samples(directory: Path, *, validated_step: int) -> None:
-    """Drop from samples.txt those after `validated_step`."""
+    """Drop samples after `validated_step` from samples.txt."""
     path = directory / SAMPLES
     if is_plain(path):
         content = path.read_bytes()
         later = (m.start() for m in SAMPLE.finditer(content) if int(m[1]) > validated_step)
         kept = content[: next(later, len(content))]
-        atomic.write_bytes(path, kept[: kept.rfind(b"\n") + 1])  # less a header cut short
+        atomic.write_bytes(path, kept[: kept.rfind(b"\n") + 1])  # without a truncated header

@@ -126,7 +126,7 @@ def test_a_failed_run_removes_nothing_that_was_there(folder: Path) -> None:
         path = folder / "mine" / name
         path.write_text("my own")
         message = error(folder, "train", "text.txt", "--out", "mine", "--steps", 2, code=2)
-        assert f"holds a file {name}, which a run would overwrite" in message
+        assert f"contains a file {name}, which a run would overwrite" in message
         assert path.read_text() == "my own"
         path.unlink()
     assert listing(folder / "mine") == before
@@ -170,7 +170,7 @@ def test_a_resume_of_what_is_no_run(run: str, folder: Path) -> None:
 def test_a_directory_that_holds_a_run(trained: Path, folder: Path) -> None:
     before = listing(trained)
     message = error(folder, "train", "text.txt", "--out", trained, code=2)
-    assert f"{trained} holds a run" in message
+    assert f"{trained} already contains a run" in message
     assert f"hint: gru-lm train --resume {trained}" in message
     assert listing(trained) == before
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: asking for help, or for what is not there, measures and changes nothing."""
+"""`python -m benchmarks`: help and usage errors run no benchmarks and change no results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A budget in minutes: the end's cost is decided before it is read; no step is an error."""
+"""Budgets in minutes: large test texts are skipped unread; no time for a step is an error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TOO_MUCH = int(60 * TEST_SHARE * TEST_SPEED) + 1  # bytes, of the one minute
 def test_a_test_text_that_would_eat_the_budget_is_not_read(
     packed: bool, tmp_path: Path, text: Path
 ) -> None:
-    """It could not even be: all but its beginning is a hole, in which there is no text."""
+    """Reading it would fail: except for the beginning, the file is sparse."""
     test = tmp_path / ("test.txt.gz" if packed else "test.txt")
     content = words(2000).encode()
     test.write_bytes(gzip.compress(content) if packed else content)
@@ -34,7 +34,7 @@ def test_a_test_text_that_would_eat_the_budget_is_not_read(
         file.truncate(TOO_MUCH // 3 + 1 if packed else TOO_MUCH)
     done = inside(tmp_path, "train", text, *SHORT, "--test", test, "--out", "run", "--json")
     assert "test" not in done.json()
-    assert f"the test text of {TOO_MUCH / 1e6:.0f} MB will not be measured" in done.err
+    assert f"test text of {TOO_MUCH / 1e6:.0f} MB skipped" in done.err
     assert f"gru-lm eval RUN {test}" in done.err
     assert "test" not in tomllib.loads((tmp_path / "run/config.toml").read_text())
     inside(tmp_path, "train", "--resume", "run", "--steps", 1, "--threads", 1)
@@ -50,7 +50,7 @@ def test_nor_is_a_test_part_of_the_text_tokenized(tmp_path: Path) -> None:
     assert "test" not in result.json()
     resumed = inside(tmp_path, "train", "--resume", "run", "--steps", 1, "--minutes", minutes)
     for said in (result.err, resumed.err):
-        assert f"the test text of {size / 1e6:.0f} MB will not be measured" in said
+        assert f"test text of {size / 1e6:.0f} MB skipped" in said
 
 
 def test_a_leg_without_a_step_is_an_error_that_changes_nothing(
@@ -59,14 +59,14 @@ def test_a_leg_without_a_step_is_an_error_that_changes_nothing(
     inside(tmp_path, "train", trained.parent / "text.txt", *TINY, "--steps", 3, "--out", "run")
     before = listing(tmp_path / "run")
     said = error(tmp_path, "train", "--resume", "run", "--minutes", 0.01, code=2)
-    assert "no training step fitted into --minutes 0.01" in said
+    assert "no training step fits into --minutes 0.01" in said
     assert "hint: gru-lm train --resume run --minutes" in said
     after = listing(tmp_path / "run")
     assert {name for name in before if before[name] != after[name]} <= {
         "config.toml",
         "step-00000003.safetensors",
         "best.safetensors",
-    }, "another leg has begun"
+    }, "only files of the new leg may change"
     inside(tmp_path, "train", "--resume", "run", "--steps", 1)
 
 
@@ -112,7 +112,7 @@ def test_the_run_that_training_starts_from_does_not_stay_in_memory(
     held: list[int] = []
 
     def stop() -> None:
-        if (tmp_path / "run" / "metrics.jsonl").exists():  # from the first step on
+        if (tmp_path / "run" / "metrics.jsonl").exists():  # written from the first step
             held.append(sum(type(each) is Checkpoint for each in gc.get_objects()))
 
     chosen = settings(

@@ -38,10 +38,8 @@ SETTINGS = {
 OPTIONS = [*TINY, "--steps", 2, "--eval-every", 2]
 FIELDS = ["cells", "match", "seeds", "minutes", "difference", "verdict", "runs", "report"]
 TIMES = ("seconds", "tokens_per_second")
-RATE = "; each at the planner's rate for its cell, tuned on no text of yours"
-TEXT = words(
-    1400
-)  # of which the held-out tenth is more than ten blocks, at some 5 characters a word
+RATE = "; each at the planner's rate for its cell, not tuned on your text"
+TEXT = words(1400)  # about 5 characters per word: the held-out tenth has more than ten blocks
 
 
 def compare(folder: Path, stop: Callable[[], None] = lambda: None, **asked: Any) -> dict[str, Any]:
@@ -55,7 +53,7 @@ def compare(folder: Path, stop: Callable[[], None] = lambda: None, **asked: Any)
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished comparison of two cells and three seeds, beside its text and test text."""
+    """A finished comparison of two cells with three seeds, in the folder of its text and test text."""
     folder = tmp_path_factory.mktemp("compared")
     (folder / "text.txt").write_text(words(400), encoding="utf-8")
     (folder / "test.txt").write_text(words(1400, seed=1), encoding="utf-8")
@@ -81,8 +79,8 @@ def test_what_is_reported(whole: Path) -> None:
     assert (result["cells"], result["match"], result["seeds"]) == (CELLS, "parameters", 3)
     assert result["on"] == "the test text"
     few, unlike = result["caveats"]
-    assert few == "3 seeds of each cell are few: take 5 before relying on it"
-    assert unlike.startswith("parameters differ by 1.1%"), "of so narrow cells"
+    assert few == "3 seeds per cell are few: use at least 5 before relying on the verdict"
+    assert unlike.startswith("parameters differ by 1.1%"), "inevitable for narrow cells"
     order = [(run["cell"], run["seed"]) for run in result["runs"]]
     assert order == [(cell, seed) for seed in range(3) for cell in CELLS]
     sizes = {run["parameters"] for run in result["runs"]}
@@ -107,7 +105,7 @@ def test_what_is_reported(whole: Path) -> None:
     assert difference["level"] == 0.95
     page = (whole / "report.html").read_text(encoding="utf-8")
     assert result["verdict"].split(";")[0] in page
-    assert f"on {result['runs'][0]['tokens']:,} tokens a run" in page
+    assert f"on {result['runs'][0]['tokens']:,} tokens per run" in page
 
 
 def test_the_figures_are_those_of_eval_and_the_difference_is_theirs(whole: Path) -> None:
@@ -141,7 +139,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same(whole: Path, tmp_path: Path
     folder = tmp_path / "stopped"
 
     def stopping(after: int, *, begun: bool) -> Callable[[], None]:
-        """Stops after so many polls, counted before or after the start."""
+        """Stops after the given number of polls, counted before or after the start."""
         polled = 0
 
         def stop() -> None:
@@ -159,7 +157,7 @@ def test_interrupted_anywhere_it_goes_on_to_the_same(whole: Path, tmp_path: Path
         given = asked if after == 130 else {}
         with pytest.raises(Stopped) as stopped:
             compare(folder, stopping(after, begun=True), **given)
-        assert stopped.value.hint == f"to go on: gru-lm compare --out {folder}"
+        assert stopped.value.hint == f"to resume: gru-lm compare --out {folder}"
     result = compare(folder)
     assert result["difference"]["ci95"] is None
     assert result["verdict"].startswith("not enough runs to tell")
@@ -173,10 +171,10 @@ def test_a_finished_one_is_told_again_and_another_is_refused(whole: Path) -> Non
     again = inside(whole.parent, "compare", "--out", "done", "--json").json()
     assert again == json.loads((whole / "result.json").read_text(encoding="utf-8"))
     for option, value, named in (
-        ("--cells", "gru,rnn", "--cells is gru,lstm there, not gru,rnn"),
-        ("--seeds", 5, "--seeds is 3 there, not 5"),
-        ("--steps", 9, "--steps is 2 there, not 9"),
-        ("--lr", 0.5, "--lr is None there, not 0.5"),
+        ("--cells", "gru,rnn", "--cells is gru,lstm, not gru,rnn"),
+        ("--seeds", 5, "--seeds is 3, not 5"),
+        ("--steps", 9, "--steps is 2, not 9"),
+        ("--lr", 0.5, "--lr is None, not 0.5"),
     ):
         message = error(whole.parent, "compare", "--out", "done", option, value, code=2)
         assert named in message
@@ -187,7 +185,7 @@ def test_a_finished_one_is_told_again_and_another_is_refused(whole: Path) -> Non
 
 
 def test_the_same_command_makes_what_is_missing(whole: Path, tmp_path: Path) -> None:
-    """Also without --out and from any folder, identified by its plans, for the same text only."""
+    """Also without --out and from any folder; a comparison is identified by its plans and its text."""
     folder = tmp_path / "compare-1"
     shutil.copytree(whole, folder)
     results = measured(folder)
@@ -214,7 +212,7 @@ def test_the_same_command_makes_what_is_missing(whole: Path, tmp_path: Path) -> 
 
 
 def test_one_begun_before_white_space_was_charged_ends_with_like_figures(tmp_path: Path) -> None:
-    """What was measured then is measured again, and every run at the same odds."""
+    """Old measurements are repeated, and all runs are charged alike."""
     (tmp_path / "text.txt").write_text(TEXT.replace(" ", "  "), encoding="utf-8")
     asked = SETTINGS | {"tokenizer": "word", "seeds": 1, "cells": CELLS}
     asked["text"] = (str(tmp_path / "text.txt"),)
@@ -250,11 +248,11 @@ def test_the_order_of_the_cells_changes_nothing(whole: Path, tmp_path: Path) -> 
     ]
     assert plans[0] == plans[1]
     again = compare(tmp_path / "turned", cells=["gru", "lstm"])
-    assert again == result, "it goes on, as it was begun"
+    assert again == result, "resumed in the original order"
 
 
 def test_the_first_cell_that_is_named_must_not_be_worse(whole: Path) -> None:
-    """Where it goes on in another order too."""
+    """Also if it is resumed with the cells in another order."""
     better = json.loads((whole / "result.json").read_text(encoding="utf-8"))["difference"]["better"]
     for cells in (CELLS, CELLS[::-1]):
         code = int(better not in (cells[0], None))
@@ -267,13 +265,13 @@ def test_a_test_part_is_held_out_unless_told_otherwise(tmp_path: Path) -> None:
     command = ["compare", "text.txt", *OPTIONS, "--seeds", 1, "--json"]
     result = inside(tmp_path, *command).json()
     assert result["on"] == "the test text"
-    assert not any("chose each run's best" in caveat for caveat in result["caveats"])
+    assert not any("selected each run's best" in caveat for caveat in result["caveats"])
     record = json.loads((tmp_path / "compare-1" / "compare.json").read_text(encoding="utf-8"))
     assert {plan["split"] for plan in record["plans"].values()} == {"0.8,0.1,0.1"}
-    # One that was begun before that goes on as it began, by the same command.
+    # A comparison started before that change resumes unchanged with the same command.
     result = inside(tmp_path, *command, "--split", "0.9,0.1").json()
     assert (result["on"], result["report"]) == ("the validation text", "compare-2/report.html")
-    assert any("chose each run's best" in caveat for caveat in result["caveats"])
+    assert any("selected each run's best" in caveat for caveat in result["caveats"])
     folder = tmp_path / "compare-2"
     record = json.loads((folder / "compare.json").read_text(encoding="utf-8"))
     del record["format"], record["mismatch"]
@@ -283,7 +281,7 @@ def test_a_test_part_is_held_out_unless_told_otherwise(tmp_path: Path) -> None:
     result = inside(tmp_path, *command).json()
     assert (result["on"], result["report"]) == ("the validation text", "compare-2/report.html")
     assert result["verdict"].endswith(
-        "each at the planner's rate, tuned on GRUs and on no text of yours"
+        "each at the planner's rate, tuned on GRUs and not on your text"
     )
 
 
@@ -297,7 +295,7 @@ def test_several_differences_have_no_95_percent_intervals_of_their_own(
     for each in result["differences"]:
         assert "ci95" not in each
         assert each["level"] == pytest.approx(1 - 0.05 / 3)
-        assert each["verdict"].endswith("; all at the learning rate that was given")
+        assert each["verdict"].endswith("; all at the given learning rate")
     page = (tmp_path / "three" / "report.html").read_text(encoding="utf-8")
     assert "98.33 % interval" in page
     assert "95 %" not in page
@@ -338,18 +336,18 @@ def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> No
     assert f"{better} predicts this text better than {worse}" in result["verdict"]
     inside(tmp_path, "compare", better, worse, "--on", on, "--fail-if-worse")
     (tmp_path / "page" / "compare.json").touch()
-    assert "holds a comparison of cells" in error(tmp_path, *command, "--out", "page", code=2)
+    assert "contains a comparison of cells" in error(tmp_path, *command, "--out", "page", code=2)
     inside(tmp_path, "compare", worse, better, "--on", on, "--fail-if-worse", code=1)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.html").write_text("mine")
-    assert "of something else" in error(tmp_path, *command, "--out", "mine", code=2)
+    assert "of another program" in error(tmp_path, *command, "--out", "mine", code=2)
     assert (tmp_path / "mine" / "report.html").read_text() == "mine"
     error(tmp_path, "compare", trained, "nothing", "--on", on, "--out", "left", code=3)
     error(tmp_path, "compare", trained, other, "--on", "nothing", "--out", "left/here", code=3)
     (tmp_path / "both").mkdir()
     for name in ("report.html", "result.json"):
         (tmp_path / "both" / name).write_text("mine")
-    assert "of something else" in error(tmp_path, *command, "--out", "both", code=2)
+    assert "of another program" in error(tmp_path, *command, "--out", "both", code=2)
     inside(tmp_path, "compare", trained, trained, "--on", on, "--out", "page2")
     inside(tmp_path, "compare", trained, trained, "--on", on, "--out", "page2")  # its own
     assert not (tmp_path / "left").exists()
@@ -365,16 +363,16 @@ def test_two_models_of_different_tokenizers(trained: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--cells", "gru"], "not two different cells"),
-        (["--cells", "gru,gru"], "not two different cells"),
+        (["--cells", "gru"], "at least two cells are needed"),
+        (["--cells", "gru,gru"], "at least two cells are needed"),
         (["--cells", "gru,lstn"], "did you mean lstm?"),
         (["--match", "size"], "unknown match"),
         (["--seeds", 0], "--seeds must be at least 1"),
-        (["--cell", "gru"], "--cell does not go with compare"),
-        (["--seed", 1], "--seed does not go with compare"),
-        (["--match", "time", "--steps", 3], "--match time goes with --minutes alone"),
-        (["--on", "text.txt"], "--on goes with two finished runs"),
-        (["--out", "taken"], "holds other files"),
+        (["--cell", "gru"], "--cell cannot be used with compare"),
+        (["--seed", 1], "--seed cannot be used with compare"),
+        (["--match", "time", "--steps", 3], "--match time requires a budget in --minutes alone"),
+        (["--on", "text.txt"], "--on takes two finished runs"),
+        (["--out", "taken"], "contains other files"),
         (["--out", "text.txt"], "is a file"),
         (["--lr", -1], "--lr must be at least 0"),
     ],
@@ -390,7 +388,7 @@ def test_more_wrong_use(text: Path, trained: Path) -> None:
     assert "--on FILE" in error(text.parent, "compare", trained, trained, code=2)
     assert "no such" in error(text.parent, "compare", "absent.txt", "--steps", 1, code=3).lower()
     command = ["compare", trained, trained, "--on", text, "--steps", 3]
-    assert "not with --steps" in error(text.parent, *command, code=2)
+    assert "not --steps" in error(text.parent, *command, code=2)
     assert error(text.parent, "compare", trained, "absent", "--on", text, code=3)
     assert [path.name for path in text.parent.iterdir()] == ["text.txt"]
 

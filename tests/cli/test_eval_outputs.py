@@ -133,7 +133,7 @@ def test_pairs_are_judged_alone_or_beside_a_text(trained: Path, tmp_path: Path) 
     assert set(alone) == {"gru_lm", "pairs", "checkpoint", "device", "caveats"}
     assert (alone["pairs"]["pairs"], alone["pairs"]["paradigms"][0]["name"]) == (1, "x")
     shown = inside(Path.cwd(), "eval", trained, "--pairs", pairs).out
-    assert shown.startswith("paradigm\tright\t95 % interval\tpairs\nx\t")
+    assert shown.startswith("paradigm\taccuracy\t95 % interval\tpairs\nx\t")
     pairs.write_text('{"sentence_good": "the cat sat"}\n')
     with pytest.raises(InputError, match=r"pairs\.jsonl.*line 1"):
         evaluate(trained, outputs=Outputs(pairs=pairs))
@@ -175,12 +175,12 @@ def test_wrong_use(trained: Path, of_words: Path, tmp_path: Path) -> None:
     inside(Path.cwd(), "eval", trained, "--weight", "2", code=2)
     for options in (["--cache-theta", 1], ["--dynamic-lr", 1], ["--tune"], ["--weight", 0.5]):
         said = error(tmp_path, "eval", trained, *options, code=2)
-        assert f"{options[0]}: nothing to set without --" in said
+        assert f"{options[0]}: no effect without --" in said
     for options in (["--mode", "line"], ["--json"], ["--baselines"], ["--batch", 4]):
         alone = ["eval", trained, "-", "--per-line", "-", *options]
-        assert "and nothing else" in error(tmp_path, *alone, code=2)
+        assert "allows no other options" in error(tmp_path, *alone, code=2)
     alone = ["eval", trained, "--pairs", "x", "--html", "x.html"]
-    assert "--pairs alone judges pairs" in error(tmp_path, *alone, code=2)
+    assert "--pairs without a FILE" in error(tmp_path, *alone, code=2)
     for encoding, said in (("utf-16", "cannot be read one by one"), ("utf-88", "unknown encoding")):
         alone = ["eval", trained, "-", "--per-line", "-", "--encoding", encoding]
         assert said in error(tmp_path, *alone, code=2)
@@ -189,7 +189,7 @@ def test_wrong_use(trained: Path, of_words: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="weight"):
         evaluate(trained, outputs=Outputs(cache={"weight": 2.0}))
     for mode in ("line", "columns"):
-        with pytest.raises(UsageError, match="carries on through the text"):
+        with pytest.raises(UsageError, match="need --mode stream"):
             evaluate(trained, mode=mode, outputs=Outputs(cache={}))
 
 
@@ -200,7 +200,7 @@ def test_tuning_on_what_is_measured_is_said(trained: Path, tmp_path: Path) -> No
     other = tmp_path / "other.txt"
     other.write_text(text[len(text) * 9 // 10 + 1 :], encoding="utf-8")
     command = ["eval", trained, "--cache", "--tune"]
-    said = "tuned on the text that is measured"
+    said = "tuned on the evaluated text itself"
     measured = inside(tmp_path, *command, held_out, "--json")
     assert said in measured.err
     assert any(said in caveat for caveat in measured.json()["caveats"])

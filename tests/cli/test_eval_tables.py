@@ -1,4 +1,4 @@
-"""Tables and headline of a word model: what tokens do not tell is charged, and every row can be read."""
+"""Tables and figures of a word model: spelling and white space are charged; every format parses."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.inside import error, inside
 
 WORD = [option if option != "char" else "word" for option in TINY]
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "0.1"
-# Everything that a reader could take for something else.
+# Words that parsers could mistake for quotes, comments, missing values or line ends.
 AWKWARD = (
     'the " cat NA null None nan sat"on "a mat" \'and the# dog, 007 1e5 True , ; \\ \\n -\n'
     'NA NaN N/A <NA> #N/A inf "" " \u2028 \x0c \x1c a\x00b \ufeff 猫 Ünïcode\r\n\n'
 )
-PANDAS = {  # as README says
+PANDAS = {  # as documented in the README
     ".tsv": {"sep": "\t", "quoting": csv.QUOTE_NONE, "keep_default_na": False},
     ".csv": {"keep_default_na": False},
 }
@@ -33,7 +33,7 @@ TEXTS = {"word": str, "piece": str, "file": str}
 
 @pytest.fixture(scope="module")
 def of_words(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of words."""
+    """A tiny word model."""
     folder = tmp_path_factory.mktemp("words")
     (folder / "text.txt").write_text(words(3_000))
     inside(folder, "train", folder / "text.txt", "--out", folder / "run", "--steps", 5, *WORD)
@@ -111,7 +111,7 @@ def test_a_table_of_another_form_is_refused(trained: Path, text: Path, tmp_path:
 
 
 def test_more_white_space_is_no_better_model(of_words: Path, trained: Path, tmp_path: Path) -> None:
-    """The same words with every space made eight; and spaces alone: no bits per byte for nothing."""
+    """Eight spaces instead of one, or only spaces: extra bytes do not lower the bits per byte."""
     plain, eight, spaces = (tmp_path / f"{name}.txt" for name in ("plain", "eight", "spaces"))
     plain.write_text(words(7_000, seed=5))
     eight.write_text(plain.read_text().replace(" ", " " * 8))
@@ -122,7 +122,7 @@ def test_more_white_space_is_no_better_model(of_words: Path, trained: Path, tmp_
     assert bits_of(found["eight"]) > bits_of(found["plain"]) + 5 * gaps
     assert 0 < found["plain"]["spelling_nats"] < 0.01 * gaps
     assert found["spaces"]["bits_per_byte"] > 0.1
-    # What was significantly better is not, once its bytes are paid.
+    # The advantage of the word model disappears once the white space is charged.
     before, after = (
         compare_models((of_words, trained), [str(path)])["difference"] for path in (plain, eight)
     )
@@ -138,7 +138,7 @@ def test_more_white_space_is_no_better_model(of_words: Path, trained: Path, tmp_
 def test_other_conventions_of_the_whole_text_have_the_charges(
     of_words: Path, tmp_path: Path
 ) -> None:
-    """What lm-evaluation-harness is told of a text is ln p of the text, not of its tokens alone."""
+    """For lm-evaluation-harness, the log-likelihood is that of the text, not only of its tokens."""
     (tmp_path / "new.txt").write_text("the   zebra\nsat\n")
     result = evaluate(of_words, [str(tmp_path / "new.txt")], outputs=Outputs(convention="lm-eval"))
     assert result["as"]["bits_per_byte"] == pytest.approx(result["bits_per_byte"])

@@ -1,4 +1,4 @@
-"""Tokenizers from elsewhere in the commands, and configurations that give the same run again."""
+"""External tokenizers in the commands, and config.toml files that reproduce their run."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_the_configuration_of_a_run_gives_it_again(tmp_path: Path, text: Path, k
 def test_so_it_does_where_the_tokenizer_was_a_file(tmp_path: Path, text: Path) -> None:
     (tmp_path / "my.model").write_bytes(made("word", normalization_rule_name="nmt_nfkc_cf"))
     inside(tmp_path, "train", text, "--tokenizer", "my.model", *SMALL, "--out", "a")
-    (tmp_path / "my.model").write_bytes(made("unigram"))  # becomes another
+    (tmp_path / "my.model").write_bytes(made("unigram"))  # replaced after training
     (tmp_path / "elsewhere").mkdir()
     inside(tmp_path / "elsewhere", "train", "--config", "../a/config.toml", "--out", "../b")
     assert checkpoints(tmp_path / "a") == checkpoints(tmp_path / "b")
@@ -58,7 +58,7 @@ def test_so_it_does_where_it_started_from_a_run(tmp_path: Path, text: Path) -> N
     inside(tmp_path, "train", text, "--tokenizer", "bpe", *SMALL, "--out", "source")
     again = ["--steps", 2, "--batch", 2, "--bptt", 8]
     inside(tmp_path, "train", text, "--from", "source", *again, "--out", "a")
-    inside(tmp_path, "train", "--resume", "source", "--steps", 5)  # its best becomes another
+    inside(tmp_path, "train", "--resume", "source", "--steps", 5)  # changes its best checkpoint
     shutil.rmtree(tmp_path / "source")
     inside(tmp_path, "train", "--config", "a/config.toml", "--out", "b")
     assert checkpoints(tmp_path / "a") == checkpoints(tmp_path / "b")
@@ -67,7 +67,7 @@ def test_so_it_does_where_it_started_from_a_run(tmp_path: Path, text: Path) -> N
     shown = inside(tmp_path, "train", "--from", "b", "--print-config").out
     assert 'start_from = "b"' in shown
     said = error(tmp_path, "compare", "--config", "a/config.toml", *again, code=2)
-    assert "cell does not go with compare" in said
+    assert "cell cannot be used with compare" in said
 
 
 @pytest.mark.slow
@@ -76,12 +76,12 @@ def test_so_it_does_where_the_text_was_piped(tmp_path: Path, program: Program) -
     inside(tmp_path, "train", "--config", "a/config.toml", "--out", "b")
     assert checkpoints(tmp_path / "a") == checkpoints(tmp_path / "b")
     atomic.write_bytes(tmp_path / "config.toml", b'text = ["-"]\n')
-    assert train_cli._read(tmp_path / "config.toml") == {"text": ["-"]}, "no run"
+    assert train_cli._read(tmp_path / "config.toml") == {"text": ["-"]}, "not a run's config.toml"
 
 
 def test_compare_starts_from_no_run(tmp_path: Path, text: Path) -> None:
     said = error(tmp_path, "compare", text, "--set", "start_from=x", "--steps", 2, code=2)
-    assert "start_from does not go with compare" in said
+    assert "start_from cannot be used with compare" in said
 
 
 def test_a_piece_that_ends_lines(tmp_path: Path, text: Path) -> None:
@@ -109,11 +109,14 @@ def test_a_piece_that_ends_lines(tmp_path: Path, text: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "said"),
     [
-        (["--end-piece", "x"], "--end-piece goes with a SentencePiece model"),
-        (["--tokenizer", "bpe", "--end-piece", "x"], "--end-piece goes with"),
-        (["--from", "RUN", "--end-piece", "x"], "--end-piece does not go with --from"),
-        (["--from", "RUN", "--tokenizer-characters", 9], "--tokenizer-characters does not go"),
-        (["--tokenizer", "word", "--tokenizer-characters", 9], "does not go with word"),
+        (["--end-piece", "x"], "--end-piece applies only to a given SentencePiece model"),
+        (["--tokenizer", "bpe", "--end-piece", "x"], "--end-piece applies only"),
+        (["--from", "RUN", "--end-piece", "x"], "--end-piece cannot be combined with --from"),
+        (
+            ["--from", "RUN", "--tokenizer-characters", 9],
+            "--tokenizer-characters cannot be combined",
+        ),
+        (["--tokenizer", "word", "--tokenizer-characters", 9], "cannot be combined with word"),
     ],
 )
 def test_options_that_would_say_nothing(

@@ -78,6 +78,6 @@ def test_compare_says_its_own_defaults() -> None:
     text = " ".join(help_of("compare").replace("│", " ").split())
     assert "(default: 0.8,0.1,0.1)" in text
     assert "(default: 0.9,0.1)" not in text
-    assert "Time of a run (default: 1)" in text
+    assert "Minutes per run (default: 1)" in text
     for name in ("--cell ", "--seed "):
         assert name not in text

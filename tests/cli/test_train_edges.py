@@ -27,7 +27,7 @@ def test_from_takes_the_shape_and_not_the_regularization(
     assert after["model"] == before["model"]
     assert before["regularization"]["dropout"] != after["regularization"]["dropout"] == 0.5
     said = error(tmp_path, *args, "--cell", "lstm", code=2)
-    assert "--cell lstm does not go with --from: the run has gru" in said
+    assert "--cell lstm cannot be combined with --from: the run has gru" in said
     assert "--tokenizer" in error(tmp_path, *args, "--tokenizer", "byte", code=2)
 
 
@@ -45,7 +45,7 @@ def test_a_word_model_of_ones_own_cuts_at_line_ends_and_resumes(tmp_path: Path, 
     assert "resuming run" in inside(tmp_path, "train", "--resume", "run").err
     inside(tmp_path, "eval", "run")
     said = error(tmp_path, "train", text, *own, "--vocab-size", 9, code=2)
-    assert "--vocab-size does not go with own.model" in said
+    assert "--vocab-size cannot be combined with own.model" in said
     plan = inside(tmp_path, "train", text, *own, "--dry-run").out
     assert 'tokenizer = "own.model"' in plan
     (tmp_path / "plan.toml").write_text(plan, encoding="utf-8")
@@ -60,7 +60,9 @@ def test_a_word_model_of_ones_own_cuts_at_line_ends_and_resumes(tmp_path: Path, 
 def test_resume_takes_no_other_option(trained: Path, tmp_path: Path) -> None:
     for other in (["--dry-run"], ["--print-config"], ["--weight-decay", 0], ["--from", trained]):
         said = error(tmp_path, "train", "--resume", trained, *other, code=2)
-        assert f"--resume keeps the run's own settings and does not go with {other[0]}" in said
+        assert (
+            f"--resume keeps the run's own settings and cannot be combined with {other[0]}" in said
+        )
 
 
 def test_the_plan_of_a_run_that_starts_from_another_can_be_used(
@@ -81,14 +83,14 @@ def test_a_held_out_text_without_a_token(tmp_path: Path, text: Path) -> None:
     (tmp_path / "blank.txt").write_text("   ")
     word = [part if part != "char" else "word" for part in SHORT]
     said = error(tmp_path, "train", text, *word, "--valid", "blank.txt", code=3)
-    assert "holds no token" in said
+    assert "the held-out text is empty" in said
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_budget_without_a_step_is_an_error(tmp_path: Path, text: Path) -> None:
     """That names what took the time; nothing is left, so that the next try plans anew."""
     said = error(tmp_path, "train", text, *TINY, "--minutes", 0.01, "--out", "run", code=2)
-    assert "no training step fitted into --minutes 0.01" in said
+    assert "no training step fits into --minutes 0.01" in said
     assert " of its 1 s" in said
     assert "hint: --minutes 0." in said
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""What a model was trained on decides what is scored and sampled, and what is said of a text."""
+"""The training text determines the tokens scored and sampled, and the caveats about other texts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def measured(cwd: Path, *args: object) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of each kind on one document, `several` on three; and a text as one file and as many."""
+    """Runs: one per tokenizer on one document, `several` on three. Texts: `one.txt` equals `many`."""
     folder = tmp_path_factory.mktemp("documents")
     (folder / "text.txt").write_text(words(600))
     (folder / "one.txt").write_text("".join(LINES))
@@ -53,8 +53,8 @@ def test_lines_as_one_file_and_as_many_have_the_same_figures(folder: Path, kind:
         many = measured(folder, kind, "many", "--mode", mode)
         for name in ("tokens", "bytes", "words", "lines"):
             assert one[name] == many[name]
-        # In the stream the state is reset between files. For words, the end of each document is charged
-        # for the white space that might follow.
+        # In stream mode, the state is reset between files. With words, the end of each document is
+        # charged for white space that might follow.
         close = 0.1 if mode == "stream" else 1e-3 if kind == "word" else 1e-5
         assert many["bits_per_byte"] == pytest.approx(one["bits_per_byte"], rel=close)
         assert many["caveats"].count(SINGLE) == 1
@@ -126,7 +126,7 @@ def test_no_sample_ends_by_a_token_that_training_never_met(folder: Path) -> None
         checkpoint = read(path)
         tensors = checkpoint.tensors()
         name = "model.head.bias"
-        if "model.head.row_V" in tensors:  # the last row holds the end, among others
+        if "model.head.row_V" in tensors:  # the last row is shared by the end and other pieces
             tensors[name][-1] = 5.0
         assert isinstance(tensors[name], torch.Tensor)
         other = folder / f"{kind}.safetensors"
@@ -137,7 +137,7 @@ def test_no_sample_ends_by_a_token_that_training_never_met(folder: Path) -> None
         assert {json.loads(line)["stop"] for line in made.out.splitlines()} == {"length"}
 
 
-# Text that the run knows.
+# Overlap with the texts of the run.
 
 
 def test_eval_without_a_file_says_what_its_text_was_used_for(folder: Path, trained: Path) -> None:
@@ -149,7 +149,7 @@ def test_eval_without_a_file_says_what_its_text_was_used_for(folder: Path, train
 
 @pytest.fixture(scope="module")
 def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run whose texts hold no line twice."""
+    """A run on texts without duplicate lines."""
     folder = tmp_path_factory.mktemp("known")
     chosen = [f"line {n} of all {n * 7919 % 10_007} lines is like no other" for n in range(400)]
     text = "\n".join(chosen) + "\n"
@@ -170,15 +170,11 @@ def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("other.txt", [], []),
         ("other.txt", ["--cache", "--tune"], []),
-        (
-            "valid.txt",
-            ["--cache", "--tune"],
-            ["tuned on the text that is measured", "100% of the text"],
-        ),
+        ("valid.txt", ["--cache", "--tune"], ["tuned on the evaluated text", "100% of the text"]),
         (
             "shifted.txt",
             ["--cache", "--tune"],
-            ["held-out text that is tuned on", "early stopping"],
+            ["held-out text used for tuning", "early stopping"],
         ),
         ("shifted.txt", [], ["used for choosing the best checkpoint and early stopping"]),
         ("train.txt", [], ["100% of the text is in the training text"]),
@@ -250,7 +246,7 @@ def test_words_of_one_line_are_cut_between_words(last: str, split: str, tmp_path
     result = inside(tmp_path, "train", "text8", *options).json()
     parts = [result["valid"], *([result["test"]] if "test" in result else [])]
     assert len(parts) == split.count(",")
-    # No word was cut in two: what is held out holds whole words alone.
+    # No word was cut in two: the held-out text consists of whole words.
     held_out = text.encode()[-sum(part["bytes"] for part in parts) :].decode()
     assert sum(part["words"] for part in parts) == len(held_out.split())
     assert text[: -len(held_out)].endswith(" ")
@@ -268,7 +264,7 @@ def test_what_has_no_effect_is_refused(folder: Path) -> None:
         (("--beta2", 0.9, "--optimizer", "sgd"), "--beta2 has no effect with --optimizer sgd"),
         (("--beta2", 0.9, "--optimizer", "nt-asgd"), "--beta2 has no effect"),
         (("--residual",), "--residual has no effect with --layers 1"),
-        (("--print-config", "--dry-run"), "--print-config does not go with --dry-run"),
+        (("--print-config", "--dry-run"), "--print-config cannot be combined with --dry-run"),
     ):
         assert said in error(folder, *train, *options, code=2)
     assert "--encoding has no effect" in error(
@@ -277,12 +273,12 @@ def test_what_has_no_effect_is_refused(folder: Path) -> None:
     compare = ("compare", "text.txt", "--steps", 1, *TINY)
     assert "--split" in error(folder, *compare, "--split", "0.5,0.5", "--valid", "one.txt", code=2)
     for options, said in (
-        (("eval", "char", "--encoding", "latin-1"), "--encoding is that of a FILE"),
+        (("eval", "char", "--encoding", "latin-1"), "--encoding has no effect without a FILE"),
         (("sample", "char", "--logprobs"), "--logprobs requires --json"),
         (("sample", "char", "--temperature", 0, "--typical", 0.5), "--typical cannot be combined"),
     ):
         assert said in error(folder, *options, code=2)
-    # A run's own settings say all, and may be used for another.
+    # The config.toml of a run sets everything, and may be used for another run.
     config = ("--config", "several/config.toml", "--valid", "one.txt", "--out", "again")
     inside(folder, "train", "text.txt", *config)
 

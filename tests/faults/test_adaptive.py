@@ -61,7 +61,7 @@ def test_another_run_begins_with_it(run: Path, tmp_path: Path) -> None:
     )
     assert torch.equal(old, new), "the tokens' ranks are those that the rows were learned with"
     message = error(tmp_path, "train", *options, "--softmax", "full", code=2)
-    assert "--softmax full does not go with --from" in message
+    assert "--softmax full cannot be combined with --from" in message
 
 
 def test_what_does_not_go_together_is_refused_before_any_text_is_read(tmp_path: Path) -> None:

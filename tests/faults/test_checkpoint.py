@@ -117,7 +117,7 @@ def test_a_run_without_a_whole_checkpoint(run: Path, tmp_path: Path) -> None:
         path.unlink()
         path.write_bytes(content[: len(content) // 2])
     for command in (("info", run), ("eval", run), ("sample", run), ("train", "--resume", run)):
-        assert "none of its checkpoints is whole" in error(tmp_path, *command, code=3)
+        assert "all of its checkpoints are damaged" in error(tmp_path, *command, code=3)
 
 
 def test_a_damaged_checkpoint_is_not_counted_among_those_kept(run: Path, tmp_path: Path) -> None:

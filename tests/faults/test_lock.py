@@ -135,5 +135,7 @@ def test_the_loser_changes_no_byte_and_a_dead_winner_holds_nothing(
     finally:
         winner.send_signal(signal.SIGCONT)
         interrupt(winner, signal.SIGKILL)
-    assert "holds a run" in error(tmp_path, *options, code=2), "the lock went with its holder"
+    assert "already contains a run" in error(tmp_path, *options, code=2), (
+        "the lock went with its holder"
+    )
     assert read(run / "step-00000000.safetensors").meta["step"] == 0

@@ -172,7 +172,7 @@ def test_what_changed_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     content = text.read_bytes()
     text.write_bytes(content.replace(b"cat", b"bat", 1))
     message = said(3, "--resume", run)
-    assert "has changed since the run began" in message
+    assert "has changed since the run started" in message
     assert f"--from {run}" in message
     text.write_bytes(content)
     assert "instead of" not in said(0, "--resume", run)

@@ -1,4 +1,4 @@
-"""The run directory against copies, links, edits and moves: the user's files are left alone."""
+"""Run directories with copied, linked, edited or moved files: the user's files are left alone."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MORE = ["--steps", 2, "--threads", 1]
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run of 30 steps, whose text is where it was."""
+    """A copy of the trained run of 30 steps; its text is in the original place."""
     shutil.copytree(trained, tmp_path / "run")
     return tmp_path / "run"
 
 
 def new(folder: Path, *options: object, code: int = 0) -> str:
-    """Train for two steps in `folder`; returns what it said."""
+    """Train for two steps in `folder`; returns stderr."""
     return inside(folder, "train", *TINY, "--steps", 2, *options, code=code).err
 
 
@@ -67,7 +67,7 @@ def test_a_checkpoint_under_the_name_of_another_step_is_not_taken(run: Path) -> 
     shutil.copy(run / "step-00000030.safetensors", run / "step-00000099.safetensors")
     said: list[str] = []
     assert newest_whole(run, said.append).meta["step"] == 30
-    assert "step-00000099.safetensors was renamed: it is of step 30" in said[0]
+    assert "step-00000099.safetensors was renamed: it is from step 30" in said[0]
 
 
 def test_what_is_no_file_is_neither_counted_nor_removed(run: Path) -> None:
@@ -139,17 +139,17 @@ def test_what_a_user_put_into_a_folder_stays(tmp_path: Path) -> None:
             (own / ".lock").unlink()
             del before[".lock"]
         said = new(tmp_path, own / "text.txt", "--out", own, code=2)
-        assert "holds a file text.txt" in said
+        assert "contains a file text.txt" in said
         assert listing(own) == before
     (own / "text.txt").rename(own / "other.txt")
     (own / ".lock").write_text("mine")
     before = listing(own)
-    for out in (own, own / "a" / "b"):  # which fails once the text is read
+    for out in (own, own / "a" / "b"):  # fails after reading the text
         assert "too short" in new(tmp_path, own / "other.txt", "--out", out, code=3)
         assert listing(own) == before
     (tmp_path / "runs").mkdir()
     new(tmp_path, own / "other.txt", code=3)
-    assert (tmp_path / "runs").is_dir(), "made by the user"
+    assert (tmp_path / "runs").is_dir(), "created by the user"
     error(tmp_path, "compare", own / "other.txt", *TINY, "--steps", 1, "--out", own, code=2)
     (own / "other.txt").rename(tmp_path / "other.txt")
     before = listing(own)
@@ -161,7 +161,7 @@ def test_what_a_user_put_into_a_folder_stays(tmp_path: Path) -> None:
 
 
 def test_a_lock_alone_is_of_no_ones_run(tmp_path: Path, text: Path) -> None:
-    """As a kill while the text is tokenized leaves it: the same command starts again."""
+    """Left by a kill during tokenization: the same command starts again."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").touch()
     new(tmp_path, text, "--out", "run")
@@ -186,7 +186,7 @@ def test_no_link_is_followed_when_a_run_is_written(name: str, kind: str, run: Pa
         path.mkdir()
     before = target.read_bytes() if target.exists() else None
     said = error(run.parent, "train", "--resume", run, *MORE, code=5)
-    assert f"{name} is {'a link' if path.is_symlink() else 'no regular file'}" in said
+    assert f"{name} is {'a symbolic link' if path.is_symlink() else 'not a regular file'}" in said
     assert "hint: mv" in said
     assert (target.read_bytes() if target.exists() else None) == before
 
@@ -218,7 +218,7 @@ NOT_UTF8 = os.fsdecode(b"caf\xe9")
 
 
 def test_a_text_whose_name_is_not_utf8(tmp_path: Path, program: Program) -> None:
-    """Refused before anything is read where it would be recorded; its folder is as good as any."""
+    """Rejected early if it would be recorded; accepted within a folder, a glob or `eval`."""
     odd = tmp_path / "folder" / f"{NOT_UTF8}.txt"
     odd.parent.mkdir()
     odd.write_text(words(400), encoding="utf-8")
@@ -238,7 +238,7 @@ def test_a_text_whose_name_is_not_utf8(tmp_path: Path, program: Program) -> None
     figures = inside(tmp_path, "eval", "named", odd, "--per-token", table, "--json").json()
     assert figures["tokens"] == len(words(400))
     assert "caf\\\\xe9.txt" in table.read_text(encoding="utf-8")
-    # Where runs may lie, and what is printed of it on a strict stdout.
+    # A run directory may have such a name; it is escaped on a strict stdout.
     out = tmp_path / f"{NOT_UTF8}-run"
     done = program("train", "good.txt", *TINY, "--steps", 2, "--out", out, "--json")
     assert os.fsencode(json.loads(done.stdout)["run"]) == os.fsencode(out)
@@ -272,7 +272,7 @@ def test_lines_that_no_run_wrote_are_dropped_from_metrics(run: Path) -> None:
         path.write_bytes(whole[:place] + b"".join(junk) + whole[place:] + cut)
         assert len(reports.metrics(run)) == whole.count(b"\n")
         done = inside(run.parent, "train", "--resume", run)
-        assert f"metrics.jsonl: {len(junk)} lines that are not of a run are dropped" in done.err
+        assert f"metrics.jsonl: {len(junk)} invalid lines dropped" in done.err
         assert path.read_bytes() == whole
         assert "dropped" not in inside(run.parent, "train", "--resume", run).err
     (run / "samples.txt").write_bytes(b"\xff\xfe\n" + (run / "samples.txt").read_bytes())
@@ -288,14 +288,14 @@ def test_a_text_that_was_moved_is_named_again(tmp_path: Path, text: Path) -> Non
     before = listing(tmp_path / "run")
     said = error(tmp_path, "train", "--resume", "run/", code=3)
     assert "no such file" in said
-    assert "hint: if it was moved: gru-lm train --resume run TEXT --valid FILE" in said
+    assert "hint: if the text was moved: gru-lm train --resume run TEXT --valid FILE" in said
     places = ["elsewhere/text.txt", "--valid", "elsewhere/valid.txt"]
     wrong = ["elsewhere/valid.txt", "--valid", "elsewhere/valid.txt"]
     said = error(tmp_path, "train", "--resume", "run", *wrong, code=3)
-    assert "the text of run has changed since the run began" in said
+    assert "the text of run has changed since the run started" in said
     swapped = ["elsewhere/text.txt", "--valid", "elsewhere/text.txt"]
     said = error(tmp_path, "train", "--resume", "run", *swapped, code=3)
-    assert "the --valid text of run has changed since the run began" in said
+    assert "the --valid text of run has changed since the run started" in said
     assert listing(tmp_path / "run") == before
     inside(tmp_path, "train", "--resume", "run", *places)
     inside(tmp_path / "elsewhere", "train", "--resume", "../run", *MORE)
@@ -310,7 +310,7 @@ def test_a_piped_text_that_was_lost_is_piped_in_again(
     config.write_text(config.read_text().replace(f"{trained.parent}/text.txt", "-"))
     kept.write_text(content, encoding="utf-8")
     again = ["train", "--resume", run, *MORE, "-"]
-    assert "holds the text that was piped in" in error(run.parent, *again, code=2)
+    assert "already contains the piped-in text" in error(run.parent, *again, code=2)
     kept.unlink()
     said = error(run.parent, *again[:-1], code=3)
     assert f"hint: ... | gru-lm train --resume {run} -" in said
@@ -325,7 +325,7 @@ def test_where_all_checkpoints_are_damaged_the_hint_names_the_run(run: Path) -> 
         path.write_bytes(b"damaged")
     for command in (["train", "--resume", run], ["eval", f"{run}/"], ["sample", run]):
         said = error(run.parent, *command, code=3)
-        assert "none of its checkpoints is whole" in said
+        assert "all of its checkpoints are damaged" in said
         assert f"ls {run}/*.safetensors" in said
 
 
@@ -368,7 +368,7 @@ def test_a_run_that_was_moved_and_is_reached_by_a_link(run: Path, tmp_path: Path
     moved.parent.mkdir()
     run.rename(moved)
     (tmp_path / "link").symlink_to(moved)
-    os.utime(moved / "metrics.jsonl", (0, 0))  # a clock in the past
+    os.utime(moved / "metrics.jsonl", (0, 0))  # a timestamp far in the past
     inside(tmp_path, "train", "--resume", "link/", *MORE)
     assert read(moved / "step-00000032.safetensors").meta["step"] == 32
 

@@ -80,7 +80,7 @@ def met(folder: Path, point: str, signum: int) -> None:
         assert not list((folder / "cache").rglob("*.tmp"))
         assert "stopped" in err
         return
-    assert "to go on: gru-lm train --resume run" in err
+    assert "to resume: gru-lm train --resume run" in err
     assert "saved in run" in err
     assert_resumable(folder)
 
@@ -163,5 +163,5 @@ def test_50_signals_in_a_second(folder: Path) -> None:
     assert process.returncode in (143, 129, -signal.SIGTERM, -signal.SIGHUP), err
     assert b"Traceback" not in err
     assert b"reentrant" not in err
-    assert err.count(b"to go on") == 1
+    assert err.count(b"to resume") == 1
     assert_resumable(folder)

@@ -23,7 +23,7 @@ def reserve(chosen: Pace) -> float:
 
 
 def close(seconds: float) -> object:
-    return pytest.approx(seconds, abs=0.05)  # the clock is read twice
+    return pytest.approx(seconds, abs=0.05)  # tolerance, as the clock is read twice
 
 
 def test_time_is_reserved_for_all_remaining_measurements() -> None:

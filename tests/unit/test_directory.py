@@ -1,4 +1,4 @@
-"""The run directory: where one may be made, what a resume finds there, what happens to its best."""
+"""Run directories: creation, the files found on resuming, and the best checkpoint."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTIONS = [*TINY, "--steps", 20, "--eval-every", 10, "--save-every", 5]
 
 @pytest.fixture
 def run(trained: Path, tmp_path: Path) -> Path:
-    """A copy of the trained run; its best is a file of its own."""
+    """A copy of the trained run, in which best.safetensors is a separate file."""
     shutil.copytree(trained, tmp_path / "run")
     return tmp_path / "run"
 
@@ -34,7 +34,7 @@ def state(**values: Any) -> TrainState:
 
 
 def damage(path: Path) -> None:
-    """In place, so that it is under all the names of the file."""
+    """Damage a file in place, under all its hard links."""
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 1)
 
@@ -72,7 +72,7 @@ def test_samples_that_look_like_headers(tmp_path: Path) -> None:
     before = samples.read_bytes()
     run.append_sample(13, "c")
     rest = samples.read_bytes()[len(before) :]
-    for cut in range(len(rest) + 1):  # a crash may leave any part of the last
+    for cut in range(len(rest) + 1):  # a crash may leave any part of the last sample
         samples.write_bytes(before + rest[:cut])
         run.rewind(state(step=12, validated_step=2), pytest.fail)
         assert samples.read_bytes() == before
@@ -99,7 +99,7 @@ def test_a_best_of_later_is_removed_where_there_was_none(run: Path) -> None:
 
 
 def lost(folder: Path, *, steps: list[str]) -> Path:
-    """A run whose newest checkpoint is its best, one file with two names, damaged; `steps` stay."""
+    """A run whose newest checkpoint, hard-linked as best, is damaged; only `steps` remain besides."""
     (folder / "text.txt").write_text(words(300), encoding="utf-8")
     inside(folder, "train", "text.txt", "--out", "run", *OPTIONS, "--keep", 9)
     run = folder / "run"
@@ -126,7 +126,7 @@ def test_a_damaged_newest_that_is_the_best(steps: list[str], said: bool, tmp_pat
 
 
 def test_a_best_that_is_a_file_of_its_own_is_gone_on_with(run: Path) -> None:
-    """Where the checkpoints of steps were removed, as to save room."""
+    """If all other checkpoints were removed, for example to save space."""
     for path in run.glob("step-*"):
         path.unlink()
     done = inside(run.parent, "train", "--resume", "run", "--steps", 5, "--json")
@@ -136,7 +136,7 @@ def test_a_best_that_is_a_file_of_its_own_is_gone_on_with(run: Path) -> None:
 
 
 def test_a_best_lost_after_the_end_is_made_again(run: Path) -> None:
-    """Nothing is left to train, and yet a best must be: the last validation is repeated."""
+    """If no steps are left, the last validation is repeated to restore the best."""
     last, best = run / "step-00000030.safetensors", run / "best.safetensors"
 
     def earlier(header: dict[str, Any], meta: dict[str, Any]) -> None:
@@ -169,7 +169,7 @@ def test_what_is_not_of_such_a_run_is_not_overwritten(
     if lock:
         (run / ".lock").touch()
     before = listing(run)
-    for _ in range(2):  # nor by a second try, after what the first one left
+    for _ in range(2):  # nor by a second attempt
         message = error(tmp_path, "train", "text.txt", "--out", "run", *OPTIONS, code=2)
-        assert f"holds a file {name}" in message
+        assert f"contains a file {name}" in message
         assert listing(run) == before

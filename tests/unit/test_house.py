@@ -12,7 +12,7 @@ import pytest
 import gru_lm
 
 ROOT = Path(gru_lm.__file__).parent
-# From left to right; a module imports from rooms to its left, and within its own room.
+# A module may import from layers to its left and from its own layer.
 SERVICES = {"errors", "signals", "atomic", "caches", "canonical", "config", "layout"}
 ORDER = [
     "services",
@@ -28,7 +28,7 @@ ORDER = [
     "harness",
     "cli",
 ]
-# The same within the packages of the commands.
+# The same for the packages and modules in commands/.
 COMMANDS = ["load", "train", "eval", "compare", "bench"]
 OWNERS = {
     "rich": {"reporting/console.py"},
@@ -43,21 +43,19 @@ OWNERS = {
     "platformdirs": {"caches.py"},
 }
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
-LONGEST = 350
-
-
+LONGEST = 350  # lines
 LONGEST_FUNCTION = 80
 
 
-def room(module: Path) -> str:
+def layer(module: Path) -> str:
     name = module.parts[0].removesuffix(".py")
     return "services" if name in SERVICES else name
 
 
 def imports(module: Path, *, top: bool = False) -> Iterator[str]:
-    """The dotted names a module imports, including imports in functions and for type checkers.
+    """The dotted names imported by a module, including imports in functions and for type checkers.
 
-    With `top`, only those that run when the module is imported.
+    With `top`, only imports executed at module level.
     """
     nodes: list[ast.AST] = [ast.parse((ROOT / module).read_text(encoding="utf-8"))]
     while nodes:
@@ -77,7 +75,7 @@ def imports(module: Path, *, top: bool = False) -> Iterator[str]:
 
 
 def ours(name: str) -> Path | None:
-    """The module file behind a dotted name of this package."""
+    """The module file of a dotted name, relative to the package; None for names of other packages."""
     parts = name.split(".")
     if parts[0] != "gru_lm":
         return None
@@ -101,22 +99,22 @@ def test_the_walk_sees_what_it_should() -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_imports_go_from_right_to_left_alone(module: Path) -> None:
-    here = room(module)
+    here = layer(module)
     if here in ("__init__", "__main__"):
         return
-    assert here in ORDER, f"{module}: where does it belong?"
+    assert here in ORDER, f"{module}: not in ORDER"
     for name in imports(module):
         target = ours(name)
         if target is None:
             continue
-        there = room(target)
+        there = layer(target)
         assert ORDER.index(there) <= ORDER.index(here), f"{module} imports {name}"
         if here == "model":
             known = SERVICES - {"config", "layout"}
             assert there == "model" or target.stem in known, f"{module} imports {name}"
         if here == there == "commands" and len(module.parts) > 1 and module.stem != "__init__":
-            room_of = [path.parts[1].removesuffix(".py") for path in (target, module)]
-            assert COMMANDS.index(room_of[0]) <= COMMANDS.index(room_of[1]), (
+            commands = [path.parts[1].removesuffix(".py") for path in (target, module)]
+            assert COMMANDS.index(commands[0]) <= COMMANDS.index(commands[1]), (
                 f"{module} imports {name}"
             )
         if here == "cli" and target.name != "__init__.py":
@@ -143,7 +141,7 @@ def test_modules_are_short_and_say_what_they_are(module: Path) -> None:
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_functions_are_short(module: Path) -> None:
-    """Except functions that are lists of options."""
+    """Except commands in cli/, which consist mostly of options."""
     if module.parts[0] == "cli" and module.stem != "__init__":
         return
     for node in ast.walk(ast.parse((ROOT / module).read_text(encoding="utf-8"))):

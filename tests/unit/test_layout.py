@@ -1,4 +1,4 @@
-"""What our commands wrote is recognised, wherever it lies; what is only like it is not."""
+"""Generated files are recognised in any place; similar files are not."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ OPTIONS = [*TINY, "--steps", 2]
 
 
 def found(folder: Path, *specs: str | Path) -> list[str]:
-    """The names of the documents that are read of a folder."""
+    """The names of the documents found in a folder."""
     documents = open_documents([str(spec) for spec in specs or (folder,)])
     return [os.path.relpath(document.name, folder) for document in documents]
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory, trained: Path) -> Path:
-    """A folder with one text, and with what every command writes beside it."""
+    """A folder with one text and the output of every command."""
     folder = tmp_path_factory.mktemp("written")
     text = folder / "a.txt"
     text.write_text(words(1400), encoding="utf-8")
@@ -67,18 +67,19 @@ def test_nothing_that_a_command_wrote_is_read_as_text(written: Path) -> None:
     assert found(written, written / "**/*.*") == ["a.txt"]
     (written / "compare-1" / "notes.md").write_text("mine")
     (written / "models" / "notes.md").write_text("mine")
-    assert found(written) == ["a.txt", "models/notes.md"]  # no folder of ours alone
+    # A comparison of finished models is searched for texts, other output directories are not.
+    assert found(written) == ["a.txt", "models/notes.md"]
     assert found(written, written / "compare-1") == ["compare-1/notes.md"]
     assert found(written, written / "compare-1/*") == ["compare-1/notes.md"]
     (written / "compare-1" / "notes.md").unlink()
     (written / "models" / "notes.md").unlink()
-    # By its own name, a file is always read.
+    # A file given by name is always read.
     table = written / "token.tsv"
     assert found(written, table) == ["token.tsv"]
 
 
 def test_what_older_versions_wrote_is_recognised(written: Path, tmp_path: Path) -> None:
-    """Without marks, by names in a directory of ours."""
+    """Without marks, by name within a run or comparison."""
     shutil.copytree(written / "compare-1", tmp_path / "compare-1")
     (tmp_path / "compare-1" / ".lock").unlink()
     shutil.copytree(written / "runs/again", tmp_path / "run")
@@ -123,11 +124,11 @@ def test_a_comparison_goes_on_beside_its_text(written: Path) -> None:
     (written / "compare-1/results").symlink_to("moved")
     (written / "compare-1/moved/rnn-0.json").unlink()
     said = error(written, *compared, code=5)
-    assert "compare-1/results is a link" in said
+    assert "compare-1/results is a symbolic link" in said
     assert not (written / "compare-1/moved/rnn-0.json").exists()
     (written / "compare-1/results").unlink()
     (written / "compare-1/moved").rename(written / "compare-1/results")
-    # A run killed between its settings and its first checkpoint is begun anew beside what it left.
+    # A run killed before its first checkpoint is repeated in a new directory.
     shutil.rmtree(written / "compare-1/rnn-0")
     (written / "compare-1/rnn-0").mkdir()
     for name in (".lock", "config.toml"):

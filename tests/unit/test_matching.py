@@ -1,4 +1,4 @@
-"""Cells made comparable: sizes that agree in every pair, by the models' own count."""
+"""Matching cells for a comparison: sizes agree in every pair, counted in the models themselves."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_four_counts_say_them_all(shape: ModelConfig) -> None:
 
 
 def test_the_published_ratio() -> None:
-    """An LSTM of 256 on 256 inputs has the weights of a GRU of 296, 15.5 % wider."""
+    """An LSTM of width 256 on 256 inputs has as many weights as a GRU of 296, 15.5 % wider."""
 
     def gates(count: int) -> object:
         return lambda width: count * width * (width + width + 1)
@@ -117,7 +117,7 @@ def test_arithmetic_agrees_and_the_first_width_is_as_planned_where_that_has_a_ma
 def tiny_plans(
     text: Path, cells: list[str], match: str = "parameters", **given: Any
 ) -> dict[str, Settings]:
-    """The complete settings of some cells, planned for a text."""
+    """Complete settings of some cells, planned for a text."""
     chosen = configured({"text": [str(text)], "layers": 1, "batch": 2, "bptt": 8}, given)
     planned = plan_cells(chosen, cells, match=match, stop=lambda: None)
     return {cell: fixed(each, chosen) for cell, each in planned.items()}
@@ -130,7 +130,7 @@ def tiny_plans(
 def test_all_is_one_for_all_cells_but_width_and_rate(
     text: Path, match: str, budget: dict[str, float]
 ) -> None:
-    """Where time counts too: the slowest cell says how many steps all make."""
+    """Also with a budget in minutes: all cells train for the steps of the slowest."""
     plans = tiny_plans(text, ["lstm", "gru"], match, tied=True, width=16, **budget)
     alike = [
         {name: value for name, value in plan.given().items() if name not in OWN}
@@ -158,7 +158,7 @@ def test_a_width_that_is_given_is_that_of_the_first_cell_of_the_table(text: Path
 def recorded(
     text: Path, match: str = "parameters", asked_lr: float | None = None, **other: Any
 ) -> Record:
-    """A comparison's record, in which `other` settings are the second cell's alone."""
+    """The record of a comparison; `other` settings apply only to the second cell."""
     budget = {"minutes": 1.0} if match == "time" else {"steps": 3}
     given = {"text": [str(text)], "layers": 1, "batch": 2, "bptt": 8, **budget}
     plan = configured(given, {"width": 8, "beta2": 0.99, "lr": 0.1, "precision": "float32"}).given()
@@ -181,27 +181,27 @@ def recorded(
 )  # fmt: skip
 def test_plans_that_differ_in_more_are_our_bug(text: Path, other: dict[str, Any]) -> None:
     recorded(text, width=3, lr=0.5).assert_fair()
-    with pytest.raises(AssertionError, match="not trained alike"):
+    with pytest.raises(AssertionError, match="trained differently"):
         recorded(text, **other).assert_fair()
 
 
 def test_at_equal_time_plans_differ_but_not_what_is_trained_on(text: Path) -> None:
     recorded(text, "time", batch=4, beta2=0.5, dropout=0.5, width=3).assert_fair()
     for other in ({"split": "0.5,0.5"}, {"minutes": 2.0}, {"tokenizer": "byte"}, {"clip": 0.5}):
-        with pytest.raises(AssertionError, match="not trained alike"):
+        with pytest.raises(AssertionError, match="trained differently"):
             recorded(text, "time", **other).assert_fair()
 
 
 def test_how_the_rates_were_found_is_said(text: Path) -> None:
     assert trained_how(recorded(text)) == (
-        "each at the planner's rate for its cell, tuned on no text of yours"
+        "each at the planner's rate for its cell, not tuned on your text"
     )
     assert trained_how(recorded(text, "time")) == (
-        "each by the planner's own plan for its cell, tuned on no text of yours"
+        "each with the planner's own plan for its cell, not tuned on your text"
     )
-    assert trained_how(recorded(text, asked_lr=0.5)) == "all at the learning rate that was given"
+    assert trained_how(recorded(text, asked_lr=0.5)) == "all at the given learning rate"
     assert trained_how(recorded(text, "time", asked_lr=0.5)) == (
-        "each by the planner's own plan for its cell, all at the learning rate that was given"
+        "each with the planner's own plan for its cell, all at the given learning rate"
     )
     before = dataclasses.replace(recorded(text), format=1)
     assert "tuned on GRUs" in trained_how(before)
@@ -232,21 +232,21 @@ def test_minutes_become_the_steps_of_the_slowest(text: Path) -> None:
 def test_what_makes_a_comparison_less_fair_is_said(text: Path) -> None:
     rows = [{"tokens": 100}, {"tokens": 100}]
     usual = [*limits(recorded(text), rows)]
-    assert usual == ["3 seeds of each cell are few: take 5 before relying on it"]
+    assert usual == ["3 seeds per cell are few: use at least 5 before relying on the verdict"]
 
     def said(record: Record, rows: list[dict[str, Any]] = rows) -> str:
         (more,) = set(limits(record, rows)) - set(usual)
         return more
 
     validated = dataclasses.replace(recorded(text), part="valid")
-    assert said(validated).startswith("measured on the validation text, which chose")
+    assert said(validated).startswith("measured on the validation text, which also selected")
     apart = dataclasses.replace(recorded(text), mismatch=0.012)
     assert said(apart).startswith("parameters differ by 1.2%")
     stopped = [{"tokens": 100}, {"tokens": 1200}]
-    assert said(recorded(text), stopped).endswith("on as many tokens: 100 to 1,200")
+    assert said(recorded(text), stopped).endswith("on different numbers of tokens: 100 to 1,200")
     assert [*limits(recorded(text, "time"), stopped)] == usual
     for held_out, why in (
-        ({"valid": "other.txt", "test": "other.txt"}, "measured on other.txt, which chose"),
+        ({"valid": "other.txt", "test": "other.txt"}, "measured on other.txt, which also selected"),
         ({"test": str(text)}, f"measured on {text}, which the cells were trained on"),
     ):
         asked = {**recorded(text).asked, "split": "0.9,0.1", **held_out}
@@ -274,7 +274,7 @@ def test_plans_of_every_kind_and_planned_again(text: Path) -> None:
     planned = prepare(again, stdin=text, source=None, started=0.0, stop=lambda: None)
     assert planned.plan == rnn.plan
     assert planned.data.tokenizer.fingerprint == rnn.data.tokenizer.fingerprint
-    # Where time alone limits it, the planner's own limit must not hang on how fast it is just now.
+    # With a budget in minutes alone, the limit on epochs must not depend on the current speed.
     timed = dataclasses.replace(rnn.settings, steps=None, minutes=1.0)
     assert fixed(dataclasses.replace(rnn, settings=timed), alone).epochs == MOST_EPOCHS
     assert again.epochs is None

@@ -1,4 +1,4 @@
-"""The rule that chooses what nobody gave."""
+"""The planner's choices for settings that are not given."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_small_text_gets_a_small_model_and_a_much_repeated_one_dropout() -> No
     assert plan(epochs=8).dropout == 0
     assert plan(epochs=20).dropout > 0
     assert plan(epochs=50).dropout > plan(epochs=20).dropout
-    assert plan(epochs=8, vocab_size=20_000).dropout > 0, "words need it sooner"
+    assert plan(epochs=8, vocab_size=20_000).dropout > 0, "words overfit sooner"
     planned = {plan(epochs=epochs / 4).dropout for epochs in range(4, 100)}
     assert all(dropout == 0 or dropout >= LEAST_DROPOUT for dropout in planned)
 
@@ -126,7 +126,7 @@ def test_the_rate_of_a_tied_matrix_falls_with_the_steps() -> None:
 
 
 def test_each_cell_has_a_rate_of_its_own() -> None:
-    """Of the same width: the LSTM's is higher, by what benchmarks/rates.py measured."""
+    """At equal width, the LSTM's rate is higher, by the factor measured with benchmarks/rates.py."""
     rates = {cell: plan(cell=cell, width=256, steps=1000).lr for cell in CELLS}
     assert rates["gru"] == BASE_RATES["muon"]
     assert rates["lstm"] == pytest.approx(CELL_RATES["lstm"] * rates["gru"])
@@ -148,7 +148,7 @@ def test_where_time_counts_a_large_matrix_is_moved_less_often_while_text_is_new(
 
 
 def test_the_streams_follow_the_measured_speed() -> None:
-    """Half the assumed speed: 1.2 epochs in 2 minutes, where the assumed one would give 2.4."""
+    """At half the assumed speed, 2 minutes are 1.2 epochs instead of 2.4."""
     words: dict[str, Any] = {"tokens": 2_000_000, "vocab_size": 20_000, "device": "cpu"}
 
     def planned(share: float) -> tuple[Plan, float]:
@@ -177,7 +177,9 @@ def test_a_text_is_not_seen_more_often_than_helps() -> None:
     assert plan(1_000, minutes=60, steps=10**9).epochs is None
     words = {"vocab_size": 20_000, "width": 64, "layers": 1}
     long, same = plan(10_000, minutes=60, **words), plan(10_000, epochs=MOST_EPOCHS, **words)
-    assert (long.lr, long.weight_decay) == (same.lr, same.weight_decay), "planned for what it sees"
+    assert (long.lr, long.weight_decay) == (same.lr, same.weight_decay), (
+        "planned for the tokens it sees"
+    )
 
 
 def test_embeddings_get_the_same_dropout_but_where_they_are_read_from_a_table() -> None:
@@ -232,7 +234,7 @@ def test_a_run_begun_from_another_keeps_its_softmax() -> None:
     assert plan_like(settings({}), model).softmax == "adaptive"
     assert plan_like(settings({"softmax": "adaptive"}), model).softmax == "adaptive"
     assert plan_like(settings({}), {**model, "cutoffs": []}).softmax == "full"
-    with pytest.raises(UsageError, match="--softmax full does not go with --from"):
+    with pytest.raises(UsageError, match="--softmax full cannot be combined with --from"):
         plan_like(settings({"softmax": "full"}), model)
 
 
@@ -313,7 +315,7 @@ def test_no_more_text_is_used_than_the_budget_can_use() -> None:
     assert part(minutes=1, tokens=2_000_000) == pytest.approx(2_000_000 * 4 * MARGIN)
     assert part(steps=9_000, batch=10, bptt=50) == pytest.approx(9_000 * 500 * 4 * MARGIN)
     assert part(steps=10, minutes=600) == LEAST_USED
-    both = part(steps=9_000, minutes=600)  # may have more streams, where time counts
+    both = part(steps=9_000, minutes=600)  # a budget in minutes may use more streams
     assert both == pytest.approx(9_000 * STREAMS_TIED["cpu"] * BPTT * 4 * MARGIN)
     assert part(10_000_000, minutes=1) is None, "all of a smaller text"
     assert part(LEAST_USED, tokens=1) is None

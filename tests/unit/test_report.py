@@ -79,7 +79,7 @@ def test_the_figures_and_only_what_there_is() -> None:
     for each in ("1.50 (95 % interval 1.40 to 1.60)", "217,646", "mode stream; r/best; cpu"):
         assert each in text
     assert "perplexity–" in text
-    for heading in ("Files", "Baselines", "Beside", "Minimal", "Loss along", "by surprisal"):
+    for heading in ("Files", "Baselines", "Adaptive", "Minimal", "Loss along", "by surprisal"):
         assert f"<h2>{heading}" not in evaluated(RESULT)
     row = {"name": "cache", "bits_per_byte": 1.35, "perplexity": 9.0, "settings": {"theta": 0.1}}
     phenomenon = {"name": "agreement", "pairs": 40, "accuracy": 0.5, "ci95": [0.25, 0.75]}
@@ -94,7 +94,7 @@ def test_the_figures_and_only_what_there_is() -> None:
     assert "agreement50.0%25.0% to 75.0%40" in text
     assert "all pairs75.0%– to –1,000" in text
     assert (
-        "Warning: it is & was flattered."
+        "Note: it is & was flattered."
         in Page(evaluated(RESULT | {"caveats": ["it is & was flattered"]})).text
     )
 

@@ -1,14 +1,15 @@
-"""The directory of a comparison of cells: what is asked, what was planned, what is done.
+"""The directory of a comparison of cells.
 
     compare.json                  the question and the plans, fixed before the first run
-    piped.txt                     the text, if it was piped in
+    piped.txt                     the text, if it came from standard input
     <cell>-<seed>/                the runs
-    results/<cell>-<seed>.json    what was measured of a run that is complete
+    results/<cell>-<seed>.json    measurements of a completed run
     result.json curves.png report.html
-    .lock                         held (flock) as long as a process works on it
+    .lock                         held (flock) by the process working on the comparison
 
-A comparison exists from its compare.json on; what never got there is removed. What is in the directory
-says what is left to do, so a comparison goes on wherever it was interrupted. Knows no text and no model.
+A comparison exists once its compare.json is written; until then, a failure removes what was created.
+Progress is derived from the files alone, so an interrupted comparison can always be resumed. Handles no
+text or model.
 """
 
 from __future__ import annotations
@@ -44,48 +45,52 @@ from gru_lm.training import folder
 from gru_lm.training.plan import Plan
 
 MATCHES = ("parameters", "width", "arithmetic", "time")
-OWN = ("cell", "width", "lr")  # what matched cells have of their own
+OWN = ("cell", "width", "lr")  # settings that differ between matched cells
 DEFAULTS = {"cells": ["gru", "lstm"], "match": "parameters", "seeds": 3}
 ROW = ("width", "parameters", "steps", "tokens", "seconds", "tokens_per_second", "bits_per_byte")
-MINUTES = 1.0  # a run, where no budget is given
-SPLIT = "0.8,0.1,0.1"  # where nothing is said of held-out text: the test part has chosen nothing
-FORMAT = 2  # of compare.json; 1: cells had plans of their own, and no test part was held out
+MINUTES = 1.0  # default budget per run
+SPLIT = "0.8,0.1,0.1"  # default: a test part, since validation selects the checkpoints
+FORMAT = 2  # of compare.json; in format 1 every cell had its own plan and there was no test part
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """All that identifies a comparison. Raises UsageError where it makes no sense."""
+    """What identifies a comparison. Raises UsageError if it is invalid."""
 
     cells: tuple[str, ...]
     match: str
     seeds: int
-    settings: Settings  # those given; of all runs
+    settings: Settings  # given for all runs
 
     @classmethod
-    def of(cls, asked: Mapping[str, Any]) -> Question:
-        """What was asked for by name, settings among it; the rest is as usual."""
-        values = {**DEFAULTS, **asked}
+    def of(cls, options: Mapping[str, Any]) -> Question:
+        """The question for `options`, which include settings; the others take their defaults."""
+        values = {**DEFAULTS, **options}
         cells, match, seeds = (values.pop(name) for name in DEFAULTS)
         instead_of = {
             "cell": "--cells gru,lstm",
             "seed": "--seeds 3",
-            "start_from": "leave it out: its runs begin with random weights",
+            "start_from": "leave it out: the runs start from random weights",
         }
         for name, instead in instead_of.items():
             if name in values:
-                raise UsageError(f"--{name} does not go with compare", hint=instead)
+                raise UsageError(f"--{name} cannot be used with compare", hint=instead)
         budgets = [name for name in BUDGETS if values.get(name)]
         if match == "time" and budgets not in ([], ["minutes"]):
-            raise UsageError("--match time goes with --minutes alone", hint="--minutes 1")
-        usual: dict[str, Any] = {} if budgets else {"minutes": MINUTES}
+            raise UsageError(
+                "--match time requires a budget in --minutes alone", hint="--minutes 1"
+            )
+        defaults: dict[str, Any] = {} if budgets else {"minutes": MINUTES}
         if not any(values.get(name) for name in ("split", "valid", "test")):
-            usual["split"] = SPLIT
-        return cls(cells=tuple(cells), match=match, seeds=seeds, settings=settings(usual, values))
+            defaults["split"] = SPLIT
+        return cls(
+            cells=tuple(cells), match=match, seeds=seeds, settings=settings(defaults, values)
+        )
 
     def __post_init__(self) -> None:
         if len(set(self.cells)) < max(2, len(self.cells)):
             raise UsageError(
-                f"--cells {','.join(self.cells)}: not two different cells or more",
+                f"--cells {','.join(self.cells)}: at least two cells are needed, all different",
                 hint="--cells gru,lstm",
             )
         for cell in self.cells:
@@ -97,29 +102,29 @@ class Question:
             raise UsageError(f"--seeds must be at least 1, not {self.seeds}")
 
     def named(self) -> dict[str, Any]:
-        """The same by name, as plain values."""
+        """The options as plain values, by name; inverse of `of`."""
         values = self.settings.given() | {"match": self.match, "seeds": self.seeds}
-        del values["seed"]  # which each run has of its own
+        del values["seed"]  # differs between the runs
         return values | {"cells": list(self.cells)}
 
     def alike(self, other: Question) -> bool:
-        """Whether both ask the same question; the order of the cells does not matter."""
+        """Whether both are the same question, regardless of the order of the cells."""
         return set(self.cells) == set(other.cells) and self == replace(other, cells=self.cells)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """compare.json: what all processes that work on a comparison go by."""
+    """The contents of compare.json, which do not change once written."""
 
-    asked: dict[str, Any]  # the question, by name
-    plans: dict[str, dict[str, Any]]  # complete settings for each cell
+    asked: dict[str, Any]  # the question (Question.named)
+    plans: dict[str, dict[str, Any]]  # complete settings of each cell
     parameters: dict[str, int]
     kind: str  # of the tokenizer
-    tokenizer: str  # its fingerprint
+    tokenizer: str  # fingerprint
     data: dict[str, str]  # fingerprints of the parts of the text
-    part: str  # "test" or "valid": what all are measured on
-    spacing: bool = False  # whether runs count the white space of their text; False in old records
-    mismatch: float = 0.0  # of what is matched: by what share the largest exceeds the smallest
+    part: str  # "test" or "valid": the part all runs are measured on
+    spacing: bool = False  # whether white space is charged; False in old records
+    mismatch: float = 0.0  # in the matched quantity: the largest relative to the smallest, minus 1
     format: int = 1
     question: Question = field(init=False, repr=False, compare=False)
 
@@ -133,45 +138,46 @@ class Record:
             raise ValueError(f"part: {self.part!r}")
 
     def plan(self, cell: str) -> Settings:
-        """What a cell is trained with, but for the seed."""
+        """The complete settings of a cell, except for the seed."""
         return settings(self.plans[cell])
 
     def assert_fair(self) -> None:
-        """That the plans differ in nothing but what each cell is to have of its own."""
+        """Assert that the plans differ only in settings that may differ between cells."""
         by_time = self.question.match == "time"
         own = {field.name for field in fields(Plan)} if by_time else {*OWN}
         first, *others = (
             {name: value for name, value in plan.items() if name not in own}
             for plan in self.plans.values()
         )
-        assert all(plan == first for plan in others), "cells are not trained alike"
+        assert all(plan == first for plan in others), "cells are trained differently"
 
     def runs(self) -> list[tuple[str, int]]:
-        """Cell and seed of every run, in order: as the machine changes, it does so for all cells."""
-        asked = self.question
-        return [(cell, seed) for seed in range(asked.seeds) for cell in asked.cells]
+        """Cell and seed of every run, in order. Cells alternate, so that changes in load affect all."""
+        question = self.question
+        return [(cell, seed) for seed in range(question.seeds) for cell in question.cells]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A directory that this process, and no other, works on."""
+    """The directory of a comparison, locked by this process."""
 
     directory: Path
-    made: list[Path] = field(default_factory=list)  # what this process made, until it has begun
+    made: list[Path] = field(default_factory=list)  # created by this process before compare.json
 
     @classmethod
     @contextmanager
     def opened(cls, out: Path | None, asked: Mapping[str, Any]) -> Iterator[Comparison]:
-        """The directory `out`, new or begun; None: compare-<n>, begun with this very question, or new.
+        """Open the directory `out`, new or existing, and lock it.
 
-        Raises UsageError where it holds something else, another comparison too.
+        None: compare-<n>, an unfinished comparison with the same question or else a new one. Raises
+        UsageError if `out` contains anything other than a comparison.
         """
         directory = out or _unnamed(asked)
         made = folder.make(directory)
         if not ((directory / RECORD).exists() or is_free(directory)):
             raise UsageError(
-                f"--out {directory} holds other files, and no comparison",
-                hint="name a directory of its own",
+                f"--out {directory} contains other files but no comparison",
+                hint="choose a new directory",
             )
         is_new = not os.path.lexists(directory / LOCK)
         lock = folder.lock(directory)
@@ -186,8 +192,8 @@ class Comparison:
                 folder.remove(made)
             os.close(lock)
 
-    def begun(self, asked: Mapping[str, Any]) -> Record | None:
-        """What was planned, if it was. Raises UsageError where other things were asked then."""
+    def planned(self, asked: Mapping[str, Any]) -> Record | None:
+        """The record of a comparison to resume, None if new. Raises UsageError if `asked` differs."""
         if not (self.directory / RECORD).exists():
             return None
         record = _read(self.directory)
@@ -199,21 +205,21 @@ class Comparison:
             if not same:
                 flag = f"--{name.replace('_', '-')}" if name != "text" else "TEXT"
                 raise UsageError(
-                    f"{self.directory} holds another comparison: {flag} is "
-                    f"{_shown(known.get(name))} there, not {_shown(value)}",
-                    hint=f"another --out; to go on: gru-lm compare --out {self.directory}",
+                    f"{self.directory} contains another comparison: its {flag} is "
+                    f"{_shown(known.get(name))}, not {_shown(value)}",
+                    hint=f"another --out; to resume that one: gru-lm compare --out {self.directory}",
                 )
         return record
 
     def begin(self, record: Record) -> None:
-        """Put the plans there, which must be fair: from here on it is a comparison."""
+        """Write compare.json. The plans must be fair."""
         record.assert_fair()
         values = asdict(record)
         del values["question"]
         write_json(self.directory / RECORD, values)
 
     def run(self, cell: str, seed: int) -> Path:
-        """Where a run lies, or will; not where one lies that was killed before its first checkpoint."""
+        """The directory of a run; skips those of runs killed before their first checkpoint."""
         names = (f"{cell}-{seed}" + (f"-{n}" if n > 1 else "") for n in count(1))
         return next(
             path
@@ -222,7 +228,7 @@ class Comparison:
         )
 
     def measured(self, cell: str, seed: int) -> dict[str, Any] | None:
-        """What was measured of a run, once it is complete; None where that cannot be read."""
+        """The measurements of a completed run; None if there are none or they are damaged."""
         path = self.directory / RESULTS / f"{cell}-{seed}.json"
         with suppress(OSError, ValueError, RecursionError):
             values = json.loads(path.read_text(encoding="utf-8"))
@@ -231,35 +237,36 @@ class Comparison:
         return None
 
     def complete(self, cell: str, seed: int, values: dict[str, Any]) -> None:
-        """Note what was measured of a run: it is complete."""
+        """Save the measurements of a run, which marks it as completed."""
         results = self.directory / RESULTS
         if results.is_symlink():
             raise EnvironmentProblem(
-                f"{results} is a link, and links are not followed", hint=f"mv {results} elsewhere"
+                f"{results} is a symbolic link, which is not followed",
+                hint=f"mv {results} elsewhere",
             )
         results.mkdir(exist_ok=True)
         write_json(results / f"{cell}-{seed}.json", values)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Replace a file by a JSON object, marked as ours."""
+    """Replace a file with a JSON object that bears our mark."""
     atomic.write_bytes(path, json.dumps(marked(values), indent=1).encode())
 
 
 @contextmanager
 def made_for_models(out: Path | None) -> Iterator[None]:
-    """The directory of a comparison of finished models, removed again where that fails.
+    """Create the directory of a comparison of finished models; on failure, remove it again.
 
-    Raises UsageError where it holds something else.
+    Raises UsageError if it contains other results.
     """
     made = []
     if out:
         of_cells = (out / RECORD).exists()
         if of_cells or any(map(_is_foreign, (out / PAGE, out / RESULT))):
-            holds = (
-                "a comparison of cells" if of_cells else f"a {PAGE} or {RESULT} of something else"
+            content = (
+                "a comparison of cells" if of_cells else f"a {PAGE} or {RESULT} of another program"
             )
-            raise UsageError(f"--out {out} holds {holds}", hint="name another directory")
+            raise UsageError(f"--out {out} contains {content}", hint="choose another directory")
         made = folder.make(out)
     try:
         yield
@@ -269,7 +276,7 @@ def made_for_models(out: Path | None) -> Iterator[None]:
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether something lies at `path` that gru-lm did not write."""
+    """Whether `path` exists and was not written by gru-lm."""
     if not os.path.lexists(path):
         return False
     if not folder.is_plain(path):
@@ -279,7 +286,7 @@ def _is_foreign(path: Path) -> bool:
 
 
 def _is_row(values: Any, cell: str, seed: int) -> bool:
-    """Whether `values` have what is reported of a run, whoever wrote them."""
+    """Whether `values`, of unknown origin, are valid measurements of this run."""
     try:
         nats, sizes = values["blocks"]["nats"], values["blocks"]["bytes"]
         numbers = [*nats, *sizes, *(values[name] for name in ROW)]
@@ -306,14 +313,14 @@ def _read(directory: Path) -> Record:
 
 
 def _unnamed(asked: Mapping[str, Any]) -> Path:
-    """compare-<n>, the first that was begun with this question and is not finished, or is free."""
+    """The first compare-<n> that is free, or an unfinished comparison with this question."""
     question = Question.of(asked)
     before = Question.of({"split": Settings.split, **asked})  # of format 1
     for number in count(1):
         directory = Path(f"compare-{number}")
         if is_free(directory):
             return directory
-        # Of text that was piped in nobody can tell whether it is the same.
+        # Piped-in text cannot be compared with that of an existing comparison.
         if not question.settings.reads_stdin() and not (directory / RESULT).exists():
             with suppress(InputError):
                 known = _read(directory)

@@ -1,14 +1,14 @@
-"""Plans for several cells that are to be compared: what is one for all, and what is matched.
+"""Plans for the cells of a comparison, matched in one of these:
 
-    time        every cell as the planner has it: size, batch and all
-    width       one width for all
-    parameters  widths that give all as many parameters
-    arithmetic  widths that give all as many weights that a token is multiplied with
+    time        training time; every cell has its own plan
+    width       width
+    parameters  number of parameters
+    arithmetic  weights multiplied with per token
 
-But for `time`, all cells have the plan of the reference, the first of them in the table of cells (the
-GRU, if it is there): they differ in width and in learning rate, which is the planner's for each cell.
-Minutes become the steps that the slowest cell makes in them, so that all train on the same tokens. The
-order in which cells are named changes nothing. Knows no run and no figures.
+Except for `time`, all cells share the plan of the reference cell, the first one in the table of cells
+(the GRU, if present), and differ only in width and in the planner's learning rate. Minutes are converted
+to the number of steps of the slowest cell, so that all train on the same tokens. The order of the cells
+does not matter. Knows no runs or results.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from gru_lm.model.options import Shape, names
 from gru_lm.planning.model import MOST_EPOCHS
 from gru_lm.signals import Stop
 
-AGREEMENT = 0.005  # of the smaller one, where widths are the planner's to choose
-READING_SHARE = 0.1  # of a budget: a first reading that took more would have made a smaller plan
-VALIDATIONS = 10  # of a run
-VALIDATION_SHARE = 0.05  # of the time for training, at most, but for the last
-# What of the reference's plan is decided before it is known how much of the text is seen.
+AGREEMENT = 0.005  # relative tolerance, if the planner chooses the widths
+READING_SHARE = 0.1  # of the budget: if reading takes longer, plan again with the tokens cached
+VALIDATIONS = 10  # per run
+VALIDATION_SHARE = 0.05  # of the training time, at most, without the final validation
+# Settings of the reference's plan that do not depend on the number of training tokens.
 SHAPE = (
     *(name for name in names(Shape) if name not in ("cell", "width")),
     *("softmax", "batch", "bptt", "optimizer", "precision"),
 )
 
-# How much of the text is used.
+# Settings for the amount of text used.
 PART = ("characters", "valid_characters", "tokenizer_characters")
 
-Size = Callable[[int], float]  # of a model, by its width
+Size = Callable[[int], float]  # size of a model as a function of its width
 
 
 def plan_cells(
     config: Settings, cells: Sequence[str], *, match: str, stop: Stop
 ) -> dict[str, Prepared]:
-    """What each cell is trained on and how; the reference as `train` would plan it, or very near.
+    """Plan all cells; the plan of the reference is that of `train`, or very close to it.
 
-    `match` is one of directory.MATCHES. A width that is given is the reference's. No text may be
+    `match` is one of directory.MATCHES. A given width is that of the reference. Texts must not include
     standard input. Raises as `prepare` does.
     """
     reference, *others = (cell for cell in CELLS if cell in cells)
@@ -69,10 +69,10 @@ def plan_cells(
 
     first, seconds = first_planned()
     if config.minutes and seconds > READING_SHARE * 60 * config.minutes:
-        first, _ = first_planned()  # with its tokens in the cache, where every run will find them
+        first, _ = first_planned()  # tokens are now cached, as they will be for every run
 
     def planned(cell: str, budget: Settings = config, **given: Any) -> Prepared:
-        """The plan of a cell for the same tokens, where not given."""
+        """The plan of a cell for the same tokens, with settings fixed to those in `given`."""
         part = {name: getattr(first.settings, name) for name in PART}
         return plan_for(
             dataclasses.replace(budget, cell=cell, **part, **given),
@@ -107,7 +107,7 @@ def plan_cells(
 
 
 def mismatch(prepared: Mapping[str, Prepared], *, match: str) -> float:
-    """By what share the largest of the cells exceeds the smallest in what is matched."""
+    """Relative excess of the largest cell over the smallest in the matched quantity."""
     if match not in ("parameters", "arithmetic"):
         return 0.0
     sizes = [
@@ -118,33 +118,33 @@ def mismatch(prepared: Mapping[str, Prepared], *, match: str) -> float:
 
 
 def fixed(prepared: Prepared, config: Settings) -> Settings:
-    """Settings that plan the same again, however fast the machine then is.
+    """Settings that reproduce the plan regardless of the speed of the machine.
 
-    `config` are the settings that `prepared` was made from.
+    `config` are the settings that `prepared` was planned from.
     """
-    found = prepared.settings
-    epochs = found.epochs
-    if epochs is None and not (found.steps or found.tokens):
-        epochs = MOST_EPOCHS  # the planner's own limit, which else would hang on a new look
+    complete = prepared.settings
+    epochs = complete.epochs
+    if epochs is None and not (complete.steps or complete.tokens):
+        epochs = MOST_EPOCHS  # the planner's limit, which otherwise depends on the measured speed
     named = (config.tokenizer or "").endswith(".model")
     return dataclasses.replace(
-        found,
-        tokenizer=config.tokenizer if named else found.tokenizer,
+        complete,
+        tokenizer=config.tokenizer if named else complete.tokenizer,
         vocab_size=config.vocab_size,
         epochs=epochs,
     )
 
 
 def parameters(config: ModelConfig) -> int:
-    """`LanguageModel.parameter_count` of a model that takes no memory."""
+    """`LanguageModel.parameter_count` for a config, computed without allocating memory."""
     with torch.device("meta"):
         return LanguageModel(config).parameter_count()
 
 
 def in_steps(config: Settings, tried: Sequence[Prepared]) -> Settings:
-    """The settings with minutes as the steps that the slowest of the cells makes in them.
+    """The settings with minutes replaced by the number of steps of the slowest cell in that time.
 
-    Raises UsageError where that is none.
+    Raises UsageError if there is no time for a step.
     """
     tokens = min(
         each.plan.tokens(
@@ -162,10 +162,10 @@ def in_steps(config: Settings, tried: Sequence[Prepared]) -> Settings:
         seconds = max(each.read_seconds for each in tried)
         raise UsageError(
             f"no step fits into --minutes {config.minutes:g}",
-            why=f"to read and tokenize the text takes {seconds:.0f} s of it",
-            hint="more --minutes, or --steps N",
+            why=f"reading and tokenizing the text takes {seconds:.0f} s of that",
+            hint="a larger --minutes, or --steps N",
         )
-    # Scoring a token takes a third of the time of training on it.
+    # Scoring takes a third of the time of training per token.
     validations = int(3 * VALIDATION_SHARE * tokens / held_out)
     every = math.ceil(steps / max(1, min(VALIDATIONS, validations)))
     budget: dict[str, Any] = {**dict.fromkeys(BUDGETS), "steps": steps}
@@ -173,7 +173,7 @@ def in_steps(config: Settings, tried: Sequence[Prepared]) -> Settings:
 
 
 def _widths(first: Prepared, cells: Sequence[str], *, match: str, given: bool) -> dict[str, int]:
-    """The width of each of the cells, of which `first` is the first; kept where it was given."""
+    """The width of each cell. `first` is the plan of the first, whose width is kept if `given`."""
     plan, config = first.plan, first.model_config()
     if match == "width":
         return dict.fromkeys(cells, plan.width)
@@ -189,36 +189,36 @@ def _widths(first: Prepared, cells: Sequence[str], *, match: str, given: bool) -
 
 
 def _seen(prepared: Prepared) -> int:
-    """Pieces that occur in the training text."""
+    """Number of distinct pieces in the training text."""
     return int((prepared.counts_V() > 0).sum())
 
 
 def quadratic(size: Size, *, apart: int) -> Size:
-    """The same function from four of its values: it is quadratic in the width, but at `apart`.
+    """`size`, interpolated from four values: it is quadratic in the width, except at `apart`.
 
-    That is the width of the embedding, where a tied model needs no projection from one to the other.
+    `apart` is the width of the embedding, at which a tied model needs no projection between the two.
     """
-    start, own = apart + 1, size(apart)
+    start, exception = apart + 1, size(apart)
     values = [size(start + step) for step in range(3)]
     slope, bend = values[1] - values[0], values[2] - 2 * values[1] + values[0]
 
-    def found(width: int) -> float:
+    def interpolated(width: int) -> float:
         steps = width - start
-        return (
-            own if width == apart else values[0] + steps * slope + steps * (steps - 1) // 2 * bend
-        )
+        if width == apart:
+            return exception
+        return values[0] + steps * slope + steps * (steps - 1) // 2 * bend
 
-    return found
+    return interpolated
 
 
 def matched_widths(
     sizes: Sequence[Size], planned: int, *, agreement: float = AGREEMENT
 ) -> list[int]:
-    """Widths at which all `sizes` agree in pairs, the first one as near to `planned` as can be.
+    """Widths at which all `sizes` agree within `agreement`, the first as close to `planned` as possible.
 
-    From one width to the next, small models grow by more than AGREEMENT: few widths have a match.
+    Between successive widths, small models grow by more than AGREEMENT, so few widths have a match.
     """
-    most = 4 * planned + 1024  # where any width has one
+    most = 4 * planned + 1024  # large enough that some width has a match
     tables = [sorted((size(width), width) for width in range(1, 4 * most)) for size in sizes[1:]]
     for width in sorted(range(1, most), key=lambda width: abs(width - planned)):
         own = sizes[0](width)
@@ -226,10 +226,10 @@ def matched_widths(
         all_sizes = [own, *(size for size, _ in others)]
         if max(all_sizes) - min(all_sizes) <= agreement * min(all_sizes):
             return [width, *(other for _, other in others)]
-    raise AssertionError("no widths agree")
+    raise AssertionError("no matching widths")
 
 
 def _nearest(table: Sequence[tuple[float, int]], size: float) -> tuple[float, int]:
-    """The entry of a sorted table that is nearest to `size`."""
+    """The entry of a sorted table closest to `size`."""
     at = bisect_left(table, (size, 0))
     return min(table[max(0, at - 1) : at + 1], key=lambda entry: abs(entry[0] - size))

@@ -1,9 +1,9 @@
-"""Which cell predicts a text better, or which of two finished models: trained, measured, judged.
+"""Compare cells by training them, or compare two finished models, on the same text.
 
-How a run is trained is train.py's to say, how cells are made comparable matching.py's, what may be
-said of figures evaluation/statistics.py's. Prints no result. Invariant: a comparison that was
-interrupted anywhere and goes on ends with the runs and the figures of one that was not; where the budget
-is in minutes, but for the seconds that the interrupted run takes to come back, which are of its own.
+Training is in commands/train/, matching of the cells in matching.py, statistics in evaluation/paired.py
+and statistics.py. Prints no results. Invariant: an interrupted and resumed comparison ends with the same
+runs and figures as an uninterrupted one, except that with a budget in minutes, the time to resume counts
+against the interrupted run.
 """
 
 from __future__ import annotations
@@ -53,12 +53,11 @@ def compare_cells(
     out: Path | None = None,
     stop: Stop = never,
 ) -> dict[str, Any]:
-    """Train every cell with every seed and measure all; returns what `compare --json` prints.
+    """Train every cell with every seed and measure all runs; returns the result of `compare --json`.
 
-    `asked` holds what is asked for by name: cells, match, seeds, and settings of training. `out` is the
-    comparison's directory (None: compare-<n>); where one was begun it goes on, nothing need be asked
-    for again and nothing else may be. `stop` is polled and raises Stopped. What a user can mend is
-    raised as a GruLmError.
+    `asked`: options by name (cells, match, seeds and training settings). `out`: directory of the
+    comparison (None: compare-<n>). An existing comparison is resumed; `asked` may then be empty, but
+    must not differ. `stop` is polled and raises Stopped. Raises a GruLmError for user errors.
     """
     asked = {
         name.replace("-", "_"): list(value) if isinstance(value, tuple) else value
@@ -66,12 +65,12 @@ def compare_cells(
     }
     with Comparison.opened(out, asked) as comparison:
         directory = comparison.directory
-        record = comparison.begun(asked)
+        record = comparison.planned(asked)
         if record:
-            console.note(f"going on with {directory}")
+            console.note(f"resuming {directory}")
         else:
             if not any(asked.get(name) for name in BUDGETS):
-                console.note(f"budget: {MINUTES:g} minute a run (--minutes M for another)")
+                console.note(f"budget: {MINUTES:g} minute per run (change it with --minutes M)")
             record = _planned(comparison, Question.of(asked), stop=stop)
             comparison.begin(record)
         for cell in record.question.cells:
@@ -79,13 +78,13 @@ def compare_cells(
         try:
             rows = _rows(comparison, record, stop=stop)
         except Stopped as error:
-            error.message = f"stopped by a signal; all is saved in {directory}"
-            error.hint = f"to go on: gru-lm compare --out {directory}"
-            error.result = None  # which is of one run
+            error.message = f"stopped by a signal; progress is saved in {directory}"
+            error.hint = f"to resume: gru-lm compare --out {directory}"
+            error.result = None  # that of a single run
             raise
         result = outcome(directory, record, rows)
         png = curves_png(_curves(comparison, record))
-        # A page says how long a run took where no time was set.
+        # Without a budget in minutes, the page shows the mean time per run.
         minutes = result["minutes"] or sum(row["seconds"] for row in rows) / len(rows) / 60
         page = compare_page(result | {"minutes": minutes}, png)
         atomic.write_bytes(directory / CURVES, png)
@@ -104,9 +103,10 @@ def compare_models(
     threads: int | None = None,
     stop: Stop = never,
 ) -> dict[str, Any]:
-    """Measure two finished models, of any tokenizers, on the same texts; returns what is printed.
+    """Measure two finished models, with any tokenizers, on the same texts; returns the result.
 
-    Each reads every document as a stream. With `out`, a directory, page and result are written there.
+    Both score every document as a stream. With `out`, a directory, also writes report and result there.
+    Raises a GruLmError for user errors.
     """
     checkpoints = [run_directory.find(path, console.warn) for path in models]
     with made_for_models(out), tempfile.TemporaryDirectory(prefix="gru-lm-") as temporary:
@@ -117,7 +117,7 @@ def compare_models(
         with console.progress("reading", None) as advance:
             size = survey(documents, stop=stop, progress=advance).bytes
         both = [load_model(each, device=device, threads=threads) for each in checkpoints]
-        # The end of a document is scored by both or by neither.
+        # Ends of documents are scored by both models or by neither.
         ends_documents = all(each.tokenizer.ends_documents for each in both)
         sides, ends = [], []
         for path, checkpoint, opened in zip(models, checkpoints, both, strict=True):
@@ -166,7 +166,7 @@ def _scored(
     size: int | None,
     stop: Stop,
 ) -> dict[str, Any]:
-    """The figures of a model on a text, `table` hearing of its tokens; `of` names it in caveats."""
+    """The figures of a model on a text; also fills `table`. `of`: its name in caveats."""
     started = time.monotonic()
     with console.progress("scoring", size) as advance:
         counts = measure(
@@ -180,7 +180,7 @@ def _scored(
     total = sum(counts, Counts())
     figures, seconds = total.figures(), time.monotonic() - started
     bits, spelled = figures["bits_per_byte"], total.spelling_nats
-    shown = "no finite number of" if bits is None else f"{bits:.4f}"
+    shown = "no finite value in" if bits is None else f"{bits:.4f}"
     console.note(f"measured: {shown} bits per byte ({seconds:.0f} s)")
     return {
         **{name: figures[name] for name in ("bits_per_byte", "nats_per_token", "perplexity")},
@@ -192,23 +192,23 @@ def _scored(
 
 
 def _planned(comparison: Comparison, question: Question, *, stop: Stop) -> Record:
-    """The plans of a comparison that has not begun."""
-    asked, directory = question.settings, comparison.directory
-    if asked.reads_stdin():
-        kept = directory / PIPED
-        comparison.made.append(kept)
-        spool_stdin(kept, stop=stop)
+    """The plans of a new comparison."""
+    config, directory = question.settings, comparison.directory
+    if config.reads_stdin():
+        copy = directory / PIPED
+        comparison.made.append(copy)
+        spool_stdin(copy, stop=stop)
 
-        def here(spec: str | None) -> str | None:
-            return str(kept.absolute()) if spec == "-" else spec
+        def copied(spec: str | None) -> str | None:
+            return str(copy.absolute()) if spec == "-" else spec
 
-        text = tuple(here(spec) or "" for spec in asked.text)
-        asked = replace(asked, text=text, valid=here(asked.valid), test=here(asked.test))
-    prepared = plan_cells(asked, question.cells, match=question.match, stop=stop)
+        text = tuple(copied(spec) or "" for spec in config.text)
+        config = replace(config, text=text, valid=copied(config.valid), test=copied(config.test))
+    prepared = plan_cells(config, question.cells, match=question.match, stop=stop)
     data = prepared[question.cells[0]].data
     return Record(
         asked=question.named(),
-        plans={cell: fixed(each, asked).given() for cell, each in prepared.items()},
+        plans={cell: fixed(each, config).given() for cell, each in prepared.items()},
         parameters={cell: parameters(each.model_config()) for cell, each in prepared.items()},
         kind=data.tokenizer.kind,
         tokenizer=data.tokenizer.fingerprint,
@@ -229,10 +229,10 @@ def _plan_line(cell: str, record: Record) -> str:
 
 
 def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[str, Any]]:
-    """What was measured of every run, after all that is left of them was done."""
+    """The measurements of all runs; trains and measures those not completed yet."""
     order = record.runs()
     left = [run for run in order if comparison.measured(*run) is None]
-    if left:  # what was measured before white space was charged is measured again
+    if left:  # repeat measurements made before white space was charged
         left = [run for run in order if "spelling_share" not in (comparison.measured(*run) or {})]
     documents = _held_out(comparison, record, stop=stop) if left else ()
     started = time.monotonic()
@@ -253,54 +253,54 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
         except (DivergedError, BudgetError) as error:
             diverged = isinstance(error, DivergedError)
             error.message = f"{cell}, seed {seed}: {error.message}"
-            what = "a smaller --lr for all cells" if diverged else "longer --minutes"
-            error.hint = f"another comparison, of {what}"
+            what = "a smaller --lr for all cells" if diverged else "a larger --minutes"
+            error.hint = f"start another comparison with {what}"
             raise
         row = {"cell": cell, "seed": seed, "width": plan.width, **_speed(directory, trained)}
         row |= _measured(directory, record, plan, documents, stop=stop)
         comparison.complete(cell, seed, row)
-    return [found for run in order if (found := comparison.measured(*run))]
+    return [saved for run in order if (saved := comparison.measured(*run))]
 
 
 def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Document, ...]:
-    """The text that all are measured on. Raises InputError where any of the text has changed."""
-    chosen = record.plan(record.question.cells[0])
+    """The text all runs are measured on. Raises InputError if any of the texts has changed."""
+    config = record.plan(record.question.cells[0])
     is_word = record.kind == "word"
     try:
-        texts, used = read_again(chosen, stdin=Path(), is_word=is_word, stop=stop)
+        texts, used = read_again(config, stdin=Path(), is_word=is_word, stop=stop)
     except InputError as error:
-        error.hint = error.hint or "put the text back there, or compare anew with another --out"
+        error.hint = error.hint or "restore the text, or start again with another --out"
         raise
     if used.fingerprints() != record.data:
         raise InputError(
             f"the text of {comparison.directory} has changed since it was planned",
-            why=f"it was read from: {', '.join(chosen.text)}",
-            hint="restore the text, or compare anew with another --out",
+            why=f"it was read from: {', '.join(config.text)}",
+            hint="restore the text, or start again with another --out",
         )
     documents: tuple[Document, ...] = getattr(texts, record.part).documents
     return documents
 
 
 def _speed(directory: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
-    """What a run came to, as it says itself."""
-    reported = [
+    """Size, steps, tokens and speed of a run."""
+    logged = [
         m["tokens_per_second"] for m in reports.metrics(directory) if "tokens_per_second" in m
     ]
-    speed = trained["tokens_per_second"] or (reported or [None])[-1]  # if resumed at its very end
-    found = {name: trained[name] for name in ("parameters", "steps", "tokens", "seconds")}
-    return {**found, "tokens_per_second": speed}
+    speed = trained["tokens_per_second"] or (logged or [None])[-1]  # 0 if no step was left
+    totals = {name: trained[name] for name in ("parameters", "steps", "tokens", "seconds")}
+    return {**totals, "tokens_per_second": speed}
 
 
 def _measured(
     directory: Path, record: Record, plan: Settings, documents: Sequence[Document], *, stop: Stop
 ) -> dict[str, Any]:
-    """The figures of a run's best model, and the sums of blocks they are made of."""
+    """The figures of a run's best model, and the sums per block behind them."""
     checkpoint = run_directory.find(directory, console.warn)
     opened = load_model(checkpoint, device=plan.device, threads=plan.threads, stop=stop)
     if (opened.tokenizer.fingerprint, checkpoint.meta["data"]) != (record.tokenizer, record.data):
         raise InputError(
-            f"{directory} was trained on another text than the comparison's other runs",
-            hint="restore the text, remove that run, and start again",
+            f"{directory} was trained on a different text from the other runs of the comparison",
+            hint="restore the text, remove that run and repeat the command",
         )
     if not record.spacing:
         opened = replace(opened, tokenizer=opened.tokenizer.with_spacing(None))

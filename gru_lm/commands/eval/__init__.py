@@ -1,1 +1,1 @@
-"""`gru-lm eval`: all that is measured of a run on texts."""
+"""`gru-lm eval`: score texts with a run's model."""

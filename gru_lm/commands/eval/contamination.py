@@ -1,6 +1,6 @@
-"""What must be said of a text that is measured, where the run knows it: what was it used for before?
+"""Caveats about contamination: overlap of the evaluated text with the texts used in training.
 
-Overlap is found by content (text/overlap.py), in the sketches that the checkpoint holds. Prints nothing.
+Overlap is detected by content (text/overlap.py), from the sketches in the checkpoint. Prints nothing.
 """
 
 from __future__ import annotations
@@ -18,32 +18,35 @@ from gru_lm.training.state import lines
 def text_caveats(
     loaded: LoadedModel, documents: Sequence[Document], *, is_own: bool, is_tuned: bool, stop: Stop
 ) -> list[str]:
-    """The caveats of a text: `is_own`: the held-out text; `is_tuned`: settings are tuned here."""
+    """Caveats for a text.
+
+    `is_own`: it is the run's held-out text; `is_tuned`: settings are tuned on the held-out text.
+    """
     if not documents:
         return []
     sketches = lines(loaded.checkpoint, loaded.checkpoint.tensors())
-    if is_tuned:  # on all of it, of which training may have used a part
+    if is_tuned:  # on the whole held-out text, of which training may have used only a part
         valid = own_text(loaded, "valid", stop=stop)
         sketches["valid"] = sketch(valid.documents, stop=stop)
     shares = dict(zip(sketches, shared(documents, [*sketches.values()], stop=stop), strict=True))
-    found = []
+    caveats = []
     valid_share, train_share = shares.get("valid", 0.0), shares.get("train", 0.0)
     if is_tuned and (is_own or valid_share > 0.99):
-        found.append("tuned on the text that is measured: the tuned figures flatter")
+        caveats.append("settings are tuned on the evaluated text itself")
     elif is_tuned and valid_share >= LEAST:
-        found.append(f"{valid_share:.0%} of the text is in the held-out text that is tuned on here")
+        caveats.append(f"{valid_share:.0%} of the text is in the held-out text used for tuning")
     uses = _uses(loaded)
     if uses and is_own:
-        found.append(f"the run's own held-out text, used for {uses}: the figures may flatter")
+        caveats.append(f"the run's own held-out text, used for {uses}: figures may be optimistic")
     elif uses and valid_share >= LEAST:
-        found.append(f"{valid_share:.0%} of the text is in the held-out text used for {uses}")
+        caveats.append(f"{valid_share:.0%} of the text is in the held-out text used for {uses}")
     if train_share >= LEAST:
-        found.append(f"{train_share:.0%} of the text is in the training text")
-    return found
+        caveats.append(f"{train_share:.0%} of the text is in the training text")
+    return caveats
 
 
 def _uses(loaded: LoadedModel) -> str:
-    """What the held-out text decided in training."""
+    """The uses of the held-out text in training."""
     config = loaded.checkpoint.meta["config"]
     uses = {
         "choosing the best checkpoint": loaded.checkpoint.path.name == BEST,

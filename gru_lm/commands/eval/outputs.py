@@ -1,6 +1,6 @@
-"""What `gru-lm eval` gathers and writes beside the plain figures: tables, pictures, pages.
+"""Optional outputs of `gru-lm eval`: tables, plots and reports.
 
-`Collectors` listens to the one pass over the text.
+`Collectors` gathers them in a single pass over the text.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from gru_lm.signals import Stop
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.tokenizer import Tokenizer
 
-MOST_OF_CONTEXT = 1 << 23  # tokens of the text that a context curve is drawn from
+MOST_OF_CONTEXT = 1 << 23  # tokens of the text used for a context curve, at most
 
 
 class Collectors:
-    """The tables that hear of every scored token, and what is made of them afterwards."""
+    """The tables updated with every scored token, and the outputs made from them."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Collectors:
         files: Mapping[Path, BinaryIO],
         mixture: Mixture | None,
     ) -> None:
-        """`files` holds a file open for writing for each path of `outputs`."""
+        """`files`: a file open for writing for each path in `outputs`."""
         self.outputs, self.tokenizer, self.documents = outputs, tokenizer, documents
         self.files = files
         self.by_block, self.conventions = ByBlock(), Conventions(tokenizer)
@@ -65,26 +65,26 @@ class Collectors:
         self.tables += [each for each in (self.by_word, self.by_line, self.shown, mixture) if each]
 
     def of_distribution(self) -> OfDistribution | None:
-        """What the tables want to know of each whole distribution."""
+        """The function of each predictive distribution required by the tables, if any."""
         outputs = self.outputs
         return details(self.tokenizer) if outputs.per_token or outputs.per_word else None
 
     def finish(self) -> None:
-        """Write what the tables still hold."""
+        """Write the remaining rows of the tables."""
         for table in (self.by_word, self.by_line):
             if table:
                 table.finish()
 
     def names(self) -> list[str]:
-        """Of the documents."""
+        """Names of the documents."""
         return [document.name for document in self.documents]
 
     def convention(self, total: Counts) -> tuple[dict[str, Any], list[str]]:
-        """The figures of another tool's convention, and its caveats."""
+        """Figures in the convention of another tool, and their caveats."""
         convention, names = self.outputs.convention, self.names()
         assert convention
         words = split_words(self.documents) if convention == "lm-eval" else []
-        caveat = f"a word of --as {convention} is a piece here"
+        caveat = f"the words counted by --as {convention} are pieces of this model"
         figures = self.conventions.figures(
             convention,
             name=names[0] if len(names) == 1 else f"{len(names)} files",
@@ -94,12 +94,12 @@ class Collectors:
         return figures, [] if words or self.tokenizer.kind == "word" else [caveat]
 
     def baselines(self, total: Counts, *, stop: Stop) -> list[dict[str, Any]]:
-        """Figures that need no model."""
+        """Figures of baselines without a neural model."""
         pieces = (piece for pieces in readings(self.documents) for piece in pieces)
         return baselines(self.used.counts_V, pieces, spelling_nats=total.spelling_nats, stop=stop)
 
     def context_curve(self, loaded: LoadedModel, *, stop: Stop) -> dict[str, Any]:
-        """The loss against tokens of context; its picture is written."""
+        """The loss by tokens of context; also writes the plot."""
         assert self.outputs.context_curve
         text, _ = beginning(Reading(self.tokenizer, self.documents).sequences(), MOST_OF_CONTEXT)
         with console.progress("measuring the use of context", 1.0) as advance:
@@ -110,13 +110,13 @@ class Collectors:
                 stop=stop,
                 progress=advance,
             )
-        found = curve.as_dict()
-        picture = context_png(found, f"{curve.targets:,} targets")
-        self.files[self.outputs.context_curve].write(picture)
-        return found
+        values = curve.as_dict()
+        plot = context_png(values, f"{curve.targets:,} targets")
+        self.files[self.outputs.context_curve].write(plot)
+        return values
 
     def write_page(self, result: Mapping[str, Any], total: Counts) -> None:
-        """Write `result` as a page, where one is asked for."""
+        """Write the HTML report, if requested."""
         if self.outputs.html and self.shown:
             names = self.names()
             page = eval_page(
@@ -129,10 +129,10 @@ class Collectors:
             self.files[self.outputs.html].write(page.encode())
 
     def _along(self) -> list[tuple[int, float]]:
-        """How many tokens were read up to each block's end, and its bits per byte."""
-        found, read = [], 0
+        """For each block, the number of tokens up to its end and its bits per byte."""
+        points, read = [], 0
         for nats, size, tokens in self.by_block.sums():
             read += int(tokens)
             if size:
-                found.append((read, float(nats / math.log(2) / size)))
-        return found
+                points.append((read, float(nats / math.log(2) / size)))
+        return points

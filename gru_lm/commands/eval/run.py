@@ -1,7 +1,7 @@
-"""Everything that `gru-lm eval` measures of a run on texts, gathered into one plain dictionary.
+"""Evaluate a run on texts: all measurements of `gru-lm eval`, as one plain dictionary.
 
-The plain figures come first; what else was asked for is beside them, each thing under a name of its own,
-and never mixed into them. Prints no result.
+The plain figures come first; optional measurements are added under separate keys and never mixed into
+them. Prints no results.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ def evaluate(
     outputs: Outputs | None = None,
     stop: Stop = never,
 ) -> dict[str, Any]:
-    """Score texts, or the run's own held-out text; returns what `eval --json` prints.
+    """Score `files`, or the run's own held-out text; returns the result of `eval --json`.
 
-    With pairs and no files it is the pairs alone. `stop` is polled and raises Stopped. What a user can
-    mend is raised as a GruLmError; the files that are to be written are then as they were before.
+    With minimal pairs and no files, only the pairs are scored. `stop` is polled and raises Stopped.
+    Raises a GruLmError for user errors; existing output files are then unchanged.
     """
     outputs = outputs or Outputs()
     _check_usage(run, files, mode, encoding, outputs)
@@ -61,7 +61,7 @@ def evaluate(
             documents = open_documents(
                 files, encoding=encoding, stdin=stdin, stop=stop, note=console.note
             )
-        # Torch comes only now: what is refused is refused without it.
+        # Torch is imported only after the checks above.
         from gru_lm.commands.eval.adaptive import check_settings
         from gru_lm.commands.eval.contamination import text_caveats
         from gru_lm.commands.load import load_model, own_text
@@ -73,22 +73,22 @@ def evaluate(
         if not files and not outputs.pairs:
             documents = list(own_text(loaded, "valid", stop=stop).documents)
         check_outputs(outputs, documents)
-        # A first pass finds whatever cannot be read before the long work, and how long that will be.
+        # A first pass finds unreadable text before scoring starts, and the size for the progress bar.
         with console.progress("reading", None) as advance:
             text = survey(documents, stop=stop, progress=advance)
-        found = unseen_returns(text.carriage_returns, loaded.seen)
+        notes = unseen_returns(text.carriage_returns, loaded.seen)
         is_tuned = outputs.tune or bool(outputs.interpolate and outputs.weight is None)
-        found += text_caveats(loaded, documents, is_own=not files, is_tuned=is_tuned, stop=stop)
+        notes += text_caveats(loaded, documents, is_own=not files, is_tuned=is_tuned, stop=stop)
         if outputs.dynamic == "rms":
             own_text(loaded, "train", stop=stop)
         result: dict[str, Any] = {
             "checkpoint": str(checkpoint.path),
             "device": str(loaded.device),
-            "caveats": found,
+            "caveats": notes,
         }
         if outputs.pairs:
             result["pairs"] = pairs = _pairs(loaded, outputs.pairs, stop=stop)
-            found += caveats(loaded.tokenizer, pairs["unknown_rate"], of="the pairs")
+            notes += caveats(loaded.tokenizer, pairs["unknown_rate"], of="the pairs")
         if documents:
             result = _on_texts(
                 loaded,
@@ -107,28 +107,30 @@ def evaluate(
 def _check_usage(
     run: Path, files: Sequence[str], mode: str, encoding: str, outputs: Outputs
 ) -> None:
-    """Raise UsageError for what does not go together, before anything is read."""
+    """Raise UsageError for conflicting options, before reading anything."""
     if mode not in MODES:
         raise unknown_name("mode", mode, MODES)
     if outputs.convention not in (None, *CONVENTIONS):
         raise unknown_name("convention", outputs.convention or "", CONVENTIONS)
     if outputs.pairs and not files and outputs != Outputs(pairs=outputs.pairs):
         raise UsageError(
-            "--pairs alone judges pairs, and nothing else",
+            "--pairs without a FILE allows no other optional outputs",
             hint=f"name a text too: gru-lm eval {run} FILE --pairs {outputs.pairs}",
         )
     if not files and encoding != "utf-8":
-        raise UsageError("--encoding is that of a FILE", hint="name one, or leave --encoding out")
+        raise UsageError(
+            "--encoding has no effect without a FILE", hint="name one, or leave --encoding out"
+        )
     if outputs.pairs and not files and mode != "stream":
         raise UsageError(f"--mode {mode} is for texts, not pairs", hint="leave --mode out")
     if mode != "stream" and (outputs.cache is not None or outputs.dynamic):
         raise UsageError(
-            f"what adapts carries on through the text, not --mode {mode}", hint="leave --mode out"
+            f"--cache and --dynamic need --mode stream, not {mode}", hint="leave --mode out"
         )
 
 
 def _pairs(loaded: LoadedModel, path: Path, *, stop: Stop) -> dict[str, Any]:
-    """How many minimal pairs the model judges rightly."""
+    """The accuracy of the model on minimal pairs."""
     from gru_lm.evaluation.minimal_pairs import judged, read_pairs, score_pairs
     from gru_lm.reporting import console
 
@@ -150,7 +152,7 @@ def _on_texts(
     outputs: Outputs,
     stop: Stop,
 ) -> dict[str, Any]:
-    """`result` with the figures of the documents; files are in place when it returns."""
+    """Add the figures of the documents to `result`, and write all output files."""
     from gru_lm import atomic
     from gru_lm.commands.eval.ngrams import Interpolation
     from gru_lm.commands.eval.outputs import Collectors
@@ -158,7 +160,7 @@ def _on_texts(
     from gru_lm.reporting import console
 
     with ExitStack() as stack:
-        # All at once: one that cannot be written is refused before the long work.
+        # Open all output files first, so that an unwritable one fails before scoring starts.
         files = {path: stack.enter_context(atomic.replacing(path)) for path in outputs.files()}
         ngrams = mixture = None
         if outputs.interpolate:
@@ -187,8 +189,8 @@ def _on_texts(
             loaded.tokenizer, total.unknown_rate(), several=len(documents) > 1
         )
         if outputs.convention:
-            result["as"], found = collectors.convention(total)
-            result["caveats"] += found
+            result["as"], notes = collectors.convention(total)
+            result["caveats"] += notes
         if outputs.baselines:
             result["baselines"] = collectors.baselines(total, stop=stop)
         if ngrams and mixture:
@@ -204,7 +206,7 @@ def _on_texts(
 def _plain(
     collectors: Collectors, counts: Sequence[Counts], *, mode: str, seconds: float
 ) -> dict[str, Any]:
-    """The plain figures: of all documents, and of each where there are several."""
+    """The plain figures of all documents together, and of each if there are several."""
     total = sum(counts, Counts())
     interval = collectors.by_block.interval().interval
     result: dict[str, Any] = {

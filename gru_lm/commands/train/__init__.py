@@ -1,1 +1,1 @@
-"""`gru-lm train`: prepare, fit, resume."""
+"""`gru-lm train`: prepare, train and resume runs."""

@@ -1,4 +1,4 @@
-"""The plan of a training run, as lines on stderr."""
+"""Print the plan of a training run to stderr."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from gru_lm.text.dataset import Data, Part, Texts
 
 
 def announce(config: Settings, data: Data, whole: Texts, *, asked: Settings) -> None:
-    """Print the plan; `asked` are the settings before planning."""
+    """Print the plan. `asked`: the settings before planning; `whole`: the texts in full."""
 
     def used(part: Part, of: Part) -> str:
-        less = part.characters < of.characters
-        return f"{part.characters:,} of {of.characters:,}" if less else f"{part.characters:,}"
+        is_part = part.characters < of.characters
+        return f"{part.characters:,} of {of.characters:,}" if is_part else f"{part.characters:,}"
 
     unknown_rate = data.valid.unknown / len(data.valid.tokens)
     for caveat in caveats(
@@ -52,14 +52,14 @@ def announce(config: Settings, data: Data, whole: Texts, *, asked: Settings) -> 
         f"{' (tied)' if config.tied else ''}, {config.softmax} softmax"
         f"{', residual' if config.residual else ''}"
     )
-    against = [
+    regularization = [
         field.name.replace("_", " ") + (f" {value:g}" if value is not True else "")
         for field in fields(Regularization)
         if (value := getattr(config, field.name))
     ]
-    if against == ["locked"]:  # without dropout it has no effect
-        against.clear()
-    console.note(f"regularization: {', '.join(against) or 'none'}")
+    if regularization == ["locked"]:  # without dropout it has no effect
+        regularization.clear()
+    console.note(f"regularization: {', '.join(regularization) or 'none'}")
     console.note(
         f"training: {budget}; {config.batch} streams x {config.bptt} steps, {config.optimizer}, "
         f"lr {config.lr:g}, {config.schedule} schedule, weight decay {config.weight_decay:g}, "

@@ -1,7 +1,7 @@
-"""The time of a training command: what is used up, and what its end will still need.
+"""Time accounting of a training command: time used, and time reserved for the final steps.
 
-All costs are measured, by who causes them. Knows no model and no file.
-What always holds: a budget that ends when `clock` says so ends, with all that follows, on time.
+All costs are measured by the caller. Knows no models or files. Invariant: if training ends when `clock`
+reaches the budget, then final validation, test and checkpoint are done within the budget too.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 
 from gru_lm.errors import BudgetError
 
-# What follows the last measurement: the plot, the result, the process's end.
+# After the last measurement: the plot, the result and process exit.
 EXIT_SECONDS = 0.6
-RECENT = 50  # steps whose median says how long one takes: the first are slow, and some are held up
+RECENT = 50  # steps in the running median, which ignores the slow first ones and stragglers
 
 
-# What the time before the first step goes to, and how to need less of it.
+# Phases of a command, and how to shorten them.
 START, READING, LEARNING, TOKENIZING, TRYING, VALIDATION, TEST, SAVING, EARLIER = (
     "starting",
     "reading the text",
@@ -44,23 +44,23 @@ REMEDIES = {
 
 @dataclass
 class Spent:
-    """Where the time of a command went that started at `started` on the monotonic clock."""
+    """Seconds spent in each phase of a command that started at `started` (monotonic clock)."""
 
     started: float
-    seconds: dict[str, float] = field(default_factory=dict)  # by the names above
+    seconds: dict[str, float] = field(default_factory=dict)  # by phase
 
-    def on(self, what: str) -> None:
-        """Account all the time since the last call, at first since the start, to `what`."""
+    def on(self, phase: str) -> None:
+        """Charge the time since the last call, or since the start, to `phase`."""
         unaccounted = time.monotonic() - self.started - sum(self.seconds.values())
-        self.seconds[what] = self.seconds.get(what, 0.0) + unaccounted
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + unaccounted
 
 
 @dataclass(kw_only=True)
 class Pace:
-    """The pace of a command that started at `started` on the monotonic clock.
+    """Speed and clock of a command that started at `started` (monotonic clock).
 
-    `before` are seconds that earlier commands used of the same budget; `held_out` and `test` the tokens
-    of a validation and of what is measured once at the end, `step_tokens` those of a step.
+    `before`: seconds of the same budget used by earlier commands. `held_out`, `test`, `step_tokens`:
+    tokens per validation, in the test at the end, and per training step.
     """
 
     started: float
@@ -69,53 +69,53 @@ class Pace:
     test: int
     step_tokens: int
 
-    validation_seconds: float = 0.0  # of the newest one, as the next
-    measure_seconds: float = 0.0  # of it, without the sample that is drawn too
+    validation_seconds: float = 0.0  # of the latest one, as an estimate of the next
+    measure_seconds: float = 0.0  # the same without sampling
     save_seconds: float = 0.0
-    tokens: int = 0  # of all steps made
+    tokens: int = 0  # of all steps in this process
     step_seconds: float = 0.0
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def step(self, seconds: float) -> None:
-        """Account for a step."""
+        """Record a step."""
         self.tokens += self.step_tokens
         self.step_seconds += seconds
         self.recent.append(seconds)
 
     def tokens_per_second(self) -> float:
-        """Of the steps alone."""
+        """Training speed, excluding validations and checkpoints."""
         return self.tokens / self.step_seconds if self.step_seconds else 0.0
 
     def test_seconds(self) -> float:
-        """What the measurement at the end takes, as a validation's does."""
+        """Estimated time of the test at the end, from that of a validation."""
         return self.measure_seconds * self.test / self.held_out
 
     def elapsed(self) -> float:
-        """Seconds of the budget that are used up."""
+        """Seconds of the budget used so far."""
         return self.before + time.monotonic() - self.started
 
     def clock(self) -> float:
-        """The same, and those that the end will need; half a step too, for one overlaps the end."""
+        """Seconds used plus those reserved for the end, and half a step, as the last one overruns."""
         end = self.validation_seconds + self.test_seconds() + self.save_seconds + EXIT_SECONDS
         step = statistics.median(self.recent) if self.recent else 0.0
         return self.elapsed() + end + step / 2
 
     def no_step(self, spent: Spent, minutes: float, run: Path, step: int) -> BudgetError:
-        """The error for a budget of so many minutes that no step fitted into, after `step` steps."""
-        goes_on = step or self.before  # else nothing stays of the run
-        again = f"gru-lm train --resume {run} --minutes" if goes_on else "--minutes"
+        """The error if the budget leaves no time for a step, after `step` steps of earlier commands."""
+        can_resume = step or self.before  # otherwise the run is removed
+        again = f"gru-lm train --resume {run} --minutes" if can_resume else "--minutes"
         needed = {EARLIER: self.before, **spent.seconds}
-        for what, seconds in (
+        for phase, seconds in (
             (VALIDATION, self.validation_seconds),
             (TEST, self.test_seconds()),
             (SAVING, self.save_seconds + EXIT_SECONDS),
         ):
-            needed[what] = needed.get(what, 0.0) + seconds
-        what = max(needed, key=needed.__getitem__)
+            needed[phase] = needed.get(phase, 0.0) + seconds
+        slowest = max(needed, key=needed.__getitem__)
         enough = max(2 * minutes, 3 * sum(needed.values()) / 60)
-        remedy = "" if goes_on or what not in REMEDIES else f", or {REMEDIES[what]}"
+        remedy = "" if can_resume or slowest not in REMEDIES else f", or {REMEDIES[slowest]}"
         return BudgetError(
-            f"no training step fitted into --minutes {minutes:g}",
-            why=f"{what} takes {needed[what]:.1f} of its {60 * minutes:.0f} s",
+            f"no training step fits into --minutes {minutes:g}",
+            why=f"{slowest} takes {needed[slowest]:.1f} of its {60 * minutes:.0f} s",
             hint=f"{again} {enough:.2g}{remedy}",
         )

@@ -1,7 +1,7 @@
-"""A training run from its text to its result: steps, validations, checkpoints, reports.
+"""The trainer: when to take a step, validate, save a checkpoint and report.
 
-Decides when to validate and to save; training/loop.py makes the steps. Only `TrainState` is saved, and
-whether a validation is due follows from it, so an interrupted run continues as if uninterrupted.
+Takes its steps from training/loop.py. Only `TrainState` is saved; whether a validation is due depends on
+it and the budget alone. Invariant: a resumed run continues exactly as an uninterrupted one would.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ from gru_lm.training.plan import Plan
 from gru_lm.training.start import planned_steps
 from gru_lm.training.state import capture, restore_model
 
-VALIDATIONS = 10  # a run, where --eval-every does not say
-VALIDATION_SHARE = 0.03  # of a budget in minutes that they may take
-SAVE_SECONDS = 60.0  # between checkpoints, where --save-every does not say
+VALIDATIONS = 10  # per run, without --eval-every
+VALIDATION_SHARE = 0.03  # of a budget in minutes, at most
+SAVE_SECONDS = 60.0  # between checkpoints, without --save-every
 REPORT_SECONDS = 0.5  # between lines of metrics.jsonl
 SAMPLE_TOKENS = 200
 
@@ -44,8 +44,8 @@ SAMPLE_TOKENS = 200
 class Trainer:
     """Trains `state` on `data` in the directory of `run`.
 
-    `settings` are complete (the plan is in them); `spent` says since when the command runs and what
-    it did; `stop` raises Stopped once a signal has come.
+    `settings` are complete and include the plan; `spent` has the start and the phases of the command so
+    far; `stop` is polled and raises Stopped after a signal.
     """
 
     run: Run
@@ -57,10 +57,10 @@ class Trainer:
     spent: Spent
     stop: Stop
 
-    counts: dict[str, Counts] = field(default_factory=dict)  # of the held-out texts, once counted
+    counts: dict[str, Counts] = field(default_factory=dict)  # of the held-out texts, set in fit()
     saved: tuple[int, int] = (-1, -1)  # step and validated step of the newest checkpoint
     test: dict[str, Any] | None = None
-    validated_at: float = 0.0  # in this process, as all below
+    validated_at: float = 0.0  # this and the following: in this process only
     saved_at: float = 0.0
     reported_at: float = 0.0
     losses: list[float] = field(default_factory=list)  # since the last report
@@ -80,10 +80,10 @@ class Trainer:
         self.bytes_per_token = self.data.train.bytes / len(self.data.train.tokens)
 
     def fit(self) -> str:
-        """Train until the budget or the patience ends ("budget", "patience"); save; say which.
+        """Train until the budget or the patience runs out; returns "budget" or "patience".
 
-        Raises Stopped after saving where a signal came, DivergedError without saving, and BudgetError
-        where there was no time for a step.
+        Saves a checkpoint at the end. Raises Stopped (after saving), DivergedError (without saving) or
+        BudgetError if there is no time for a step.
         """
         self.spent.on(START)
         with console.progress("training", 1.0) as advance:
@@ -92,11 +92,11 @@ class Trainer:
                 if self.state.step == 0:
                     self._check_space()
                 if self.state.step == self.state.leg_step:
-                    self._save()  # so that a resume finds the leg, and how much space it takes
+                    self._save()  # makes the leg resumable, and measures the time of a checkpoint
                 self.spent.on(SAVING)
                 if self.settings.minutes:
                     self._try_validation(self.settings.minutes * 60)
-                # At once, for later it would cost time that is promised otherwise.
+                # Counted now, since the remaining time is reserved for other work.
                 for name in ("valid", "test") if self.pace.test else ("valid",):
                     documents = getattr(self.data.texts, name).documents
                     self.counts[name] = text_counts(documents, self.data.tokenizer, stop=self.stop)
@@ -135,7 +135,7 @@ class Trainer:
         return ended
 
     def result(self, ended: str) -> dict[str, Any]:
-        """What `train --json` prints."""
+        """The result of `train --json`."""
         path = self.run.directory / BEST
         values: dict[str, Any] = {
             "run": str(self.run.directory),
@@ -151,7 +151,7 @@ class Trainer:
         return values | ({"test": self.test} if self.test else {})
 
     def measure_test(self) -> None:
-        """Measure the best model on the test text, by columns: once, when nothing can follow."""
+        """Measure the best model on the test text in columns, once, after training."""
         store = self.data.test
         if store is None or not self.pace.test:
             return
@@ -201,26 +201,26 @@ class Trainer:
         return int(VALIDATIONS * self.budget.progress(done, self.pace.clock()))
 
     def _try_validation(self, budget: float) -> None:
-        """Time a part of a validation, to hold time back; leave out a test of a large share."""
-        model, tokens, taken = self.state.model.eval(), self.data.valid.tokens, math.inf
+        """Estimate the time of a validation; skip the test if it takes too much of the budget."""
+        model, tokens, fastest = self.state.model.eval(), self.data.valid.tokens, math.inf
         some = tokens[: COLUMN_BATCH * COLUMN_CHUNK]
-        for _ in range(4):  # memory is new to the first ones, which take up to six times as long
+        for _ in range(4):  # the first ones allocate memory and take up to six times as long
             started = time.monotonic()
             validate(model, some, newline_id=self.data.tokenizer.newline_id, warm=0, stop=self.stop)
-            taken = min(taken, time.monotonic() - started)
-        # The whole took 0.9 to 1.5 times as long a token, in ten runs: other pieces, other memory.
-        whole = 1.2 * taken * columns_read(len(tokens)) / len(some)
+            fastest = min(fastest, time.monotonic() - started)
+        # In ten runs, a whole validation took 0.9 to 1.5 times as long per token.
+        whole = 1.2 * fastest * columns_read(len(tokens)) / len(some)
         self.pace.measure_seconds = self.pace.validation_seconds = whole
         model.train()
         if self.pace.test_seconds() > TEST_SHARE * budget:
             console.warn(
-                f"the test text will not be measured, which takes {self.pace.test_seconds():.0f} s of "
-                f"the budget; afterwards: gru-lm eval {self.run.directory} FILE"
+                f"test text skipped: measuring it would take {self.pace.test_seconds():.0f} s of the "
+                f"budget; to measure it after training: gru-lm eval {self.run.directory} FILE"
             )
             self.pace.test = 0
 
     def _validate(self) -> None:
-        """Measure the model, averaged if it is, on all held-out text; keep it if best, sample it."""
+        """Validate the model (with averaged weights, if any), draw a sample and save it if best."""
         started = time.monotonic()
         state, tokenizer = self.state, self.data.tokenizer
         state.model.eval()
@@ -240,7 +240,7 @@ class Trainer:
         state.validated_tenths = self._tenths()
         best = state.validated(totals.nats, totals.unknown_nats)
         if self.plan.optimizer == "nt-asgd" and state.begins_to_average(totals.nats):
-            console.note(f"step {state.step:,}: from here on the weights are averaged")
+            console.note(f"step {state.step:,}: weight averaging starts")
         figures = (self.counts["valid"] + Counts(**totals._asdict())).figures()
         self._append(
             valid_nats_per_token=figures["nats_per_token"],
@@ -252,13 +252,13 @@ class Trainer:
         self.pace.validation_seconds = self.validated_at - started
         console.note(
             f"step {state.step:,}: held out {figures['bits_per_byte']:.4f} bits per byte, "
-            f"{figures['nats_per_token']:.4f} nats a token{'' if best else ' (not the best)'}"
+            f"{figures['nats_per_token']:.4f} nats per token{'' if best else ' (not the best)'}"
         )
         if best:
             self._save(best=True)
 
     def _note(self, report: StepReport) -> None:
-        """Account for a step, and report now and then (and always a leg's first steps)."""
+        """Record a step, and write metrics at intervals (and for the first steps of a leg)."""
         self.pace.step(report.seconds)
         self.losses.append(report.loss)
         first = report.step - self.state.leg_step <= 10
@@ -273,7 +273,7 @@ class Trainer:
             self.losses.clear()
 
     def _append(self, **values: Any) -> None:
-        """A line of metrics.jsonl."""
+        """Append a line to metrics.jsonl."""
         where = {"step": self.state.step, "tokens": self.state.tokens}
         self.run.append_metrics(where | {"seconds": round(self.pace.elapsed(), 3)} | values)
 
@@ -291,13 +291,13 @@ class Trainer:
         return time.monotonic() - self.saved_at > SAVE_SECONDS
 
     def _check_space(self) -> None:
-        """Raise EnvironmentProblem where there is no room for what the run will save."""
+        """Raise EnvironmentProblem if there is no disk space for the checkpoints of the run."""
         weights = sum(p.numel() * p.element_size() for p in self.state.model.parameters())
         # Optimizer state appears with the first step; an average exists already.
         self.run.check_space(len(self._capture()) + slots_at_most(self.plan.optimizer) * weights)
 
     def _save(self, *, best: bool = False) -> None:
-        """Write the state, unless the newest checkpoint holds it already."""
+        """Save a checkpoint, unless the newest one is up to date."""
         now = (self.state.step, self.state.validated_step)
         if now != self.saved:
             started = time.monotonic()
@@ -335,12 +335,12 @@ class Trainer:
         return self._described("valid", totals, self.pace.measure_seconds)
 
     def _described(self, part: str, totals: Totals, seconds: float) -> dict[str, Any]:
-        """The figures as `eval` reports them."""
+        """The figures in the format of `eval`."""
         figures = (self.counts[part] + Counts(**totals._asdict())).figures()
         rate, several = figures["unknown_rate"], getattr(self.data.texts, part).is_several()
         found = caveats(self.data.tokenizer, rate, of=f"the {part} text", several=several)
         return figures | {
-            "ci95": None,  # `eval` has it
+            "ci95": None,  # computed by `eval` only
             "caveats": found,
             "mode": "columns",
             "seconds": round(seconds, 3),

@@ -1,7 +1,7 @@
-"""All that comes before the first step: text, tokenizer, tokens, plan, model.
+"""Prepare a run before the first step: text, tokenizer, tokens, plan, model.
 
-Completes `Settings`, most of which may be open, to `Prepared`. Whatever can be refused without reading
-text is refused first. Writes nothing but the token cache.
+Turns `Settings`, most of which may be unset, into `Prepared`. Checks that need no text come first.
+Writes only the token cache and, for standard input, the given file.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ from gru_lm.training.plan import Plan
 from gru_lm.training.start import fresh_state
 from gru_lm.training.state import lines, seen
 
-SPACING_CHARACTERS = 1 << 20  # of the training text, in which white space is counted
+SPACING_CHARACTERS = 1 << 20  # of the training text, for the statistics of white space
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """All that is needed before the first step; `settings` are complete."""
+    """Everything needed for the first step; `settings` are complete."""
 
     settings: Settings
     plan: Plan
@@ -62,19 +62,19 @@ class Prepared:
     device: torch.device
     backend: str
     spent: Spent  # the time so far
-    forecast: Forecast | None = None  # where a plan was made, not found
-    read_seconds: float = 0.0  # of the budget, before that
+    forecast: Forecast | None = None  # None for a resumed run
+    read_seconds: float = 0.0  # of the budget, used before planning
 
     def counts_V(self) -> torch.Tensor:  # noqa: N802
         """How often each piece occurs in the training text."""
         return torch.from_numpy(self.data.counts_V)
 
     def model_config(self) -> ModelConfig:
-        """The model that is planned."""
+        """The config of the planned model."""
         return self.plan.model_config(self.counts_V())
 
     def state(self, source: Checkpoint | None = None) -> TrainState:
-        """A fresh training state; `source` is a checkpoint whose weights to start from."""
+        """A new training state, initialised from the weights of `source` if given."""
         state = fresh_state(
             self.plan,
             self.model_config(),
@@ -98,11 +98,12 @@ def prepare(
     with_test: bool = False,
     stop: Stop,
 ) -> Prepared:
-    """Read and tokenize the text, and plan what was left open.
+    """Read and tokenize the text, and plan the unset settings.
 
-    `stdin` is where "-" is kept, `source` a checkpoint whose tokenizer and weights to begin with,
-    `started` when the budget began on the monotonic clock. `with_test`: of the same budget the test
-    text is measured, which is left out where it would take too much of it.
+    `stdin`: file for the contents of "-". `source`: checkpoint to start from, with its tokenizer and
+    weights. `started`: start of the budget (monotonic clock). `with_test`: the budget includes measuring
+    the test text, which is skipped if it would take too much. Raises UsageError, InputError or
+    EnvironmentProblem.
     """
     spent = Spent(started)
     device = set_up(
@@ -114,7 +115,7 @@ def prepare(
     )
     _check_model(config)
     if device.type == "cpu" and (why := build.problem()):
-        console.note(f"no kernel of our own, PyTorch's instead: {why}")
+        console.note(f"using PyTorch's kernels instead of the native one: {why}")
     tokenizer = given_tokenizer(config, source)
     if config.reads_stdin():
         spool_stdin(stdin, stop=stop)
@@ -124,8 +125,8 @@ def prepare(
     sources = read_sources(config, stdin=stdin, stop=stop)
     if returns := sources.carriage_returns():
         console.note(
-            f"the text has {returns:,} carriage returns (CR or CR LF line ends), which are kept as they "
-            "are; to train without them: tr -d '\\r'"
+            f"the text has {returns:,} carriage returns (CR or CR LF line ends), which are kept; to "
+            "train without them, remove them first: tr -d '\\r'"
         )
     characters = sources.training_characters(config.shares())
     planned = plan_tokenizer(config, characters=characters)
@@ -164,7 +165,7 @@ def prepare(
 
 @dataclass
 class _Trials:
-    """How fast plans train on this machine, each tried once."""
+    """Training speed of plans on this machine, each measured once."""
 
     config: Settings
     data: Data
@@ -175,7 +176,7 @@ class _Trials:
     speeds: dict[tuple[int, int], float] = field(default_factory=dict)  # by layers and width
 
     def prepared(self, plan: Plan) -> Prepared:
-        """All that is needed to train as `plan` says."""
+        """Everything needed to train with `plan`."""
         return Prepared(
             settings=dataclasses.replace(
                 naming(self.data.tokenizer, self.config), **dataclasses.asdict(plan)
@@ -188,8 +189,8 @@ class _Trials:
         )
 
     def __call__(self, plan: Plan) -> float:
-        """Training tokens a second."""
-        found = self.speeds[plan.layers, plan.width] = tokens_per_second(
+        """Training tokens per second."""
+        speed = self.speeds[plan.layers, plan.width] = tokens_per_second(
             self.prepared(plan).state(self.source),
             plan,
             self.data.train.tokens,
@@ -197,7 +198,7 @@ class _Trials:
             seed=self.config.seed,
             stop=self.stop,
         )
-        return found
+        return speed
 
 
 def plan_for(
@@ -209,10 +210,10 @@ def plan_for(
     spent: Spent,
     stop: Stop,
 ) -> Prepared:
-    """The plan for `data`, its speed measured, and what it comes to; else as `prepare`."""
+    """Plan for `data`, with measured speed and a forecast; arguments and errors as in `prepare`."""
     read_seconds = time.monotonic() - spent.started
     trials = _Trials(config, data, device, source, spent, stop)
-    with console.progress("trying the speed of this machine", None):
+    with console.progress("measuring the speed of this machine", None):
         plan = plan_model(
             config,
             tokens=len(data.train.tokens),
@@ -235,7 +236,7 @@ def plan_for(
 
 
 def _check_model(config: Settings) -> None:
-    """Raise UsageError for names and limits of the model that need no text, before any is read."""
+    """Raise UsageError for invalid model settings, as far as they can be checked without text."""
     ModelConfig(
         cell=config.cell or DEFAULT_CELL,
         vocab_size=2,
@@ -248,7 +249,7 @@ def _check_model(config: Settings) -> None:
 
 
 def plan_part(config: Settings, whole: Texts, *, kind: str, device: torch.device) -> Settings:
-    """Settings that say how much of the text is used, where that is not all."""
+    """The settings with the number of characters used, where that is not the whole text."""
     speed: dict[str, Any] = {
         "device": device.type,
         "characters_per_token": CHARACTERS_PER_TOKEN[kind],
@@ -261,7 +262,7 @@ def plan_part(config: Settings, whole: Texts, *, kind: str, device: torch.device
 
 
 def _affordable(config: Settings, *, stdin: Path, stop: Stop) -> Settings:
-    """The settings without a test text that takes too much of the budget."""
+    """The settings, without a test text that would take too much of the budget."""
     assert config.test
     documents = open_documents([config.test], encoding=config.encoding, stdin=stdin, stop=stop)
     if _can_test(config, sum(each.size() for each in documents if isinstance(each, FileDocument))):
@@ -270,18 +271,18 @@ def _affordable(config: Settings, *, stdin: Path, stop: Stop) -> Settings:
 
 
 def _can_test(config: Settings, size: int) -> bool:
-    """Whether a test text of `size` bytes can be measured within the budget; warns if not."""
+    """Whether there is time to measure a test text of `size` bytes; warns if not."""
     seconds = test_seconds(config, size)
     if seconds:
         console.warn(
-            f"the test text of {size / 1e6:,.0f} MB will not be measured: it takes {seconds:.0f} s of "
-            f"the budget or more; afterwards: gru-lm eval RUN {config.test or 'FILE'}"
+            f"test text of {size / 1e6:,.0f} MB skipped: it would take at least {seconds:.0f} s of the "
+            f"budget; to measure it after training: gru-lm eval RUN {config.test or 'FILE'}"
         )
     return not seconds
 
 
 def held_by(train: Part) -> dict[str, bool]:
-    """What the training text holds, by the names of meta.SEEN."""
+    """Properties of the training text, by the names of meta.SEEN."""
     return {"document_ends": train.is_several(), "carriage_returns": train.returns > 0}
 
 
@@ -294,9 +295,10 @@ def read_data(
     within: Settings | None = None,
     stop: Stop,
 ) -> Data:
-    """The tokens of all parts of the text; of a test text only if it suits the budget of `within`.
+    """Tokenize all parts of the text.
 
-    `seen` and `lines` are what Data has.
+    The test text is skipped if measuring it exceeds its share of the budget in `within`. `seen` and
+    `lines`: as in Data. Raises InputError if the held-out text is empty.
     """
     with_test = not within or _can_test(within, texts.test.characters)
     parts = (texts.train, texts.valid, *((texts.test,) if with_test else ()))
@@ -318,9 +320,9 @@ def read_data(
     cache = caches.folder(caches.TOKENS)
     try:
         data = tokenized(cache)
-    except EnvironmentProblem:  # its disk filled up
+    except EnvironmentProblem:  # the disk of the cache is full
         data = tokenized(caches.folder(caches.TOKENS, failed=cache))
     data = dataclasses.replace(data, lines=lines)
     if not len(data.valid.tokens):
-        raise InputError("the held-out text holds no token", hint="--valid FILE with some text")
+        raise InputError("the held-out text is empty", hint="--valid FILE with some text")
     return data

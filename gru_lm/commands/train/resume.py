@@ -1,9 +1,8 @@
 """Resume a run: from its directory to everything needed to continue.
 
-Settings are the run's own; only the machine, the budget and the places of the texts may differ. Another
-budget starts another leg. The budget in the newest checkpoint counts; config.toml is written before the
-leg's first checkpoint, so a crash between the two leaves a run whose new leg has not started, and a
-later crash one that resumes its leg.
+The settings are those of the run; only the machine, the budget and the location of the texts may differ.
+A new budget starts a new leg. The budget in the newest checkpoint is authoritative; config.toml is
+written before the leg's first checkpoint, so after a crash between the two the new leg has not started.
 """
 
 from __future__ import annotations
@@ -47,10 +46,10 @@ def reopen(
     with_test: bool,
     stop: Stop,
 ) -> tuple[Prepared, TrainState]:
-    """The newest intact checkpoint of `run`, ready for training; with a `budget`, as another leg.
+    """The newest intact checkpoint of `run`, ready for training; a `budget` starts a new leg.
 
-    `places` are settings that name the texts where they have moved. Raises InputError if the text has
-    changed, and UsageError if config.toml has.
+    `places`: settings with the new location of moved texts. Raises InputError if the text has changed,
+    UsageError if config.toml has.
     """
     directory = run.directory
     checkpoint = newest_whole(directory, console.warn)
@@ -59,7 +58,7 @@ def reopen(
     run.keep = stored.keep
     config = recorded(dataclasses.replace(_settings(run, stored, checkpoint, budget), **places))
     where = choose_device(device or config.device)
-    effective = config  # what this machine can do; not recorded
+    effective = config  # adapted to this machine; not recorded
     if where.type == "cpu" and config.precision == "bf16" and not bf16_available():
         console.warn("resumed in float32: this processor has no bf16")
         effective = dataclasses.replace(config, precision="float32")
@@ -99,8 +98,8 @@ def reopen(
     console.note(f"resuming {directory} after step {state.step:,}")
     if budget and config.characters:
         console.note(
-            f"it goes on with the {config.characters:,} characters that it began with; for more of the "
-            f"text: gru-lm train --from {directory} TEXT"
+            f"training continues on the same {config.characters:,} characters; to use more of the text: "
+            f"gru-lm train --from {directory} TEXT"
         )
     prepared = Prepared(
         settings=config,
@@ -131,72 +130,72 @@ def _texts(
     is_word: bool,
     stop: Stop,
 ) -> Texts:
-    """The texts of a run, whose `fingerprints` must not have changed; `piped`: it is piped in anew."""
+    """The texts of a run, checked against `fingerprints`. `piped`: standard input is read again."""
     directory = run.directory
     again = f"gru-lm train --resume {directory}"
     if piped and run.text.exists():
-        raise UsageError(f"{run.text} holds the text that was piped in", hint=again)
+        raise UsageError(f"{run.text} already contains the piped-in text", hint=again)
     if piped:
         spool_stdin(run.text, stop=stop)
     elif config.reads_stdin() and not run.text.exists():
         raise InputError(
-            f"no file {run.text}, where the text that was piped in was kept",
+            f"{run.text}, the copy of the piped-in text, is missing",
             hint=f"... | {again} -",
         )
     try:
         _, texts = read_again(config, stdin=run.text, is_word=is_word, stop=stop)
-        found = texts.fingerprints()
-        if changed := [part for part in found if found[part] != fingerprints[part]]:
-            # Parts of TEXT change together; a file of its own changes alone.
+        current = texts.fingerprints()
+        if changed := [part for part in current if current[part] != fingerprints[part]]:
+            # Parts of TEXT change together, a separate --valid or --test file alone.
             own = {"valid": config.valid, "test": config.test}.get(changed[0])
             raise InputError(
                 f"the {f'--{changed[0]} ' if own else ''}text of {directory} has changed since the run "
-                "began",
+                "started",
                 why=f"it was read from: {own or ', '.join(config.text)}",
-                hint=f"restore the text, or begin anew with train --from {directory} TEXT",
+                hint=f"restore the text, or start a new run: gru-lm train --from {directory} TEXT",
             )
     except BaseException as error:
         if piped:
             run.text.unlink(missing_ok=True)
         if isinstance(error, InputError) and not all(map(_is_there, config.specs())):
             held_out = "".join(f" --{n} FILE" for n in ("valid", "test") if getattr(config, n))
-            error.hint = f"if it was moved: {again} TEXT{held_out}"
+            error.hint = f"if the text was moved: {again} TEXT{held_out}"
         raise
     return texts
 
 
 def _is_there(spec: str) -> bool:
-    """Whether a spec names something, as far as can be told without reading."""
+    """Whether a text exists, as far as can be told without opening it."""
     return spec == "-" or spec.startswith("@") or glob.has_magic(spec) or Path(spec).exists()
 
 
 def _settings(
     run: Run, stored: Settings, checkpoint: Checkpoint, budget: Mapping[str, Any]
 ) -> Settings:
-    """The settings to go on with: those of config.toml, which must be the checkpoint's but for what
-    is FREE.
+    """The settings to resume with: those of config.toml, which may differ from the checkpoint's only
+    in FREE.
     """
     path = run.directory / CONFIG
     try:
         saved = settings(checkpoint.meta["config"]).portable()
     except UsageError as error:
         raise damaged(checkpoint.path, error.message) from error
-    ours = stored.portable()
-    changed = [n for n in sorted({*ours, *saved}) if ours.get(n) != saved.get(n)]
+    edited = stored.portable()
+    changed = [n for n in sorted({*edited, *saved}) if edited.get(n) != saved.get(n)]
     if fixed := [name for name in changed if name not in FREE]:
         raise UsageError(
             f"{path} was changed: {', '.join(fixed)}",
-            why=f"only these may differ from the run's start: {', '.join(FREE)}",
-            hint=f"restore them, or begin anew with train --from {run.directory}",
+            why=f"only these may be changed: {', '.join(FREE)}",
+            hint=f"restore them, or start a new run: gru-lm train --from {run.directory}",
         )
     if not budget and not set(BUDGETS).isdisjoint(changed):
         console.warn(
-            f"{path} has another budget than the run's newest checkpoint, which goes on with its "
-            f"own; for another: gru-lm train --resume {run.directory} --minutes M"
+            f"the budget in {path} is ignored: the run resumes with the budget of its newest checkpoint "
+            f"(to change it: gru-lm train --resume {run.directory} --minutes M)"
         )
     kept = {name: value for name, value in stored.given().items() if name not in BUDGETS}
     if not budget:
         budget = {name: saved[name] for name in BUDGETS if name in saved}
-    elif [*budget] == ["minutes"]:  # as in a plan: more passes only learn the text by heart
+    elif [*budget] == ["minutes"]:  # as in a plan: further epochs would only overfit
         budget = {**budget, "epochs": MOST_EPOCHS}
     return settings(kept, budget)

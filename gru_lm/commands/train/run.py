@@ -1,7 +1,7 @@
-"""A run from its settings to its end: begun or gone on with, trained, measured, plotted, summed up.
+"""Train a new run or resume one: prepare, train, measure, plot, report.
 
-Prepares (prepare.py, resume.py), trains (fit.py) and leaves the run complete. Plain functions of
-plain types: the command, a comparison and notebooks call them alike. Prints no result.
+Combines preparation (prepare.py, resume.py) and training (fit.py). Plain functions for the command, for
+comparisons and for notebooks. Prints no results.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def train(
     with_test: bool = True,
     stop: Stop = never,
 ) -> dict[str, Any]:
-    """Train a new run; returns what `train --json` prints, of the test text only `with_test`.
+    """Train a new run; returns the result of `train --json`.
 
-    `out` is the run directory (None: runs/<cell>-<n>), `started` the start of a budget in minutes on
-    the monotonic clock. `stop` is polled and raises Stopped. What a user can mend is raised as a
-    GruLmError. A run that never got to its first checkpoint leaves nothing behind.
+    `out`: run directory (None: runs/<cell>-<n>). `started`: start of a budget in minutes (monotonic
+    clock). `with_test`: also measure the test text. `stop` is polled and raises Stopped. Raises a
+    GruLmError for user errors. A run without a checkpoint is removed.
     """
     started = time.monotonic() if started is None else started
-    recorded(config)  # what config.toml could not hold is refused before any time is spent
+    recorded(config)  # raises early if config.toml cannot represent the settings
     config, source = _begin(config)
 
     run = Run.create(out, config.cell or DEFAULT_CELL)
@@ -78,8 +78,7 @@ def train(
 
 
 def _begin(config: Settings) -> tuple[Settings, Checkpoint | None]:
-    """Settings with a budget and, where a run is named to start from, its shape; and its checkpoint."""
-
+    """The settings with a budget and, with --from, the shape of that run; and its checkpoint."""
     config = plan_budget(config)
     if config.start_from is None:
         return config, None
@@ -88,23 +87,23 @@ def _begin(config: Settings) -> tuple[Settings, Checkpoint | None]:
 
 
 def _with_copies(run: Run, prepared: Prepared, source: Checkpoint | None) -> Prepared:
-    """`prepared` whose settings name the run's own copies of a given tokenizer and of `source`.
+    """Copy a given tokenizer and `source` into the run, and name the copies in the settings.
 
-    So config.toml gives the same run again, whatever becomes of the files that were named.
+    This makes config.toml independent of the original files.
     """
     directory = run.directory.absolute()
-    named: dict[str, Any] = {}
+    copies: dict[str, Any] = {}
     if prepared.settings.tokenizer_file:
         run.made.append(directory / TOKENIZER)
-        named["tokenizer"] = str(directory / TOKENIZER)
+        copies["tokenizer"] = str(directory / TOKENIZER)
         atomic.write_bytes(directory / TOKENIZER, prepared.data.tokenizer.data)
     if source:
         run.made.append(directory / START)
-        named["start_from"] = str(directory / START)
+        copies["start_from"] = str(directory / START)
         atomic.link(source.path.resolve(), directory / START)
-        if (directory / START).read_bytes() != source.data:  # replaced since it was read
+        if (directory / START).read_bytes() != source.data:  # the file has changed since
             atomic.write_bytes(directory / START, source.data)
-    return dataclasses.replace(prepared, settings=dataclasses.replace(prepared.settings, **named))
+    return dataclasses.replace(prepared, settings=dataclasses.replace(prepared.settings, **copies))
 
 
 def resume(
@@ -118,12 +117,12 @@ def resume(
     places: Mapping[str, Any] | None = None,
     **budget: float,
 ) -> dict[str, Any]:
-    """Go on with a run from its newest whole checkpoint; returns what `train --json` prints.
+    """Resume a run from its newest intact checkpoint; returns the result of `train --json`.
 
-    The settings and the text are those that the run recorded; only threads and device may differ, and
-    the `places` (any of config.PLACES) where the same text lies now, which are recorded. A
-    `budget` (any of config.BUDGETS) starts another leg: it counts from here, and the learning rate
-    rises and falls once more. Without one the run's newest leg goes on.
+    Settings and text are those of the run, except for threads, device and `places` (any of
+    config.PLACES), the new location of the same text, which is recorded. A `budget` (any of
+    config.BUDGETS) starts a new leg with its own learning-rate schedule; without one, the last leg is
+    resumed. Raises as `train` does.
     """
 
     started = time.monotonic() if started is None else started
@@ -139,11 +138,11 @@ def resume(
             with_test=with_test,
             stop=stop,
         )
-        begun = state.step
+        first_step = state.step
         result = _fit(run, prepared, state, with_test=with_test, stop=stop)
-        if state.step == begun and not budget:
+        if state.step == first_step and not budget:
             more = f"gru-lm train --resume {directory} --minutes 5"
-            console.note(f"the run had ended; to train it for longer: {more}")
+            console.note(f"the run was complete; to train it for longer: {more}")
         return result
     finally:
         run.close()
@@ -155,10 +154,7 @@ def dry_run(
     started: float | None = None,
     stop: Stop = never,
 ) -> tuple[Settings, Forecast]:
-    """The complete settings that `train` would use, and what it would come to.
-
-    Nothing but the token cache is written.
-    """
+    """The complete settings that `train` would use, and a forecast. Writes only the token cache."""
     started = time.monotonic() if started is None else started
     config, source = _begin(config)
 
@@ -179,11 +175,11 @@ def _fit(
     with_test: bool,
     stop: Stop,
 ) -> dict[str, Any]:
-    """Train, and leave the run complete: measured, plotted, summed up."""
+    """Train, measure and plot; returns the result."""
     data = prepared.data.with_lines(stop=stop)
-    same = data.lines["valid"].part_in(data.lines["train"])
-    if prepared.settings.valid and same >= LEAST:
-        console.warn(f"{same:.0%} of the lines of the held-out text are in the training text")
+    overlap = data.lines["valid"].part_in(data.lines["train"])
+    if prepared.settings.valid and overlap >= LEAST:
+        console.warn(f"{overlap:.0%} of the lines of the held-out text are in the training text")
     if not with_test:
         data = dataclasses.replace(data, test=None)
 
@@ -203,14 +199,14 @@ def _fit(
         minutes, epochs = prepared.settings.minutes, prepared.settings.epochs
         if minutes and epochs and ended == "budget" and trainer.pace.elapsed() < 54 * minutes:
             passes = "1 pass" if epochs == 1 else f"{epochs:g} passes"
-            console.note(f"ended before its {minutes:g} minutes, after {passes} over the text")
+            console.note(f"stopped before {minutes:g} minutes, after {passes} over the text")
     except Stopped as error:
         error.message = f"stopped by a signal after step {state.step:,}; saved in {run.directory}"
-        error.hint = f"to go on: gru-lm train --resume {run.directory}"
+        error.hint = f"to resume: gru-lm train --resume {run.directory}"
         error.result = trainer.result("signal")
         raise
     finally:
-        # A plot would hide a full disk, and hold up a second Ctrl-C.
+        # After other errors, a plot could mask a full disk or delay a second Ctrl-C.
         expected = isinstance(sys.exception(), Stopped | DivergedError | None)
         if expected and (metrics := reports.metrics(run.directory)):
             title = f"{prepared.plan.cell}, {state.model.parameter_count():,} parameters"

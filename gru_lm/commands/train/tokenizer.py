@@ -1,6 +1,6 @@
-"""The tokenizer of a run: one that exists already, or one trained within its share of the budget.
+"""The tokenizer of a run: an existing one, or one trained within its share of the budget.
 
-How large that share is, planning/text.py says.
+The share is defined in planning/text.py.
 """
 
 from __future__ import annotations
@@ -20,23 +20,26 @@ from gru_lm.training.state import restore_tokenizer
 
 
 class _Late(Exception):
-    """A tokenizer's share of the budget is over."""
+    """Training the tokenizer exceeded its share of the budget."""
 
 
 def given_tokenizer(config: Settings, source: Checkpoint | None) -> Tokenizer | None:
-    """The tokenizer that need not be trained, if there is one: of `source`, or of FILE.model."""
+    """The existing tokenizer, of `source` or from FILE.model; None if one has to be trained.
+
+    Raises UsageError for settings that conflict with it.
+    """
     path = config.tokenizer_file
     if source:
         kept = restore_tokenizer(source, source.tensors())
         if config.end_piece not in (None, kept.end_piece):
             raise UsageError(
-                "--end-piece does not go with --from: the run's tokenizer is kept",
+                "--end-piece cannot be combined with --from: the run's tokenizer is kept",
                 hint="leave it out",
             )
         return kept
     if config.end_piece is not None and not path:
         raise UsageError(
-            "--end-piece goes with a SentencePiece model from elsewhere alone",
+            "--end-piece applies only to a given SentencePiece model",
             hint="--tokenizer FILE.model, or leave --end-piece out",
         )
     if not path:
@@ -44,26 +47,26 @@ def given_tokenizer(config: Settings, source: Checkpoint | None) -> Tokenizer | 
     for name in ("vocab_size", "tokenizer_characters"):
         if getattr(config, name):
             raise UsageError(
-                f"--{name.replace('_', '-')} does not go with {path}, which is trained already",
+                f"--{name.replace('_', '-')} cannot be combined with {path}, which is already trained",
                 hint="leave it out",
             )
     return read_tokenizer(path, end_piece=config.end_piece)
 
 
 def checked_kind(name: str) -> str:
-    """`name`, if it is that of a kind of tokenizer. Raises UsageError."""
+    """`name`, if it is a kind of tokenizer. Raises UsageError otherwise."""
     if name not in KINDS:
         raise unknown_name("tokenizer", name, KINDS)
     return name
 
 
 def naming(tokenizer: Tokenizer, config: Settings) -> Settings:
-    """`config` with the settings that give `tokenizer` again."""
-    found = dataclasses.replace(config, end_piece=tokenizer.end_piece)
+    """`config` with the settings that reproduce `tokenizer`."""
+    named = dataclasses.replace(config, end_piece=tokenizer.end_piece)
     if config.start_from or config.tokenizer_file:
-        return found
+        return named
     return dataclasses.replace(
-        found,
+        named,
         tokenizer=tokenizer.kind,
         vocab_size=tokenizer.vocab_size,
         tokenizer_characters=tokenizer.sample,
@@ -71,14 +74,14 @@ def naming(tokenizer: Tokenizer, config: Settings) -> Settings:
 
 
 def train_tokenizer(config: Settings, kind: str, train: Part, *, stop: Stop) -> Tokenizer:
-    """A tokenizer of `kind` for the training text.
+    """Train a tokenizer of `kind` on the training text.
 
-    With a budget in minutes, a training that takes too long is ended and repeated on a quarter of
-    the text.
+    With a budget in minutes, training that takes too long is aborted and repeated on a quarter of the
+    text.
     """
     if config.tokenizer_characters and kind not in TRAINED_PER_SECOND:
         raise UsageError(
-            f"--tokenizer-characters does not go with {kind}, which is made of the whole text",
+            f"--tokenizer-characters cannot be combined with {kind}, which uses the whole text",
             hint="leave it out",
         )
     sample, least = plan_sample(config, kind, characters=train.characters)
