@@ -167,6 +167,7 @@ def test_a_resume_of_what_is_no_run(run: str, folder: Path) -> None:
     assert sorted(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_directory_that_holds_a_run(trained: Path, folder: Path) -> None:
     before = listing(trained)
     message = error(folder, "train", "text.txt", "--out", trained, code=2)

@@ -103,6 +103,7 @@ def test_all_parts_come_from_the_text_of_their_own(long: Path, tmp_path: Path) -
     assert result["test"]["characters"] == n, "the test split is used whole"
 
 
+@pytest.mark.slow
 def test_a_test_text_that_would_take_much_of_the_minutes_is_left_out(
     long: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

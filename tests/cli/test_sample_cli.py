@@ -108,6 +108,7 @@ def test_the_prompt_may_be_piped(
         assert "not utf-8 at byte 3" in inside(*options, code=3)[1]
 
 
+@pytest.mark.slow
 def test_a_silent_pipe_is_said_to_be_waited_for(trained: Path, program: Program) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "gru_lm", "sample", trained, "--length", "3", "--seed", "1"],

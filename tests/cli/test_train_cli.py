@@ -193,6 +193,7 @@ def test_budgets(text: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_budget_in_minutes_is_wall_time_of_the_whole_command(text: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     options = ["--minutes", 0.1, *TINY, "--json"]

@@ -31,6 +31,7 @@ def test_from_takes_the_shape_and_not_the_regularization(
     assert "--tokenizer" in error(tmp_path, *args, "--tokenizer", "byte", code=2)
 
 
+@pytest.mark.slow
 def test_from_names_the_default_run_by_its_cell(tmp_path: Path, text: Path) -> None:
     inside(tmp_path, "train", text, *SHORT, "--cell", "rnn", "--out", "first")
     inside(tmp_path, "train", text, "--from", "first", "--steps", 1, "--batch", 2, "--bptt", 8)

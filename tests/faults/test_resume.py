@@ -111,6 +111,7 @@ def stop_and_resume(folder: Path, step: int) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_stop_before_anything_was_measured_anew(whole: Path, tmp_path: Path) -> None:
     """A stop while the text is still being surveyed; the best checkpoint remains usable."""
     run = tmp_path / "run"

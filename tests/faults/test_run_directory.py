@@ -302,6 +302,7 @@ def test_a_text_that_was_moved_is_named_again(tmp_path: Path, text: Path) -> Non
     inside(tmp_path, "eval", "run")
 
 
+@pytest.mark.slow
 def test_a_piped_text_that_was_lost_is_piped_in_again(
     run: Path, trained: Path, program: Program
 ) -> None:

@@ -145,7 +145,7 @@ def test_no_directory_for_temporary_files(
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
     message = error(tmp_path, "eval", trained, text, code=5)
-    assert "hint: TMPDIR=DIRECTORY" in message
+    assert "hint: set TMPDIR" in message
     assert caches.folder("tokens").is_relative_to(tmp_path / "cache"), "there it still works"
 
 

@@ -127,6 +127,7 @@ def test_the_floating_point_mode_is_untouched() -> None:
 
 
 @kernels
+@pytest.mark.slow
 def test_two_processes_may_build_at_once(tmp_path: Path) -> None:
     code = "from gru_lm.model.native.build import library; library()"
     env = {"PATH": "/usr/bin:/bin", "XDG_CACHE_HOME": str(tmp_path)}
@@ -157,6 +158,7 @@ def test_without_a_compiler_all_works(
 
 
 @kernels
+@pytest.mark.slow
 def test_a_resume_without_the_kernel_says_so(
     program: Program, text: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
