@@ -22,7 +22,8 @@ from typing import Any
 
 from gru_lm.commands.compare.matching import plan_cells
 from gru_lm.commands.train.run import train
-from gru_lm.config import Settings, settings
+from gru_lm.config import Settings
+from gru_lm.config_layers import settings
 from gru_lm.errors import DivergedError
 from gru_lm.model.cells import CELLS
 from gru_lm.reporting.console import marked

@@ -1,22 +1,19 @@
 """All settings of a training run: each field is a flag (with dashes), a TOML key and a JSON key.
 
-Precedence: defaults < a TOML file < --set key=value < flags; None means "the planner chooses".
-A `Settings` that exists is valid. Knows nothing of what the settings are for: names of cells,
-optimizers and devices are checked where they are used.
+None means "the planner chooses". A `Settings` that exists is valid. Knows nothing of what the settings
+are for: names of cells, optimizers and devices are checked where they are used.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import tomllib
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from gru_lm.canonical import SHARE, check_text, codec, decimal
-from gru_lm.errors import InputError, UsageError, unknown_name
+from gru_lm.errors import UsageError, unknown_name
 
 TEXT, MODEL, BUDGET, TRAINING, MACHINE, KEEPING = (
     "Text and tokenizer",
@@ -57,6 +54,18 @@ class Settings:
     split: str = _option(
         TEXT, "Shares of TEXT for training, validation and, optionally, testing.", "0.9,0.1"
     )
+    records: str | None = _option(
+        TEXT,
+        "The text is a list of records in no order: each line, paragraph or file is one; none: running "
+        "text (default: recognised).",
+        choices=("line", "paragraph", "file", "none"),
+    )
+    field: str | None = _option(
+        TEXT, "Records are the values of this field in tables: .csv, .tsv, .jsonl or .parquet."
+    )
+    group: str | None = _option(
+        TEXT, "Keep records with equal values of this field on the same side of the split."
+    )
     encoding: str = _option(TEXT, "Encoding of the text files.", "utf-8")
     tokenizer: str | None = _option(
         TEXT, "char, byte, bpe, unigram, word, or a SentencePiece FILE.model (default: planned)."
@@ -64,6 +73,9 @@ class Settings:
     end_piece: str | None = _option(
         TEXT,
         "The piece of FILE.model that ends lines and documents (default: a newline, <sos/eos> or </s>).",
+    )
+    pieces: str | None = _option(
+        TEXT, "Pieces that stay whole, separated by commas, or a file with one on each line."
     )
     vocab_size: int | None = _option(TEXT, "Size of the vocabulary, at most.", low=1)
     tokenizer_characters: int | None = _option(
@@ -206,6 +218,13 @@ class Settings:
                 "--average does not go with --optimizer nt-asgd, which already averages the weights",
                 hint="leave --average out",
             )
+        if self.field is not None and self.records not in (None, "none"):
+            raise UsageError(
+                "--field does not go with --records: each row of a table is a record",
+                hint="leave --records out",
+            )
+        if self.group is not None and self.field is None:
+            raise UsageError("--group needs --field", hint="--field NAME, for records in a table")
         if not self.text:
             raise UsageError(
                 "no text", hint="name a file, a folder or a corpus such as @docstrings"
@@ -277,62 +296,3 @@ def _check(field: dataclasses.Field[Any], value: Any) -> None:
     choices = field.metadata["choices"]
     if choices and value not in choices:
         raise unknown_name(field.name, value, choices)
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file of settings. Raises InputError where it cannot be read, UsageError for no TOML."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UsageError(f"{path} is not TOML", why=str(error)) from error
-
-
-def parse_set(pairs: Iterable[str]) -> dict[str, Any]:
-    """`key=value` pairs; a value is TOML, or a plain string where it is not.
-
-    >>> parse_set(["width=64", "cell=lstm"])
-    {'width': 64, 'cell': 'lstm'}
-    """
-    values: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not equals:
-            raise UsageError(f"--set {pair} is not KEY=VALUE", hint="--set width=512")
-        try:
-            values[key.strip()] = tomllib.loads(f"value = {value}")["value"]
-        except ValueError:
-            values[key.strip()] = value
-    return values
-
-
-def settings(*layers: Mapping[str, Any]) -> Settings:
-    """Settings from mappings; later ones take precedence, and None sets nothing.
-
-    Raises UsageError for an unknown key (with the nearest known one) and for a wrong type or value.
-    """
-    hints = get_type_hints(Settings)
-    values: dict[str, Any] = {}
-    for layer in layers:
-        for key, value in layer.items():
-            name = key.replace("-", "_")
-            if name not in hints:
-                raise unknown_name("setting", key, hints)
-            if value is not None:
-                values[name] = _typed(name, hints[name], value)
-    return Settings(**values)
-
-
-def _typed(name: str, hint: Any, value: Any) -> Any:
-    if name == "text":
-        parts = [value] if isinstance(value, str) else value
-        if isinstance(parts, list | tuple) and all(isinstance(part, str) for part in parts):
-            return tuple(parts)
-        raise UsageError(f"{name} must be a list of strings, not {value!r}")
-    wanted = next((kind for kind in get_args(hint) if kind is not type(None)), hint)
-    if wanted is float and type(value) is int and abs(value) <= LARGEST:
-        return float(value)
-    if type(value) is not wanted:
-        raise UsageError(f"{name} must be {wanted.__name__}, not {value!r}")
-    return value

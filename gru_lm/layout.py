@@ -19,7 +19,7 @@ _STEP = re.compile(rf"step-([0-9]{{8}}|[1-9][0-9]{{8,18}}){re.escape(SUFFIX)}")
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}|\d{1,7})\.tmp")
 
 # Run directory.
-CONFIG, PIPED_TEXT, TOKENIZER, START, METRICS, SAMPLES, LOSS = (
+CONFIG, PIPED_TEXT, TOKENIZER, START, METRICS, SAMPLES, LOSS, RECORDS = (
     "config.toml",
     "text.txt",
     "tokenizer.model",  # copy of a given tokenizer, named in config.toml
@@ -27,8 +27,9 @@ CONFIG, PIPED_TEXT, TOKENIZER, START, METRICS, SAMPLES, LOSS = (
     "metrics.jsonl",
     "samples.txt",
     "loss.png",
+    "records.u64",  # keys of all records of a list (text/record_keys.py)
 )
-RUN_FILES = (CONFIG, PIPED_TEXT, TOKENIZER, START, METRICS, SAMPLES, LOSS)
+RUN_FILES = (CONFIG, PIPED_TEXT, TOKENIZER, START, METRICS, SAMPLES, LOSS, RECORDS)
 
 # Comparison directory.
 RECORD, PIPED, RESULT, RESULTS, PAGE, CURVES = (

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gru_lm.cli.options import refuse_ignored, with_settings
-from gru_lm.config import parse_set, read_toml, settings
+from gru_lm.config_layers import parse_set, read_toml, settings
 from gru_lm.errors import UsageError
 from gru_lm.signals import watch_signals
 

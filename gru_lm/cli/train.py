@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gru_lm.cli.options import refuse_ignored, with_settings
-from gru_lm.config import BUDGETS, PLACES, Settings, parse_set, read_toml, settings
+from gru_lm.config import BUDGETS, PLACES, Settings
+from gru_lm.config_layers import parse_set, read_toml, settings
 from gru_lm.errors import Stopped, UsageError
 from gru_lm.layout import TOML_MARK
 from gru_lm.signals import watch_signals

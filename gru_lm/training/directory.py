@@ -30,7 +30,8 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from gru_lm import atomic
-from gru_lm.config import Settings, settings
+from gru_lm.config import Settings
+from gru_lm.config_layers import settings
 from gru_lm.errors import EnvironmentProblem, GruLmError, InputError, UsageError
 from gru_lm.layout import (
     BEST,

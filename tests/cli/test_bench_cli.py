@@ -11,7 +11,7 @@ import torch
 
 from gru_lm.commands.bench import subjects
 from gru_lm.commands.train.prepare import prepare
-from gru_lm.config import settings
+from gru_lm.config_layers import settings
 from gru_lm.model.cells import CELLS
 from gru_lm.model.devices import fastest_precision
 from tests.conftest import Program, interrupt

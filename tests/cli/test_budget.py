@@ -12,7 +12,7 @@ import pytest
 
 from gru_lm.commands.train.clock import READING, TOKENIZING, Pace, Spent
 from gru_lm.commands.train.run import train
-from gru_lm.config import settings
+from gru_lm.config_layers import settings
 from gru_lm.planning.text import TEST_SHARE, TEST_SPEED
 from gru_lm.training.checkpoint import Checkpoint
 from tests.conftest import TINY, words

@@ -11,7 +11,7 @@ import pytest
 from gru_lm import atomic
 from gru_lm.cli import train as train_cli
 from gru_lm.commands.train import tokenizer as given
-from gru_lm.config import settings
+from gru_lm.config_layers import settings
 from gru_lm.planning import text as planning
 from gru_lm.planning.text import plan_sample
 from gru_lm.signals import never

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gru_lm.config import read_toml, settings
+from gru_lm.config_layers import read_toml, settings
 from gru_lm.training.checkpoint import read
 from tests.conftest import words
 from tests.inside import inside

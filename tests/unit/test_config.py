@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import tomli_w
 
-from gru_lm.config import Settings, parse_set, read_toml, settings
+from gru_lm.config import Settings
+from gru_lm.config_layers import parse_set, read_toml, settings
 from gru_lm.errors import InputError, UsageError
 
 

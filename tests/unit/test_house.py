@@ -13,7 +13,16 @@ import gru_lm
 
 ROOT = Path(gru_lm.__file__).parent
 # A module may import from layers to its left and from its own layer.
-SERVICES = {"errors", "signals", "atomic", "caches", "canonical", "config", "layout"}
+SERVICES = {
+    "errors",
+    "signals",
+    "atomic",
+    "caches",
+    "canonical",
+    "config",
+    "config_layers",
+    "layout",
+}
 ORDER = [
     "services",
     "text",

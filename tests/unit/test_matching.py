@@ -26,7 +26,7 @@ from gru_lm.commands.compare.matching import (
 from gru_lm.commands.compare.outcome import limits, trained_how
 from gru_lm.commands.train.prepare import Prepared, prepare
 from gru_lm.config import Settings
-from gru_lm.config import settings as configured
+from gru_lm.config_layers import settings as configured
 from gru_lm.errors import UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig

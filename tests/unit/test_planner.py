@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gru_lm.config import LARGEST, settings
+from gru_lm.config import LARGEST
+from gru_lm.config_layers import settings
 from gru_lm.errors import InputError, UsageError
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import SMALL

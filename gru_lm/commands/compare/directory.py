@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from gru_lm import atomic
-from gru_lm.config import BUDGETS, Settings, settings
+from gru_lm.config import BUDGETS, Settings
+from gru_lm.config_layers import settings
 from gru_lm.errors import EnvironmentProblem, GruLmError, InputError, UsageError, unknown_name
 from gru_lm.layout import (
     JSON_MARK,

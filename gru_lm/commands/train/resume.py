@@ -16,7 +16,8 @@ from typing import Any
 from gru_lm.commands.load import read_again, recorded
 from gru_lm.commands.train.clock import READING, TOKENIZING, Spent
 from gru_lm.commands.train.prepare import Prepared, held_by, read_data
-from gru_lm.config import BUDGETS, Settings, settings
+from gru_lm.config import BUDGETS, Settings
+from gru_lm.config_layers import settings
 from gru_lm.errors import InputError, UsageError
 from gru_lm.layout import CONFIG
 from gru_lm.model.devices import choose_backend, choose_device, set_up
