@@ -24,7 +24,8 @@ from gru_lm.model.devices import choose_backend
 from gru_lm.model.heads import choose_cutoffs
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.model.regularize import Regularization
-from gru_lm.text.dataset import make_tokenizer, open_texts
+from gru_lm.text.dataset import make_tokenizer
+from gru_lm.text.parts import open_texts
 from gru_lm.text.store import build_store, unigram_counts
 
 SIZE = ("--layers", "2", "--width", "200", "--embed", "200", "--tied", "--tokenizer", "word")

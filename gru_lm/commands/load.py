@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from gru_lm.config import Settings
@@ -21,7 +22,9 @@ from gru_lm.model.devices import choose_backend, set_up
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.reporting import console
 from gru_lm.signals import Stop, never
-from gru_lm.text.dataset import Part, Sources, Texts, excerpt, open_texts
+from gru_lm.text.listing import place
+from gru_lm.text.parts import ListSources, Part, Sources, Texts, excerpt, open_texts
+from gru_lm.text.records import Form
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training import directory as run_directory
 from gru_lm.training.checkpoint import Checkpoint
@@ -81,24 +84,47 @@ def own_text(loaded: LoadedModel, part: str, *, stop: Stop) -> Part:
     return texts.valid if part == "valid" else texts.train
 
 
-def read_sources(config: Settings, *, stdin: Path, stop: Stop) -> Sources:
+def read_sources(config: Settings, *, stdin: Path, stop: Stop) -> Sources | ListSources:
     """Open the texts named in the settings. Raises InputError if no text would be held out."""
+    form = Form.of(config.given())
     with console.progress("reading", None) as advance:
         sources = open_texts(
             config.text,
             valid=config.valid,
             test=config.test,
             encoding=config.encoding,
+            form=form,
             stdin=stdin,
             stop=stop,
             progress=advance,
             note=console.note,
         )
     if not sources.holds_out(config.shares()):
+        if isinstance(sources, ListSources):
+            raise _one_sided(sources, config)
         raise InputError(
             "no text is held out for validation", hint="--split 0.9,0.1, or --valid FILE"
         )
     return sources
+
+
+def _one_sided(sources: ListSources, config: Settings) -> InputError:
+    """The error for a list that leaves nothing for training or for validation."""
+    records, start = sources.text, place(config.shares()[0])
+    if not len(records.keys_N):
+        return InputError(
+            f"no records in {', '.join(config.text)}",
+            why=f"{records.empty:,} empty ones" if records.empty else None,
+            hint="name a file with one record on each line, or another --records",
+        )
+    side = "training" if not records.between(0, start).any() else "validation"
+    many = len(np.unique(records.places_N))
+    what = f"values of {config.group}" if config.group else "different records"
+    return InputError(
+        f"no record is left for {side}",
+        why=f"the split {config.split} decides for each of {many:,} {what}",
+        hint="add records, another --split, or --valid FILE",
+    )
 
 
 def used_texts(whole: Texts, config: Settings, *, stop: Stop) -> Texts:

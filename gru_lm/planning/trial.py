@@ -9,6 +9,7 @@ import numpy as np
 
 from gru_lm.errors import DivergedError
 from gru_lm.signals import Stop
+from gru_lm.text.record_batches import RecordTokens
 from gru_lm.training.loop import TrainState
 from gru_lm.training.plan import Plan
 from gru_lm.training.start import rehearsal_steps
@@ -20,7 +21,13 @@ TIME_LIMIT = 5.0  # seconds after which the last step alone is the result
 
 
 def tokens_per_second(
-    state: TrainState, plan: Plan, tokens_N: np.ndarray, *, clip: float, seed: int, stop: Stop
+    state: TrainState,
+    plan: Plan,
+    tokens_N: np.ndarray | RecordTokens,
+    *,
+    clip: float,
+    seed: int,
+    stop: Stop,
 ) -> float:
     """Return training tokens per second, from a fresh `state`, which is modified.
 
@@ -39,7 +46,13 @@ def tokens_per_second(
 
 
 def _durations(
-    state: TrainState, plan: Plan, tokens_N: np.ndarray, *, clip: float, seed: int, stop: Stop
+    state: TrainState,
+    plan: Plan,
+    tokens_N: np.ndarray | RecordTokens,
+    *,
+    clip: float,
+    seed: int,
+    stop: Stop,
 ) -> list[float]:
     """The seconds of each timed step."""
     steps = rehearsal_steps(state, plan, tokens_N, clip=clip, seed=seed)

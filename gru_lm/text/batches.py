@@ -29,6 +29,7 @@ class Batch:
     inputs_BT: NDArray[np.int64]
     targets_BT: NDArray[np.int64]
     reset_B: NDArray[np.bool_]
+    starts_BT: NDArray[np.bool_] | None = None  # where a record starts; None: running text
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ def open_documents(
     specs: Sequence[str],
     *,
     encoding: str = "utf-8",
+    form: object = None,
     stdin: Path | None = None,
     stop: Stop = never,
     note: Callable[[str], None] = unheard,

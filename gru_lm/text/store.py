@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +23,9 @@ from gru_lm import atomic, caches
 from gru_lm.errors import EnvironmentProblem
 from gru_lm.signals import Stop, never, unheard
 from gru_lm.text.documents import Document, readings
+from gru_lm.text.listing import RecordDocument
 from gru_lm.text.parallel import BLOCK, encode_all, gather
+from gru_lm.text.tokenizer_encoders import Ids
 
 if TYPE_CHECKING:
     from gru_lm.text.tokenizer import Tokenizer
@@ -49,6 +52,19 @@ class TokenStore:
     bytes: int
     unknown: int
     path: Path
+
+    def record_ends(self, end_id: int) -> npt.NDArray[np.integer[Any]]:
+        """For the tokens of a list: where each record ends, after its end_id, [R]."""
+        wide = np.uint64 if len(self.tokens) >= 1 << 32 else np.uint32
+        return np.concatenate(
+            [
+                (start + 1 + np.flatnonzero(self.tokens[start : start + _CHUNK] == end_id)).astype(
+                    wide
+                )
+                for start in range(0, len(self.tokens), _CHUNK)
+            ]
+            or [np.empty(0, wide)]
+        )
 
 
 @dataclass(frozen=True)
@@ -79,10 +95,11 @@ def build_store(
 ) -> TokenStore:
     """Return the tokens of `documents`, from the cache if it has them.
 
-    With `ends`, documents are separated by end_id. `key` is the cache key and must identify text and
-    tokenizer. `workers`: number of worker processes; 1 encodes in this process. `progress` is called
-    with characters. Raises EnvironmentProblem if `directory` is not writable; exceptions of `stop` and
-    of a document's `pieces` propagate. No files are left behind on error.
+    With `ends`, documents are separated by end_id; every record of a list is followed by it. `key` is
+    the cache key and must identify text and tokenizer. `workers`: number of worker processes; 1 encodes
+    in this process. `progress` is called with characters. Raises EnvironmentProblem if `directory` is
+    not writable; exceptions of `stop` and of a document's `pieces` propagate. No files are left behind
+    on error.
     """
     path = directory / f"{key}{SUFFIX}"
     cached = _open(path, key, stop)
@@ -146,8 +163,12 @@ def _build(
             size += len(piece.encode())
             progress(len(piece))
 
-    blocks = gather(map(measured, readings(documents)), tokenizer.encoder, BLOCK, ends=ends)
-    encoded = encode_all(tokenizer, blocks, workers=workers, stop=stop)
+    lists = [document for document in documents if isinstance(document, RecordDocument)]
+    if lists:
+        encoded = _encoded_records(lists, tokenizer, measured, workers=workers, stop=stop)
+    else:
+        blocks = gather(map(measured, readings(documents)), tokenizer.encoder, BLOCK, ends=ends)
+        encoded = encode_all(tokenizer, blocks, workers=workers, stop=stop)
     with atomic.replacing(path, mode=0o600) as file, closing(encoded):
         file.write(bytes(_HEADER_BYTES))
         for ids in encoded:
@@ -159,6 +180,37 @@ def _build(
         file.seek(0)
         header = _Header(key, dtype, tokens, characters, size, unknown, crc32)
         file.write(_packed(header))
+
+
+def _encoded_records(
+    documents: Sequence[RecordDocument],
+    tokenizer: Tokenizer,
+    measured: Callable[[Iterator[str]], Iterator[str]],
+    *,
+    workers: int,
+    stop: Stop,
+) -> Generator[Ids, None, None]:
+    """Yield the tokens of records in blocks, each record followed by end_id."""
+    is_lines = deque[bool]()  # of the blocks being encoded: whether records are lines of one text
+
+    def blocks() -> Iterator[list[str]]:
+        for document in documents:
+            for block in document.blocks():
+                if not block.texts:
+                    continue
+                text = "\n".join(block.texts) + "\n"
+                is_lines.append(text.count("\n") == len(block.texts))
+                deque(measured(iter([text])), maxlen=0)
+                yield [text] if is_lines[-1] else [*block.texts, ""]
+
+    for ids in encode_all(tokenizer, blocks(), workers=workers, stop=stop):
+        # Encoding lines together is much faster, and lines are encoded independently.
+        lines = is_lines.popleft()
+        yield (
+            np.where(ids == tokenizer.newline_id, np.uint32(tokenizer.end_id), ids)
+            if lines
+            else ids
+        )
 
 
 def _open(path: Path, key: str, stop: Stop) -> TokenStore | None:

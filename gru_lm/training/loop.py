@@ -20,7 +20,7 @@ from torch import Tensor
 
 from gru_lm.errors import DivergedError
 from gru_lm.model.language_model import LanguageModel
-from gru_lm.text.batches import Batches
+from gru_lm.text.batches import Batch
 from gru_lm.training.optimizers import Budget, Schedule, newest_share, stopped_improving
 
 MIN_SCALE = 2.0**-14  # of the fp16 loss; overflows at a smaller scale are divergence
@@ -125,7 +125,7 @@ class StepReport:
 
 def train_steps(
     state: TrainState,
-    batches: Batches,
+    batches: Callable[[int], Batch],
     *,
     budget: Budget,
     schedule: Schedule,

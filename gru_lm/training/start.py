@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gru_lm.model.language_model import LanguageModel, ModelConfig
-from gru_lm.text.batches import Batches
+from gru_lm.text.record_batches import RecordTokens, batches_of
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.loop import StepReport, TrainState, train_steps
 from gru_lm.training.optimizers import Budget, Schedule, make_optimizer
@@ -64,7 +64,7 @@ def fresh_state(
 def planned_steps(
     state: TrainState,
     plan: Plan,
-    tokens_N: np.ndarray,
+    tokens_N: np.ndarray | RecordTokens,
     *,
     budget: Budget,
     schedule: Schedule,
@@ -76,7 +76,7 @@ def planned_steps(
     """Run `train_steps` for a plan on a training text."""
     return train_steps(
         state,
-        Batches(tokens=tokens_N, batch=plan.batch, bptt=plan.bptt, seed=seed),
+        batches_of(tokens_N, batch=plan.batch, bptt=plan.bptt, seed=seed),
         budget=budget,
         schedule=schedule,
         clip=clip,
@@ -88,7 +88,12 @@ def planned_steps(
 
 
 def rehearsal_steps(
-    state: TrainState, plan: Plan, tokens_N: np.ndarray, *, clip: float = 1.0, seed: int = 0
+    state: TrainState,
+    plan: Plan,
+    tokens_N: np.ndarray | RecordTokens,
+    *,
+    clip: float = 1.0,
+    seed: int = 0,
 ) -> Iterator[StepReport]:
     """Run training steps indefinitely at REHEARSAL_LR, to measure their speed."""
     return planned_steps(

@@ -15,7 +15,7 @@ from gru_lm.config_layers import settings
 from gru_lm.planning import text as planning
 from gru_lm.planning.text import plan_sample
 from gru_lm.signals import never
-from gru_lm.text.dataset import open_texts
+from gru_lm.text.parts import open_texts
 from gru_lm.text.tokenizer import train_tokenizer
 from tests.conftest import TINY, Program, words
 from tests.inside import error, inside, listing

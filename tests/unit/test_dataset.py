@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from gru_lm.errors import Stopped
 from gru_lm.signals import never
 from gru_lm.text import dataset
-from gru_lm.text.dataset import SLICES, Part, Texts, excerpt, open_texts, tokenize
+from gru_lm.text.dataset import tokenize
 from gru_lm.text.documents import readings
+from gru_lm.text.parts import SLICES, Part, Texts, excerpt, open_texts
 from gru_lm.text.segments import LONGEST
 from gru_lm.text.tokenizer import train_tokenizer
 from gru_lm.text.tokenizer_encoders import VERSION

@@ -8,7 +8,8 @@ from gru_lm.config import BUDGETS, Settings
 from gru_lm.evaluation.metrics import caveats
 from gru_lm.model.regularize import Regularization
 from gru_lm.reporting import console
-from gru_lm.text.dataset import Data, Part, Texts
+from gru_lm.text.dataset import Data
+from gru_lm.text.parts import Part, Texts
 
 
 def announce(config: Settings, data: Data, whole: Texts, *, asked: Settings) -> None:

@@ -15,8 +15,9 @@ from gru_lm.commands.train.clock import SAVING, START, VALIDATION, Pace, Spent
 from gru_lm.config import Settings
 from gru_lm.errors import DivergedError, Stopped
 from gru_lm.evaluation.metrics import Counts, caveats
-from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, Totals, columns_read, validate
+from gru_lm.evaluation.scoring import Totals
 from gru_lm.evaluation.texts import text_counts
+from gru_lm.evaluation.validation import measure_tokens, seconds_of
 from gru_lm.generation.sampling import complete
 from gru_lm.layout import BEST
 from gru_lm.model.language_model import LanguageModel
@@ -173,7 +174,7 @@ class Trainer:
         return planned_steps(
             self.state,
             self.plan,
-            self.data.train.tokens,
+            self.data.training,
             budget=self.budget,
             schedule=Schedule(
                 kind=self.settings.schedule, lr=self.plan.lr, warmup=self.settings.warmup
@@ -202,15 +203,10 @@ class Trainer:
 
     def _try_validation(self, budget: float) -> None:
         """Estimate the time of a validation; skip the test if it takes too much of the budget."""
-        model, tokens, fastest = self.state.model.eval(), self.data.valid.tokens, math.inf
-        some = tokens[: COLUMN_BATCH * COLUMN_CHUNK]
-        for _ in range(4):  # the first ones allocate memory and take up to six times as long
-            started = time.monotonic()
-            validate(model, some, newline_id=self.data.tokenizer.newline_id, warm=0, stop=self.stop)
-            fastest = min(fastest, time.monotonic() - started)
-        # In ten runs, a whole validation took 0.9 to 1.5 times as long per token.
-        whole = 1.2 * fastest * columns_read(len(tokens)) / len(some)
-        self.pace.measure_seconds = self.pace.validation_seconds = whole
+        model, newline_id = self.state.model.eval(), self.data.tokenizer.newline_id
+        held_out = self.data.of(self.data.valid)
+        seconds = seconds_of(model, held_out, newline_id=newline_id, stop=self.stop)
+        self.pace.measure_seconds = self.pace.validation_seconds = seconds
         model.train()
         if self.pace.test_seconds() > TEST_SHARE * budget:
             console.warn(
@@ -319,9 +315,9 @@ class Trainer:
 
     def _measure(self, model: LanguageModel, store: TokenStore) -> Totals:
         tokenizer = self.data.tokenizer
-        return validate(
+        return measure_tokens(
             model,
-            store.tokens,
+            self.data.of(store),
             newline_id=tokenizer.newline_id,
             unknown_id=tokenizer.unknown_id,
             stop=self.stop,

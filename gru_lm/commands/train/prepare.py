@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from gru_lm import caches
-from gru_lm.commands.load import read_sources, used_texts
+from gru_lm.commands.load import used_texts
 from gru_lm.commands.train.announce import announce
 from gru_lm.commands.train.clock import LEARNING, READING, START, TOKENIZING, TRYING, Spent
+from gru_lm.commands.train.lists import describe, read_texts
 from gru_lm.commands.train.tokenizer import checked_kind, given_tokenizer, naming, train_tokenizer
 from gru_lm.config import Settings
 from gru_lm.errors import EnvironmentProblem, InputError
@@ -38,9 +39,10 @@ from gru_lm.planning.text import (
 from gru_lm.planning.trial import tokens_per_second
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
-from gru_lm.text.dataset import Data, Part, Texts, excerpt, tokenize
+from gru_lm.text.dataset import Data, tokenize
 from gru_lm.text.documents import FileDocument
 from gru_lm.text.overlap import Sketch
+from gru_lm.text.parts import Part, Texts, excerpt
 from gru_lm.text.sources import open_documents, spool_stdin
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training.checkpoint import Checkpoint
@@ -122,7 +124,7 @@ def prepare(
     spent.on(START)
     if with_test and config.test:
         config = _affordable(config, stdin=stdin, stop=stop)
-    sources = read_sources(config, stdin=stdin, stop=stop)
+    config, sources = read_texts(config, stdin=stdin, stop=stop)
     if returns := sources.carriage_returns():
         console.note(
             f"the text has {returns:,} carriage returns (CR or CR LF line ends), which are kept; to "
@@ -132,6 +134,7 @@ def prepare(
     planned = plan_tokenizer(config, characters=characters)
     kind = tokenizer.kind if tokenizer else checked_kind(planned)
     whole = sources.split(config.shares(), at_line_ends=kind == "word", stop=stop)
+    describe(whole)
     asked = config
     config = plan_part(config, whole, kind=kind, device=device)
     texts = used_texts(whole, config, stop=stop)
@@ -193,7 +196,7 @@ class _Trials:
         speed = self.speeds[plan.layers, plan.width] = tokens_per_second(
             self.prepared(plan).state(self.source),
             plan,
-            self.data.train.tokens,
+            self.data.training,
             clip=self.config.clip,
             seed=self.config.seed,
             stop=self.stop,

@@ -25,7 +25,7 @@ from gru_lm.model.native.kernels import bf16_available
 from gru_lm.planning.model import MOST_EPOCHS
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
-from gru_lm.text.dataset import Texts
+from gru_lm.text.parts import Texts
 from gru_lm.text.sources import spool_stdin
 from gru_lm.training.checkpoint import Checkpoint, damaged
 from gru_lm.training.directory import Run, newest_whole, read_settings

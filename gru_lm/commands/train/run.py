@@ -18,11 +18,12 @@ from gru_lm import atomic
 from gru_lm.commands.load import recorded
 from gru_lm.commands.train.clock import Spent
 from gru_lm.commands.train.fit import Trainer
+from gru_lm.commands.train.lists import remember
 from gru_lm.commands.train.prepare import Prepared, prepare
 from gru_lm.commands.train.resume import reopen
 from gru_lm.config import Settings
 from gru_lm.errors import BudgetError, DivergedError, Stopped
-from gru_lm.layout import LOSS, PIPED_TEXT, START, TOKENIZER, step_path
+from gru_lm.layout import LOSS, PIPED_TEXT, RECORDS, START, TOKENIZER, step_path
 from gru_lm.planning.forecast import Forecast
 from gru_lm.planning.model import DEFAULT_CELL, plan_budget, plan_like
 from gru_lm.reporting import console
@@ -63,6 +64,8 @@ def train(
             config, stdin=run.text, source=source, started=started, with_test=with_test, stop=stop
         )
         run.keep = config.keep
+        run.made.append(run.directory / RECORDS)
+        remember(run.directory, prepared.data.texts)
         prepared = _with_copies(run, prepared, source)
         run.write_settings(recorded(prepared.settings))
         console.note(f"run: {run.directory} (Ctrl-C saves)")
@@ -139,6 +142,7 @@ def resume(
             stop=stop,
         )
         first_step = state.step
+        remember(run.directory, prepared.data.texts)
         result = _fit(run, prepared, state, with_test=with_test, stop=stop)
         if state.step == first_step and not budget:
             more = f"gru-lm train --resume {directory} --minutes 5"

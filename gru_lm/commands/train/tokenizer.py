@@ -13,7 +13,8 @@ from gru_lm.errors import UsageError, unknown_name
 from gru_lm.planning.text import LONGEST_SHARE, TRAINED_PER_SECOND, plan_sample
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
-from gru_lm.text.dataset import Part, make_tokenizer
+from gru_lm.text.dataset import make_tokenizer
+from gru_lm.text.parts import Part
 from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
 from gru_lm.training.checkpoint import Checkpoint
 from gru_lm.training.state import restore_tokenizer

@@ -1,0 +1,98 @@
+"""Lists of records: recognised where nothing was said, described, and remembered in the run directory.
+
+Prints notes to stderr. The keys of all records go into the run directory (layout.RECORDS), so that
+`sample --novel` needs no text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from gru_lm.commands.load import read_sources
+from gru_lm.config import Settings
+from gru_lm.layout import RECORDS
+from gru_lm.reporting import console
+from gru_lm.signals import Stop
+from gru_lm.text.parts import ListPart, ListSources, Sources, Texts
+from gru_lm.text.recognise import MAYBE, looks_like_list
+from gru_lm.text.recognise import RECORDS as A_LIST
+from gru_lm.text.record_keys import Keys, among, read_keys, write_keys
+from gru_lm.text.records import LINE
+from gru_lm.text.sources import open_documents
+
+
+def read_texts(
+    config: Settings, *, stdin: Path, stop: Stop
+) -> tuple[Settings, Sources | ListSources]:
+    """Open the texts; where nothing was said of records, decide whether they are a list.
+
+    Returns the settings with the decision, which is announced.
+    """
+    if config.records is None and config.field is None:
+        config = dataclasses.replace(config, records=_recognised(config, stdin=stdin, stop=stop))
+    return config, read_sources(config, stdin=stdin, stop=stop)
+
+
+def _recognised(config: Settings, *, stdin: Path, stop: Stop) -> str:
+    documents = open_documents(
+        config.text, encoding=config.encoding, stdin=stdin, stop=stop, note=console.note
+    )
+    found = looks_like_list(documents)
+    if found == A_LIST:
+        console.note(
+            "the text is a list: each line is trained as a record of its own, in no order "
+            "(--records none: as running text)"
+        )
+        return LINE
+    if found == MAYBE:
+        console.note(
+            "the text looks like a list; with --records line, each line would be a record of its own, "
+            "in no order, and a random tenth of them held out"
+        )
+    return "none"
+
+
+def describe(whole: Texts) -> None:
+    """Print what a list holds, and a warning if held-out lists repeat training records."""
+    train, valid, test = whole.train, whole.valid, whole.test
+    if not (isinstance(train, ListPart) and isinstance(valid, ListPart)):
+        return
+    listing = train.listing
+    total, different = len(listing.keys_N), len(np.unique(listing.keys_N))
+    empty = f"; {listing.empty:,} empty ones skipped" if listing.empty else ""
+    sides = f"{train.records:,} for training, {valid.records:,} held out"
+    if isinstance(test, ListPart) and test.records:
+        sides += f", {test.records:,} for testing"
+    console.note(f"records: {total:,} ({different:,} different), {sides}{empty}")
+    known = np.unique(train.keys())
+    for what, part in (("held-out", valid), ("test", test)):
+        if not isinstance(part, ListPart) or not part.records:
+            continue
+        share = float(among(part.keys(), known).mean())
+        if share and (part.listing is not listing or listing.form.group):
+            console.warn(f"{share:.1%} of the {what} records are among the training records too")
+
+
+def all_keys(texts: Texts) -> Keys | None:
+    """The keys of all records of all parts; None for running text."""
+    listings = {
+        id(part.listing): part.listing
+        for part in (texts.train, texts.valid, texts.test)
+        if isinstance(part, ListPart)
+    }
+    if not listings:
+        return None
+    return np.concatenate([listing.keys_N for listing in listings.values()])
+
+
+def remember(directory: Path, texts: Texts) -> None:
+    """Write the keys of all records into a run directory, unless they are there."""
+    keys = all_keys(texts)
+    if keys is None:
+        return
+    known = read_keys(directory / RECORDS)
+    if known is None or not np.array_equal(known, np.unique(keys)):
+        write_keys(directory / RECORDS, keys)
