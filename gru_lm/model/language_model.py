@@ -119,9 +119,14 @@ class LanguageModel(nn.Module):
         shape = (self.config.layers, self.recurrent.states, batch, self.config.width)
         return next(self.parameters()).new_zeros(shape)
 
-    def hidden(self, tokens_BT: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
-        """The input of the softmax, [B, T, H] (E if tied), and the state after the last token."""
-        h_TBH, state_LSBH = self._outputs(tokens_BT, state_LSBH, None)
+    def hidden(
+        self, tokens_BT: Tensor, state_LSBH: Tensor, starts_BT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The input of the softmax, [B, T, H] (E if tied), and the state after the last token.
+
+        `starts_BT` as in `loss`.
+        """
+        h_TBH, state_LSBH = self._outputs(tokens_BT, state_LSBH, None, starts_BT)
         return self._for_head(h_TBH), state_LSBH
 
     def loss(
@@ -130,18 +135,36 @@ class LanguageModel(nn.Module):
         targets_BT: Tensor,
         state_LSBH: Tensor,
         noise: torch.Generator | None = None,
+        starts_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean loss in nats per token, activation penalty, and state after the last token.
 
         The first two are differentiable scalars; training minimizes their sum.
+
+        `starts_BT` (bool, preferably on the CPU) marks the tokens at which a sequence starts: the
+        recurrent state before them is zero. With it, targets of -1 are padding, which is left out of
+        both means; its inputs are arbitrary tokens.
         """
         reg = self.regularization
         assert reg.output_dropout is not None
-        h_TBH, state_LSBH = self._outputs(tokens_BT, state_LSBH, noise)
+        at_n = None if starts_BT is None else _counted(targets_BT)
+        h_TBH, state_LSBH = self._outputs(tokens_BT, state_LSBH, noise, starts_BT)
         dropped_TBH = dropout(h_TBH, reg.output_dropout, noise, locked=reg.locked)
-        penalty = activation_penalty(h_TBH, dropped_TBH, alpha=reg.ar, beta=reg.tar)
-        hidden_NH = self._for_head(dropped_TBH).flatten(0, 1)
-        return self.head.loss(hidden_NH, targets_BT.flatten()), penalty, state_LSBH
+        if starts_BT is None:
+            penalty = activation_penalty(h_TBH, dropped_TBH, alpha=reg.ar, beta=reg.tar)
+        else:
+            penalty = activation_penalty(
+                h_TBH,
+                dropped_TBH,
+                alpha=reg.ar,
+                beta=reg.tar,
+                counted_TB=targets_BT.t() >= 0,
+                starts_TB=starts_BT.t().to(h_TBH.device),
+            )
+        hidden_NH, targets_N = self._for_head(dropped_TBH).flatten(0, 1), targets_BT.flatten()
+        if at_n is not None:
+            hidden_NH, targets_N = hidden_NH.index_select(0, at_n), targets_N[at_n]
+        return self.head.loss(hidden_NH, targets_N), penalty, state_LSBH
 
     def log_probs(self, tokens_BT: Tensor, state_LSBH: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities of every next token, [B, T, V] in nats, and the final state."""
@@ -149,15 +172,32 @@ class LanguageModel(nn.Module):
         return self.head.log_probs(hidden_BTH), state_LSBH
 
     def target_log_probs(
-        self, tokens_BT: Tensor, targets_BT: Tensor, state_LSBH: Tensor
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor,
+        state_LSBH: Tensor,
+        starts_BT: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the targets, [B, T] in nats, and the final state; not differentiable."""
-        hidden_BTH, state_LSBH = self.hidden(tokens_BT, state_LSBH)
-        log_probs_N = self.head.target_log_probs(hidden_BTH.flatten(0, 1), targets_BT.flatten())
+        """Log-probabilities of the targets, [B, T] in nats, and the final state; not differentiable.
+
+        `starts_BT` as in `loss`; the log-probability of padding is 0.
+        """
+        at_n = None if starts_BT is None else _counted(targets_BT)
+        hidden_BTH, state_LSBH = self.hidden(tokens_BT, state_LSBH, starts_BT)
+        hidden_NH, targets_N = hidden_BTH.flatten(0, 1), targets_BT.flatten()
+        if at_n is None:
+            log_probs_N = self.head.target_log_probs(hidden_NH, targets_N)
+        else:
+            log_probs_n = self.head.target_log_probs(hidden_NH[at_n], targets_N[at_n])
+            log_probs_N = log_probs_n.new_zeros(len(targets_N)).index_copy(0, at_n, log_probs_n)
         return log_probs_N.view_as(targets_BT), state_LSBH
 
     def _outputs(
-        self, tokens_BT: Tensor, state_LSBH: Tensor, noise: torch.Generator | None
+        self,
+        tokens_BT: Tensor,
+        state_LSBH: Tensor,
+        noise: torch.Generator | None,
+        starts_BT: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """The last layer's outputs [T, B, H], before output dropout, and the final state."""
         reg, rows_TB = self.regularization, tokens_BT.t()
@@ -174,8 +214,9 @@ class LanguageModel(nn.Module):
             x = x * (mask_V1 if table else mask_V1[rows_TB])
         if not table:
             x = dropout(x, reg.input_dropout, noise, locked=reg.locked)
+        starts_TB = None if starts_BT is None else starts_BT.t()
         outputs: tuple[Tensor, Tensor] = self.recurrent(
-            x, state_LSBH, noise, rows_TB if table else None
+            x, state_LSBH, noise, rows_TB if table else None, starts_TB
         )
         return outputs
 
@@ -192,3 +233,13 @@ class LanguageModel(nn.Module):
             assert isinstance(cell, Cell)
             total += cell.parameter_count() - sum(p.numel() for p in cell.parameters())
         return total
+
+
+def _counted(targets_BT: Tensor) -> Tensor | None:
+    """The positions in [B T] whose targets are not padding; None if there is no padding.
+
+    Called before the recurrence, where waiting for a CUDA device costs little.
+    """
+    at_n = (targets_BT.flatten() >= 0).nonzero()[:, 0]
+    assert len(at_n), "a batch without targets"
+    return None if len(at_n) == targets_BT.numel() else at_n

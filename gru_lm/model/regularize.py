@@ -68,19 +68,38 @@ def recurrent_weights_dropped(
 
 
 def activation_penalty(
-    whole_TBH: Tensor, dropped_TBH: Tensor, *, alpha: float, beta: float
+    whole_TBH: Tensor,
+    dropped_TBH: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    counted_TB: Tensor | None = None,
+    starts_TB: Tensor | None = None,
 ) -> Tensor:
     """α mean h² over the outputs after dropout + β mean (h_t − h_{t−1})² over those before it.
 
     Activation and temporal activation regularization of the last layer (Merity, McCann and Socher
-    2017), with means instead of the paper's sums, as in the authors' code.
+    2017), with means instead of the paper's sums, as in the authors' code. With `counted_TB` and
+    `starts_TB` (bool) the means are over counted steps, the second one without steps at which a sequence
+    starts.
     """
     penalty = whole_TBH.new_zeros(())
     if alpha:
-        penalty = penalty + alpha * dropped_TBH.square().mean()
+        penalty = penalty + alpha * _mean(dropped_TBH.square(), counted_TB)
     if beta and len(whole_TBH) > 1:
-        penalty = penalty + beta * whole_TBH.diff(dim=0).square().mean()
+        pairs_TB = None
+        if counted_TB is not None and starts_TB is not None:
+            pairs_TB = counted_TB[1:] & counted_TB[:-1] & ~starts_TB[1:]
+        penalty = penalty + beta * _mean(whole_TBH.diff(dim=0).square(), pairs_TB)
     return penalty
+
+
+def _mean(x_TBH: Tensor, of_TB: Tensor | None) -> Tensor:
+    """The mean of x over all steps, or over those marked in `of_TB`, 0 if there are none."""
+    if of_TB is None:
+        return x_TBH.mean()
+    dtype = torch.promote_types(x_TBH.dtype, torch.float32)
+    return (x_TBH.mean(-1) * of_TB).sum(dtype=dtype) / of_TB.sum().clamp(min=1)
 
 
 def _mask(

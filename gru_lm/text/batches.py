@@ -24,12 +24,23 @@ RESET = 0.01  # probability of a state reset, per stream and step
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch: inputs_BT, targets_BT (int64), and reset_B, the streams whose state to zero first."""
+    """One batch: inputs_BT, targets_BT (int64), and reset_B, the streams whose state to zero first.
+
+    `starts_BT`, if any, marks the inputs at which a sequence starts, before which the state is zero;
+    targets of -1 are then padding.
+    """
 
     inputs_BT: NDArray[np.int64]
     targets_BT: NDArray[np.int64]
     reset_B: NDArray[np.bool_]
-    starts_BT: NDArray[np.bool_] | None = None  # where a record starts; None: running text
+    starts_BT: NDArray[np.bool_] | None = None
+
+    @property
+    def count(self) -> int:
+        """The number of targets, without padding."""
+        if self.starts_BT is None:
+            return self.targets_BT.size
+        return int(np.count_nonzero(self.targets_BT >= 0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -153,10 +153,13 @@ def train_steps(
             torch.from_numpy(array).to(device)
             for array in (batch.inputs_BT, batch.targets_BT, ~batch.reset_B)
         )
+        starts_BT = None if batch.starts_BT is None else torch.from_numpy(batch.starts_BT)
         noise.manual_seed((seed * 0x9E3779B97F4A7C15 + state.step) % 2**63)
         with torch.autocast(device.type, AUTOCAST[precision], enabled=precision != "float32"):
             hidden_LSBH = state.hidden_LSBH * keep_B[:, None]
-            nats, penalty, hidden_LSBH = model.loss(inputs_BT, targets_BT, hidden_LSBH, noise)
+            nats, penalty, hidden_LSBH = model.loss(
+                inputs_BT, targets_BT, hidden_LSBH, noise, starts_BT
+            )
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(scaler.scale(nats + penalty))
         scaler.unscale_(optimizer)
@@ -178,7 +181,7 @@ def train_steps(
         scaler.update()
         state.hidden_LSBH = hidden_LSBH.detach()
         state.step += 1
-        state.tokens += targets_BT.numel()
+        state.tokens += batch.count
         state.average_in(average_decay)
         yield StepReport(
             step=state.step,

@@ -161,9 +161,9 @@ def test_embedding_dropout_drops_a_token_at_all_positions(
     seen: list[tuple[Tensor, Tensor | None]] = []
     run = made.recurrent.forward
 
-    def watched(x: Tensor, state: Tensor, noise: Any, rows: Tensor | None = None) -> Any:
+    def watched(x: Tensor, state: Tensor, noise: Any, rows: Tensor | None, starts: None) -> Any:
         seen.append((x, rows))
-        return run(x, state, noise, rows)
+        return run(x, state, noise, rows, starts)
 
     monkeypatch.setattr(made.recurrent, "forward", watched)
     made.loss(x, x, made.initial_state(3), noise())

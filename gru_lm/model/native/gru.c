@@ -14,6 +14,10 @@
  * Shapes, row-major: T time, B batch, H hidden, a multiple of UNITS (the caller pads). x [T,B,3H]: W x + b of
  * all gates; U [3H,H]: recurrent weights; hs [T+1,B,H]: states, hs[0] an input; `packed`: scratch of 3*H*H
  * numbers. Gate names as in cells.py.
+ *
+ * Sequences may follow each other in a row: ends [T,B] (or null: none end) marks the steps after which the next
+ * step starts from a zero state. hs then holds the state from which each step starts, and ys [T,B,H] (null
+ * without `ends`) the outputs.
  */
 #include "products.h"
 
@@ -25,7 +29,8 @@ size_t recurrence_units(void) { return UNITS; }
 
 /* bias [H]: b_hn. gates [T,B,3H] (r, z, n) and inner [T,B,H] (u): saved for the backward pass, or null. */
 void NAME(gru_forward)(size_t T, size_t B, size_t H, const float *x, const float *U, const float *bias,
-                       float *hs, factor *h_factors, float *gates, float *inner, factor *packed, int threads) {
+                       float *hs, factor *h_factors, const uint8_t *ends, float *ys, float *gates,
+                       float *inner, factor *packed, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     const share mine = my_share(B, H);
@@ -45,7 +50,9 @@ void NAME(gru_forward)(size_t T, size_t B, size_t H, const float *x, const float
             const vec h = load(ht + i * H + j);
             const vec r = sigmoid(load(xi) + s[0]), z = sigmoid(load(xi + H) + s[1]);
             const vec u = s[2] + load(bias + j), n = tanhv(load(xi + 2 * H) + r * u);
-            store_both(hs, h_factors, ((t + 1) * B + i) * H + j, n + z * (h - n));
+            const vec y = n + z * (h - n);
+            store_both(hs, h_factors, ((t + 1) * B + i) * H + j, carried(y, ends, t * B + i));
+            if (ys) store(ys + (t * B + i) * H + j, y);
             if (gates) {
               float *g = gates + (t * B + i) * 3 * H + j;
               store(g, r), store(g + H, z), store(g + 2 * H, n);
@@ -61,8 +68,9 @@ void NAME(gru_forward)(size_t T, size_t B, size_t H, const float *x, const float
 /* dy [T,B,H]: gradient of the outputs. dh [B,H]: in, gradient of the final state; out, of the initial one.
  * dx [T,B,3H] and dinner [T,B,H]: out, gradients of x and u. */
 void NAME(gru_backward)(size_t T, size_t B, size_t H, const float *dy, const float *U, const float *hs,
-                        const float *gates, const float *inner, float *dh, float *dx, factor *dx_factors,
-                        float *dinner, factor *dinner_factors, factor *packed, int threads) {
+                        const uint8_t *ends, const float *gates, const float *inner, float *dh, float *dx,
+                        factor *dx_factors, float *dinner, factor *dinner_factors, factor *packed,
+                        int threads) {
 #pragma omp parallel num_threads(threads)
   {
     const share mine = my_share(B, H);
@@ -73,7 +81,7 @@ void NAME(gru_backward)(size_t T, size_t B, size_t H, const float *dy, const flo
         for (size_t j = mine.unit; j < mine.unit_end; j += LANES) {
           const size_t at = (t * B + b) * H + j, at3 = (t * B + b) * 3 * H + j;
           const vec r = load(gates + at3), z = load(gates + at3 + H), n = load(gates + at3 + 2 * H);
-          const vec d = load(dh + b * H + j) + load(dy + at);
+          const vec d = carried(load(dh + b * H + j), ends, t * B + b) + load(dy + at);
           const vec dn = d * (1.f - z) * (1.f - n * n);
           store_both(dx, dx_factors, at3, dn * load(inner + at) * r * (1.f - r));
           store_both(dx, dx_factors, at3 + H, d * (load(hs + at) - n) * z * (1.f - z));
@@ -92,8 +100,8 @@ void NAME(gru_backward)(size_t T, size_t B, size_t H, const float *dy, const flo
 
 /* U_c is the last third of U. gates [T,B,3H] (u, r, c̃) and reset [T,B,H] (r⊙c₋) are always saved. */
 void NAME(before_forward)(size_t T, size_t B, size_t H, const float *x, const float *U, float *hs,
-                          factor *h_factors, float *gates, float *reset, factor *reset_factors,
-                          factor *packed, int threads) {
+                          factor *h_factors, const uint8_t *ends, float *ys, float *gates, float *reset,
+                          factor *reset_factors, factor *packed, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     const share mine = my_share(B, H);
@@ -131,7 +139,9 @@ void NAME(before_forward)(size_t T, size_t B, size_t H, const float *x, const fl
               const size_t at = i * H + j + v * LANES, at3 = i * 3 * H + j + v * LANES;
               const vec u = load(gt + at3), c = tanhv(load(xt + at3 + 2 * H) + s[v]);
               store(gt + at3 + 2 * H, c);
-              store_both(hs, h_factors, (t + 1) * B * H + at, load(ht + at) + u * (c - load(ht + at)));
+              const vec y = load(ht + at) + u * (c - load(ht + at));
+              store_both(hs, h_factors, (t + 1) * B * H + at, carried(y, ends, t * B + i));
+              if (ys) store(ys + t * B * H + at, y);
             }
         }
       MEET(mine);
@@ -141,8 +151,8 @@ void NAME(before_forward)(size_t T, size_t B, size_t H, const float *x, const fl
 
 /* Arguments as in gru_backward; dreset [B,H] is scratch. dx [T,B,3H]: out, gradient of x. */
 void NAME(before_backward)(size_t T, size_t B, size_t H, const float *dy, const float *U, const float *hs,
-                           const float *gates, float *dh, float *dx, factor *dx_factors, float *dreset,
-                           factor *packed, int threads) {
+                           const uint8_t *ends, const float *gates, float *dh, float *dx,
+                           factor *dx_factors, float *dreset, factor *packed, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     const share mine = my_share(B, H);
@@ -156,7 +166,7 @@ void NAME(before_backward)(size_t T, size_t B, size_t H, const float *dy, const 
         for (size_t j = mine.unit; j < mine.unit_end; j += LANES) {
           const size_t at = (t * B + b) * H + j, at3 = (t * B + b) * 3 * H + j;
           const vec u = load(gates + at3), c = load(gates + at3 + 2 * H);
-          const vec d = load(dh + b * H + j) + load(dy + at);
+          const vec d = carried(load(dh + b * H + j), ends, t * B + b) + load(dy + at);
           store_both(dx, dx_factors, at3, d * (c - load(hs + at)) * u * (1.f - u));
           store_both(dx, dx_factors, at3 + 2 * H, d * u * (1.f - c * c));
           store(dh + b * H + j, d * (1.f - u));

@@ -12,7 +12,8 @@ static order gates_of(int plain) { return plain ? (order){0, 1, 2, 3} : (order){
 
 /* hs, cs [T+1,B,H]: the states; the first of each is an input. gates [T,B,4H]: saved for the backward pass. */
 void NAME(lstm_forward)(size_t plain, size_t T, size_t B, size_t H, const float *x, const float *U, float *hs,
-                        factor *h_factors, float *cs, float *gates, factor *packed, int threads) {
+                        factor *h_factors, const uint8_t *ends, float *ys, float *cs, float *gates,
+                        factor *packed, int threads) {
   const order at = gates_of((int)plain);
 #pragma omp parallel num_threads(threads)
   {
@@ -35,10 +36,12 @@ void NAME(lstm_forward)(size_t plain, size_t T, size_t B, size_t H, const float 
             vec a[4];
             for (size_t v = 0; v < 4; v++) a[v] = load(x + all + v * H) + sum[v / 2][2 * r + v % 2];
             const vec g = tanhv(a[at.g]), i = sigmoid(a[at.i]), f = sigmoid(a[at.f]), o = sigmoid(a[at.o]);
-            const vec c = i * g + f * load(cs + now);
+            const vec c = i * g + f * load(cs + now), y = o * (plain ? c : tanhv(c));
             store(gates + all + at.g * H, g), store(gates + all + at.i * H, i);
             store(gates + all + at.f * H, f), store(gates + all + at.o * H, o);
-            store(cs + next, c), store_both(hs, h_factors, next, o * (plain ? c : tanhv(c)));
+            store(cs + next, carried(c, ends, now / H));
+            store_both(hs, h_factors, next, carried(y, ends, now / H));
+            if (ys) store(ys + now, y);
           }
         }
       MEET(mine);
@@ -49,8 +52,8 @@ void NAME(lstm_forward)(size_t plain, size_t T, size_t B, size_t H, const float 
 /* dy [T,B,H]: gradient of the outputs. dh, dc [B,H]: in, gradients of the final states; out, of the initial
  * ones. dx [T,B,4H]: out, gradient of x. */
 void NAME(lstm_backward)(size_t plain, size_t T, size_t B, size_t H, const float *dy, const float *U,
-                         const float *cs, const float *gates, float *dh, float *dc, float *dx,
-                         factor *dx_factors, factor *packed, int threads) {
+                         const float *cs, const uint8_t *ends, const float *gates, float *dh, float *dc,
+                         float *dx, factor *dx_factors, factor *packed, int threads) {
   const order at = gates_of((int)plain);
 #pragma omp parallel num_threads(threads)
   {
@@ -63,9 +66,10 @@ void NAME(lstm_backward)(size_t plain, size_t T, size_t B, size_t H, const float
           const size_t now = (t * B + b) * H + j, all = (t * B + b) * 4 * H + j;
           const vec g = load(gates + all + at.g * H), i = load(gates + all + at.i * H);
           const vec f = load(gates + all + at.f * H), o = load(gates + all + at.o * H);
-          const vec c = load(cs + now + B * H), out = plain ? c : tanhv(c);
-          const vec d = load(dh + b * H + j) + load(dy + now);
-          const vec e = load(dc + b * H + j) + d * o * (plain ? fill(1.f) : 1.f - out * out);
+          const int end = ends && ends[t * B + b]; /* the next step starts from zero, not from c */
+          const vec c = end ? i * g + f * load(cs + now) : load(cs + now + B * H), out = plain ? c : tanhv(c);
+          const vec d = carried(load(dh + b * H + j), ends, t * B + b) + load(dy + now);
+          const vec e = carried(load(dc + b * H + j), ends, t * B + b) + d * o * (plain ? fill(1.f) : 1.f - out * out);
           store_both(dx, dx_factors, all + at.g * H, e * i * (1.f - g * g));
           store_both(dx, dx_factors, all + at.i * H, e * g * i * (1.f - i));
           store_both(dx, dx_factors, all + at.f * H, e * load(cs + now) * f * (1.f - f));
@@ -82,7 +86,7 @@ void NAME(lstm_backward)(size_t plain, size_t T, size_t B, size_t H, const float
 /* ---- rnn: h = tanh(x + U h₋) ---- */
 
 void NAME(rnn_forward)(size_t T, size_t B, size_t H, const float *x, const float *U, float *hs,
-                       factor *h_factors, factor *packed, int threads) {
+                       factor *h_factors, const uint8_t *ends, float *ys, factor *packed, int threads) {
 #pragma omp parallel num_threads(threads)
   {
     const share mine = my_share(B, H);
@@ -99,17 +103,22 @@ void NAME(rnn_forward)(size_t T, size_t B, size_t H, const float *x, const float
           multiply_2[rows - 1](H / PAIR, h_factors + (t * B + b) * H / PAIR, H / PAIR,
                                packed + j * H / PAIR, sum);
           for (size_t i = 0; i < rows; i++)
-            for (size_t v = 0; v < 2; v++)
-              store_both(hs, h_factors, at + (B + i) * H + v * LANES, tanhv(sum[2 * i + v]));
+            for (size_t v = 0; v < 2; v++) {
+              const size_t now = at + i * H + v * LANES;
+              const vec y = tanhv(sum[2 * i + v]);
+              store_both(hs, h_factors, now + B * H, carried(y, ends, t * B + b + i));
+              if (ys) store(ys + now, y);
+            }
         }
       MEET(mine);
     }
   }
 }
 
-/* Arguments as in lstm_backward; dx is [T,B,H]. */
-void NAME(rnn_backward)(size_t T, size_t B, size_t H, const float *dy, const float *U, const float *hs,
-                        float *dh, float *dx, factor *dx_factors, factor *packed, int threads) {
+/* Arguments as in lstm_backward; ys [T,B,H] are the outputs, dx is [T,B,H]. */
+void NAME(rnn_backward)(size_t T, size_t B, size_t H, const float *dy, const float *U, const float *ys,
+                        const uint8_t *ends, float *dh, float *dx, factor *dx_factors, factor *packed,
+                        int threads) {
 #pragma omp parallel num_threads(threads)
   {
     const share mine = my_share(B, H);
@@ -119,8 +128,8 @@ void NAME(rnn_backward)(size_t T, size_t B, size_t H, const float *dy, const flo
       for (size_t b = mine.row; b < mine.row_end; b++)
         for (size_t j = mine.unit; j < mine.unit_end; j += LANES) {
           const size_t at = (t * B + b) * H + j;
-          const vec h = load(hs + at + B * H);
-          store_both(dx, dx_factors, at, (load(dh + b * H + j) + load(dy + at)) * (1.f - h * h));
+          const vec y = load(ys + at), d = carried(load(dh + b * H + j), ends, t * B + b) + load(dy + at);
+          store_both(dx, dx_factors, at, d * (1.f - y * y));
           store(dh + b * H + j, fill(0.f));
         }
       MEET(mine);

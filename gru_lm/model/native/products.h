@@ -9,6 +9,7 @@
  */
 #pragma once
 #include <stddef.h>
+#include <stdint.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
@@ -100,6 +101,10 @@ INLINE void round_part(const share *mine, size_t H, const float *h, factor *fact
       _Pragma("omp barrier")      \
     }                             \
   } while (0)
+
+/* What passes between step t and the next in row b, at = t*B + b: the state v or, backward, its gradient;
+ * zero where `ends` is set. */
+INLINE vec carried(vec v, const uint8_t *ends, size_t at) { return ends && ends[at] ? fill(0.f) : v; }
 
 /* Height of the next tile, with `left` rows remaining: tiles are of about equal height, at most ROWS. */
 INLINE size_t tile(size_t left) {

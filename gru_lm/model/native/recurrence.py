@@ -26,12 +26,17 @@ NativeCell = GRU | GRUBefore | LSTM | LSTMThread | RNN
 
 
 def run(
-    cell: NativeCell, x_TBD: Tensor, state_SBH: Tensor, rows_TB: Tensor | None = None
+    cell: NativeCell,
+    x_TBD: Tensor,
+    state_SBH: Tensor,
+    rows_TB: Tensor | None = None,
+    starts_TB: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs of a layer [T, B, H] and the state after the last step [S, B, H].
 
     With `rows_TB`, step t of stream b reads row rows_TB[t, b] of a table x [V, D], whose input
-    projection is computed once per row.
+    projection is computed once per row. `starts_TB` marks the steps after the first that start from a
+    zero state.
     """
     H, gates = cell.width, len(cell.gates)
     padding = -H % library().recurrence_units()
@@ -47,9 +52,10 @@ def run(
     if rows_TB is not None:
         x_TBG = embedding(rows_TB, x_TBG)
     U = _pad(_pad_rows(cell.weight_hh_l0, gates, padding), padding)
+    ends_TB = None if starts_TB is None else pad(starts_TB[1:], (0, 0, 0, 1)).contiguous()
     steps = STEPS[type(cell)].apply
     states = _pad(state_SBH, padding).unbind()
-    hs, *rest = steps(x_TBG, U, *states, *inner_bias)  # type: ignore[no-untyped-call]
+    hs, *rest = steps(x_TBG, U, ends_TB, *states, *inner_bias)  # type: ignore[no-untyped-call]
     if padding:  # even a full slice would cost a copy of its gradient
         hs, rest = hs[..., :H], [state[..., :H] for state in rest]
     return hs, torch.stack((hs[-1], *rest))
@@ -82,9 +88,21 @@ def _outer(dy_NG: Tensor, x_ND: Tensor, bf16: bool = False) -> Tensor:
     return out
 
 
+def _outputs(hs: Tensor, ends_TB: Tensor | None) -> Tensor | None:
+    """The array for the outputs [T, B, H]; None if they are the states hs[1:]."""
+    return None if ends_TB is None else torch.empty_like(hs[1:])
+
+
+# In the functions below, hs [T+1, B, H] are the states from which the steps start, and the last state;
+# ends_TB marks the steps after which the next one starts from zero. The outputs are hs[1:] or, with
+# ends_TB, another array, ys.
+
+
 class _GRU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TBG: Tensor, U: Tensor, h_BH: Tensor, bias: Tensor) -> tuple[Tensor]:
+    def forward(
+        ctx: Any, x_TBG: Tensor, U: Tensor, ends_TB: Tensor | None, h_BH: Tensor, bias: Tensor
+    ) -> tuple[Tensor]:
         T, B, G = x_TBG.shape
         H = G // 3
         x_TBG, U, bias = x_TBG.contiguous(), U.contiguous(), bias.contiguous()
@@ -95,29 +113,33 @@ class _GRU(torch.autograd.Function):
         inner = x_TBG.new_empty(T, B, H) if training else None
         ctx.bf16 = bf16_enabled()
         inputs, packed = (x_TBG, U, bias, hs, factors_of(hs, ctx.bf16)), x_TBG.new_empty(3 * H * H)
-        call("gru_forward", T, B, H, *inputs, gates, inner, packed, bf16=ctx.bf16)
+        ys = _outputs(hs, ends_TB)
+        call("gru_forward", T, B, H, *inputs, ends_TB, ys, gates, inner, packed, bf16=ctx.bf16)
         if training:
-            ctx.save_for_backward(U, hs, gates, inner)
-        return (hs[1:],)
+            ctx.save_for_backward(U, hs, ends_TB, gates, inner)
+        return (hs[1:] if ys is None else ys,)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        U, hs, gates, inner = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        U, hs, ends_TB, gates, inner = ctx.saved_tensors
         T, B, H = inner.shape
         dh, dx, dinner = dy.new_zeros(B, H), torch.empty_like(gates), torch.empty_like(inner)
         packed = dy.new_empty(3 * H * H)
         dy = dy.contiguous()
         outputs = (dh, dx, factors_of(dx, ctx.bf16), dinner, factors_of(dinner, ctx.bf16))
-        call("gru_backward", T, B, H, dy, U, hs, gates, inner, *outputs, packed, bf16=ctx.bf16)
+        inputs = (dy, U, hs, ends_TB, gates, inner)
+        call("gru_backward", T, B, H, *inputs, *outputs, packed, bf16=ctx.bf16)
         h_NH, dx_NG, dinner_NH = hs[:-1].flatten(0, 1), dx.flatten(0, 1), dinner.flatten(0, 1)
         dU_rz = _outer(dx_NG[:, : 2 * H], h_NH, ctx.bf16)
         dU = torch.cat((dU_rz, _outer(dinner_NH, h_NH, ctx.bf16)))
-        return dx, dU, dh, dinner_NH.sum(0)
+        return dx, dU, None, dh, dinner_NH.sum(0)
 
 
 class _GRUBefore(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TBG: Tensor, U: Tensor, h_BH: Tensor) -> tuple[Tensor]:
+    def forward(
+        ctx: Any, x_TBG: Tensor, U: Tensor, ends_TB: Tensor | None, h_BH: Tensor
+    ) -> tuple[Tensor]:
         T, B, G = x_TBG.shape
         H = G // 3
         x_TBG, U = x_TBG.contiguous(), U.contiguous()
@@ -126,25 +148,28 @@ class _GRUBefore(torch.autograd.Function):
         gates, reset = torch.empty_like(x_TBG), x_TBG.new_empty(T, B, H)
         packed = x_TBG.new_empty(3 * H * H)
         ctx.bf16 = bf16_enabled()
-        outputs = (hs, factors_of(hs, ctx.bf16), gates, reset, factors_of(reset, ctx.bf16))
-        call("before_forward", T, B, H, x_TBG, U, *outputs, packed, bf16=ctx.bf16)
-        ctx.save_for_backward(U, hs, gates, reset)
-        return (hs[1:],)
+        ys = _outputs(hs, ends_TB)
+        states = (hs, factors_of(hs, ctx.bf16), ends_TB, ys)
+        saved = (gates, reset, factors_of(reset, ctx.bf16))
+        call("before_forward", T, B, H, x_TBG, U, *states, *saved, packed, bf16=ctx.bf16)
+        ctx.save_for_backward(U, hs, ends_TB, gates, reset)
+        return (hs[1:] if ys is None else ys,)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        U, hs, gates, reset = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        U, hs, ends_TB, gates, reset = ctx.saved_tensors
         T, B, H = reset.shape
         dh, dreset, dx = dy.new_zeros(B, H), dy.new_empty(B, H), torch.empty_like(gates)
         packed = dy.new_empty(3 * H * H)
         dy = dy.contiguous()
         outputs = (dh, dx, factors_of(dx, ctx.bf16), dreset)
-        call("before_backward", T, B, H, dy, U, hs, gates, *outputs, packed, bf16=ctx.bf16)
+        inputs = (dy, U, hs, ends_TB, gates)
+        call("before_backward", T, B, H, *inputs, *outputs, packed, bf16=ctx.bf16)
         dx_NG = dx.flatten(0, 1)
         h_NH, reset_NH = hs[:-1].flatten(0, 1), reset.flatten(0, 1)
         dU_ur = _outer(dx_NG[:, : 2 * H], h_NH, ctx.bf16)
         dU = torch.cat((dU_ur, _outer(dx_NG[:, 2 * H :], reset_NH, ctx.bf16)))
-        return dx, dU, dh
+        return dx, dU, None, dh
 
 
 class _LSTM(torch.autograd.Function):
@@ -152,7 +177,13 @@ class _LSTM(torch.autograd.Function):
 
     @classmethod
     def forward(
-        cls, ctx: Any, x_TBG: Tensor, U: Tensor, h_BH: Tensor, c_BH: Tensor
+        cls,
+        ctx: Any,
+        x_TBG: Tensor,
+        U: Tensor,
+        ends_TB: Tensor | None,
+        h_BH: Tensor,
+        c_BH: Tensor,
     ) -> tuple[Tensor, Tensor]:
         T, B, G = x_TBG.shape
         H = G // 4
@@ -161,21 +192,22 @@ class _LSTM(torch.autograd.Function):
         hs[0], cs[0] = h_BH, c_BH
         gates, packed = torch.empty_like(x_TBG), x_TBG.new_empty(4 * H * H)
         ctx.bf16 = bf16_enabled()
-        outputs = (hs, factors_of(hs, ctx.bf16), cs, gates)
+        ys = _outputs(hs, ends_TB)
+        outputs = (hs, factors_of(hs, ctx.bf16), ends_TB, ys, cs, gates)
         call("lstm_forward", cls.plain, T, B, H, x_TBG, U, *outputs, packed, bf16=ctx.bf16)
-        ctx.save_for_backward(U, hs, cs, gates)
-        return hs[1:], cs[-1].clone()
+        ctx.save_for_backward(U, hs, cs, ends_TB, gates)
+        return hs[1:] if ys is None else ys, cs[-1].clone()
 
     @classmethod
-    def backward(cls, ctx: Any, dy: Tensor, dc_last: Tensor) -> tuple[Tensor, ...]:
-        U, hs, cs, gates = ctx.saved_tensors
+    def backward(cls, ctx: Any, dy: Tensor, dc_last: Tensor) -> tuple[Tensor | None, ...]:
+        U, hs, cs, ends_TB, gates = ctx.saved_tensors
         T, B, G = gates.shape
         H = G // 4
         dh, dc, dx = dy.new_zeros(B, H), dc_last.clone(), torch.empty_like(gates)
         dy, packed = dy.contiguous(), dy.new_empty(4 * H * H)
-        outputs = (dh, dc, dx, factors_of(dx, ctx.bf16))
-        call("lstm_backward", cls.plain, T, B, H, dy, U, cs, gates, *outputs, packed, bf16=ctx.bf16)
-        return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1), ctx.bf16), dh, dc
+        inputs, outputs = (dy, U, cs, ends_TB, gates), (dh, dc, dx, factors_of(dx, ctx.bf16))
+        call("lstm_backward", cls.plain, T, B, H, *inputs, *outputs, packed, bf16=ctx.bf16)
+        return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1), ctx.bf16), None, dh, dc
 
 
 class _LSTMThread(_LSTM):
@@ -184,25 +216,30 @@ class _LSTMThread(_LSTM):
 
 class _RNN(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_TBG: Tensor, U: Tensor, h_BH: Tensor) -> tuple[Tensor]:
+    def forward(
+        ctx: Any, x_TBG: Tensor, U: Tensor, ends_TB: Tensor | None, h_BH: Tensor
+    ) -> tuple[Tensor]:
         T, B, H = x_TBG.shape
         x_TBG, U = x_TBG.contiguous(), U.contiguous()
         hs, packed = x_TBG.new_empty(T + 1, B, H), x_TBG.new_empty(H * H)
         hs[0] = h_BH
         ctx.bf16 = bf16_enabled()
-        call("rnn_forward", T, B, H, x_TBG, U, hs, factors_of(hs, ctx.bf16), packed, bf16=ctx.bf16)
-        ctx.save_for_backward(U, hs)
-        return (hs[1:],)
+        ys = _outputs(hs, ends_TB)
+        outputs = (hs, factors_of(hs, ctx.bf16), ends_TB, ys)
+        call("rnn_forward", T, B, H, x_TBG, U, *outputs, packed, bf16=ctx.bf16)
+        ctx.save_for_backward(U, hs, ends_TB, ys)
+        return (hs[1:] if ys is None else ys,)
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, ...]:
-        U, hs = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        U, hs, ends_TB, ys = ctx.saved_tensors
         T, B, H = dy.shape
         dh, dx, packed = dy.new_zeros(B, H), dy.new_empty(T, B, H), dy.new_empty(H * H)
         dy = dy.contiguous()
+        inputs = (dy, U, hs[1:] if ys is None else ys, ends_TB)
         outputs = (dh, dx, factors_of(dx, ctx.bf16))
-        call("rnn_backward", T, B, H, dy, U, hs, *outputs, packed, bf16=ctx.bf16)
-        return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1), ctx.bf16), dh
+        call("rnn_backward", T, B, H, *inputs, *outputs, packed, bf16=ctx.bf16)
+        return dx, _outer(dx.flatten(0, 1), hs[:-1].flatten(0, 1), ctx.bf16), None, dh
 
 
 STEPS: dict[type[NativeCell], type[torch.autograd.Function]] = {
