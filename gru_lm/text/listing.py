@@ -84,8 +84,8 @@ class Listing:
 
     def between(self, low: int, high: int) -> Mask:
         """Mask of the records with places in [low, high)."""
-        mask_N = np.ones(len(self.places_N), bool)
-        if low > 0:
+        mask_N = np.full(len(self.places_N), low < PLACES)
+        if 0 < low < PLACES:
             mask_N &= self.places_N >= np.uint64(low)
         if high < PLACES:
             mask_N &= self.places_N < np.uint64(high)
