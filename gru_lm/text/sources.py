@@ -36,7 +36,7 @@ def open_documents(
 
     A spec is one of:
 
-    - a file; .gz, .bz2 and .xz are decompressed;
+    - a file; .gz, .bz2, .xz and .zst are decompressed;
     - a folder: its text files, recursively, sorted by path; hidden files, files written by gru-lm
       (layout.py) and links to folders are skipped;
     - a glob, unless a file has exactly this name; matches are treated like the contents of a folder;
