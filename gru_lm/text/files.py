@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, cast
 from gru_lm.errors import InputError, UsageError
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")
+PARQUET = b"PAR1\x15"  # the magic number and the first byte of any page or footer
 # First bytes of a file, its format, and the hint for a file of that name.
 MAGIC = (
     (b"\x1f\x8b\x08", "gzip, compressed under another name", "mv {0} {0}.gz"),
@@ -33,6 +34,7 @@ MAGIC = (
     (b"(\xb5/\xfd", "zstd, compressed under another name", "mv {0} {0}.zst"),
     (b"PK\x03\x04", "a zip archive", "unzip -p {0} > text.txt"),
     (b"PK\x05\x06", "an empty zip archive", "use a text file"),
+    (PARQUET, "a table in Parquet", "--field NAME, which makes each of its rows a record"),
     (b"%PDF-", "a PDF document", "pdftotext {0} text.txt"),
     (b"\x89PNG\r\n\x1a\n", "a PNG picture", "name a text file"),
 )
@@ -79,10 +81,10 @@ def reading(name: str, path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             raw = cast(BinaryIO, stack.enter_context(os.fdopen(descriptor, "rb")))
             yield raw, stack.enter_context(_unpacked(raw, path.suffix.lower()))
     except (gzip.BadGzipFile, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise _damaged(name, path, error) from error
+        raise damaged(name, path, error) from error
     except OSError as error:
         if error.errno is None:  # how bz2 reports damage
-            raise _damaged(name, path, error) from error
+            raise damaged(name, path, error) from error
         raise unreadable(name, path, error) from error
 
 
@@ -145,7 +147,8 @@ class _Zstandard(io.RawIOBase):
         return data
 
 
-def _damaged(name: str, path: Path, error: Exception) -> InputError:
+def damaged(name: str, path: Path, error: Exception) -> InputError:
+    """The InputError for a file whose content is not what its suffix says."""
     return InputError(
         f"{name}: damaged, or not {path.suffix.lower().removeprefix('.')} data",
         why=str(error),
@@ -186,7 +189,9 @@ def judge(name: str, path: Path, head: bytes, encoding: str) -> None:
     for magic, kind, remedy in MAGIC:
         if head.startswith(magic) and (magic != b"BZh" or head[4:10] in BZIP2_BLOCKS):
             hint = remedy.format(_quoted(path))
-            if name == "-" or path.suffix.lower() in PACKED:
+            if name == "-" and magic == PARQUET:
+                hint = "save it as a .parquet file, and name that file"
+            elif name == "-" or path.suffix.lower() in PACKED:
                 hint = "decompress it to plain text first, with zcat, unzip -p or zstd -dc"
             raise NotTextError(f"{what} is {kind}", hint=hint)
     if encoding == "utf-8":
