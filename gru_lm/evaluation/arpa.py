@@ -60,6 +60,8 @@ def open_arpa(path: Path) -> Ngram:
 
 def _check_head(name: str, path: Path) -> None:
     r"""Reject files that are not ARPA, and counts that would make kenlm access invalid memory."""
+    if path.suffix.lower() == ".zst":
+        raise InputError(f"{name}: kenlm does not read zstd", hint="decompress it with zstd -d")
     with files.reading(name, path) as (raw, stream):
         head = stream.read(4096)
         if head.startswith(_BINARY):

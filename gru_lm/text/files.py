@@ -11,6 +11,7 @@ import codecs
 import difflib
 import errno
 import gzip
+import io
 import lzma
 import os
 import shlex
@@ -19,22 +20,27 @@ import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from gru_lm.errors import InputError, UsageError
 
-PACKED = (".gz", ".bz2", ".xz")
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+PARQUET = b"PAR1\x15"  # the magic number and the first byte of any page or footer
 # First bytes of a file, its format, and the hint for a file of that name.
 MAGIC = (
     (b"\x1f\x8b\x08", "gzip, compressed under another name", "mv {0} {0}.gz"),
     (b"BZh", "bzip2, compressed under another name", "mv {0} {0}.bz2"),
     (b"\xfd7zXZ\x00", "xz, compressed under another name", "mv {0} {0}.xz"),
-    (b"(\xb5/\xfd", "zstd, which is not decompressed automatically", "zstd -dc {0} > text.txt"),
+    (b"(\xb5/\xfd", "zstd, compressed under another name", "mv {0} {0}.zst"),
     (b"PK\x03\x04", "a zip archive", "unzip -p {0} > text.txt"),
     (b"PK\x05\x06", "an empty zip archive", "use a text file"),
+    (PARQUET, "a table in Parquet", "--field NAME, which makes each of its rows a record"),
     (b"%PDF-", "a PDF document", "pdftotext {0} text.txt"),
     (b"\x89PNG\r\n\x1a\n", "a PNG picture", "name a text file"),
 )
+ZSTD_INPUT = 1 << 12  # bytes; a few of them can stand for 128 KiB of output
+ZSTD_OUTPUT = 1 << 16
+ZSTD_WINDOW = 1 << 31  # bytes, as of zstd --long=31, the most that the format's tools write
 BZIP2_BLOCKS = (b"1AY&SY", b"\x17rE8P\x90")  # after "BZh" and a digit
 MARKS = (  # longer ones first: the byte order mark of UTF-32-LE starts with that of UTF-16-LE
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -75,10 +81,10 @@ def reading(name: str, path: Path) -> Iterator[tuple[BinaryIO, BinaryIO]]:
             raw = cast(BinaryIO, stack.enter_context(os.fdopen(descriptor, "rb")))
             yield raw, stack.enter_context(_unpacked(raw, path.suffix.lower()))
     except (gzip.BadGzipFile, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise _damaged(name, path, error) from error
+        raise damaged(name, path, error) from error
     except OSError as error:
         if error.errno is None:  # how bz2 reports damage
-            raise _damaged(name, path, error) from error
+            raise damaged(name, path, error) from error
         raise unreadable(name, path, error) from error
 
 
@@ -89,10 +95,60 @@ def _unpacked(raw: BinaryIO, suffix: str) -> BinaryIO:
         return cast(BinaryIO, bz2.BZ2File(raw))
     if suffix == ".xz":
         return cast(BinaryIO, lzma.LZMAFile(raw))
+    if suffix == ".zst":
+        return cast(BinaryIO, io.BufferedReader(_Zstandard(raw), ZSTD_OUTPUT))
     return raw
 
 
-def _damaged(name: str, path: Path, error: Exception) -> InputError:
+class _Zstandard(io.RawIOBase):
+    """The decompressed content of a file with any number of zstd frames.
+
+    The package's own stream ends without an error in the middle of a truncated frame. Raises OSError
+    for damage and EOFError for a frame that is not complete.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._frame: Any = None
+        self._packed, self._ready = b"", memoryview(b"")
+        self._given = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._given
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._ready:
+            self._packed = self._packed or self._file.read(ZSTD_INPUT)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("the last frame is not complete")
+                return 0
+            self._ready = memoryview(self._decompressed())
+        count = min(len(buffer), len(self._ready))
+        buffer[:count], self._ready = self._ready[:count], self._ready[count:]
+        self._given += count
+        return count
+
+    def _decompressed(self) -> bytes:
+        from zstandard import ZstdDecompressor, ZstdError
+
+        try:
+            if self._frame is None:
+                self._frame = ZstdDecompressor(max_window_size=ZSTD_WINDOW).decompressobj()
+            data: bytes = self._frame.decompress(self._packed)
+        except ZstdError as error:
+            raise OSError(str(error)) from error
+        self._packed = b""
+        if self._frame.eof:
+            self._packed, self._frame = self._frame.unused_data, None
+        return data
+
+
+def damaged(name: str, path: Path, error: Exception) -> InputError:
+    """The InputError for a file whose content is not what its suffix says."""
     return InputError(
         f"{name}: damaged, or not {path.suffix.lower().removeprefix('.')} data",
         why=str(error),
@@ -133,7 +189,9 @@ def judge(name: str, path: Path, head: bytes, encoding: str) -> None:
     for magic, kind, remedy in MAGIC:
         if head.startswith(magic) and (magic != b"BZh" or head[4:10] in BZIP2_BLOCKS):
             hint = remedy.format(_quoted(path))
-            if name == "-" or path.suffix.lower() in PACKED:
+            if name == "-" and magic == PARQUET:
+                hint = "save it as a .parquet file, and name that file"
+            elif name == "-" or path.suffix.lower() in PACKED:
                 hint = "decompress it to plain text first, with zcat, unzip -p or zstd -dc"
             raise NotTextError(f"{what} is {kind}", hint=hint)
     if encoding == "utf-8":

@@ -224,7 +224,7 @@ def open_texts(
     valid: str | None,
     test: str | None,
     encoding: str,
-    form: Form | None,
+    form: Form | None = None,
     stdin: Path | None,
     stop: Stop,
     progress: Progress,

@@ -14,12 +14,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from gru_lm import atomic, caches, layout
 from gru_lm.errors import InputError
 from gru_lm.signals import Stop, never, unheard
 from gru_lm.text import corpora, files
 from gru_lm.text.documents import CHUNK, Document, FileDocument, identity_of
+from gru_lm.text.records import ROW, Form
+from gru_lm.text.tables import FORMATS, PARQUET, format_of, not_a_table
 
 HEAD = 1 << 13  # bytes inspected to decide whether a file is text
 
@@ -28,7 +31,7 @@ def open_documents(
     specs: Sequence[str],
     *,
     encoding: str = "utf-8",
-    form: object = None,
+    form: Form | None = None,
     stdin: Path | None = None,
     stop: Stop = never,
     note: Callable[[str], None] = unheard,
@@ -37,53 +40,61 @@ def open_documents(
 
     A spec is one of:
 
-    - a file; .gz, .bz2 and .xz are decompressed;
+    - a file; .gz, .bz2, .xz and .zst are decompressed;
     - a folder: its text files, recursively, sorted by path; hidden files, files written by gru-lm
       (layout.py) and links to folders are skipped;
     - a glob, unless a file has exactly this name; matches are treated like the contents of a folder;
     - `-`: standard input, read from the file `stdin` created by `spool_stdin`;
     - `@name`: a corpus, always in UTF-8; `./@name` and `./-` are files.
 
-    A file matched by several specs is included once, at its first position. `note` is called before
-    downloads. Raises InputError for a file that is missing, unreadable, empty or not text (in
-    folders and globs, empty and non-text files are skipped, but one text is required), and
-    UsageError for an unknown encoding.
+    A file matched by several specs is included once, at its first position. If the records of `form`
+    are rows, files must be tables by their names; only then may they be in Parquet. `note` is called
+    before downloads. Raises InputError for a file that is missing, unreadable, empty, not text or no
+    table (in folders and globs, such files are skipped, but one is required), and UsageError for an
+    unknown encoding.
     """
-    encoding = files.known_encoding(encoding)
+    opening = _Opening(files.known_encoding(encoding), form is not None and form.unit == ROW)
     documents: dict[tuple[int, int], Document] = {}
     for spec in specs:
-        for document in _expand(spec, encoding=encoding, stdin=stdin, stop=stop, note=note):
+        for document in _expand(spec, opening, stdin=stdin, stop=stop, note=note):
             documents.setdefault(document.identity[:2], document)
     return list(documents.values())
 
 
+class _Opening(NamedTuple):
+    """How files are opened: the encoding of texts, and whether they must be tables."""
+
+    encoding: str
+    tables: bool
+
+
 def _expand(
     spec: str,
+    opening: _Opening,
     *,
-    encoding: str,
     stdin: Path | None,
     stop: Stop,
     note: Callable[[str], None],
 ) -> Iterator[FileDocument]:
     if spec == "-":
         assert stdin is not None, "the caller spools standard input first"
-        yield _file_document("-", stdin, encoding)
+        yield _file_document("-", stdin, opening)
     elif spec.startswith("@"):
         for path in corpora.corpus_paths(spec[1:], stop=stop, note=note):
-            yield _file_document(f"{spec}/{path.name}", path, "utf-8")
+            yield _file_document(f"{spec}/{path.name}", path, opening._replace(encoding="utf-8"))
     elif not spec or "\0" in spec:
         raise InputError(f"{spec!r} is not a valid file name")
     elif _is_folder(Path(spec)):
-        yield from _texts_among(spec, _walk(Path(spec)), encoding, stop)
+        yield from _texts_among(spec, _walk(Path(spec)), opening, stop)
     elif glob.has_magic(spec) and not os.path.lexists(spec):
         # As in a shell, * does not match hidden files; folders are searched recursively.
         matches = map(Path, sorted(glob.glob(spec, recursive=True)))  # noqa: PTH207
         paths = (path for each in matches for path in (_walk(each) if _is_folder(each) else [each]))
-        yield from _texts_among(spec, paths, encoding, stop)
+        yield from _texts_among(spec, paths, opening, stop)
     elif spec in corpora.names() and not os.path.lexists(spec):
         raise InputError(f"{spec}: no such file", hint=f"for the corpus: @{spec}")
     else:
-        yield _file_document(files.shown(spec), Path(spec), encoding)
+        yield _file_document(files.shown(spec), Path(spec), opening)
 
 
 def _is_folder(path: Path) -> bool:
@@ -114,7 +125,7 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 
 def _texts_among(
-    spec: str, paths: Iterable[Path], encoding: str, stop: Stop
+    spec: str, paths: Iterable[Path], opening: _Opening, stop: Stop
 ) -> Iterator[FileDocument]:
     seen = texts = 0
     written = _output_streams()
@@ -126,7 +137,7 @@ def _texts_among(
         if not in_cache and caches.contains(path.absolute()):
             continue
         try:
-            document = _file_document(files.shown(path), path, encoding, named=False)
+            document = _file_document(files.shown(path), path, opening, named=False)
         except files.NotTextError:
             continue
         if document.identity[:2] in written:
@@ -134,8 +145,10 @@ def _texts_among(
         texts += 1
         yield document
     if not texts:
-        what = f"none of its {seen:,} files is text" if seen else "no files found"
-        raise InputError(f"{files.shown(spec)}: {what}", hint="give a text file, or another folder")
+        kind = "a table" if opening.tables else "text"
+        what = f"none of its {seen:,} files is {kind}" if seen else "no files found"
+        wanted = f"a table ({', '.join(FORMATS)})" if opening.tables else "a text file"
+        raise InputError(f"{files.shown(spec)}: {what}", hint=f"give {wanted}, or another folder")
 
 
 def _output_streams() -> set[tuple[int, int]]:
@@ -148,18 +161,22 @@ def _output_streams() -> set[tuple[int, int]]:
     return outputs
 
 
-def _file_document(name: str, path: Path, encoding: str, *, named: bool = True) -> FileDocument:
-    """Open the document at `path`. Raises InputError if it is unreadable or not text.
+def _file_document(name: str, path: Path, opening: _Opening, *, named: bool = True) -> FileDocument:
+    """Open the document at `path`. Raises InputError if it is unreadable, not text or no table.
 
     Unless explicitly `named`, files written by gru-lm are rejected too.
     """
+    table = format_of(name) if opening.tables else None
     with files.reading(name, path) as (raw, stream):
+        if opening.tables and name != "-" and table is None:
+            raise not_a_table(name)
         identity = identity_of(os.fstat(raw.fileno()))
         head = stream.read(HEAD)
     if not named and layout.begins_as_ours(head):
         raise files.NotTextError(f"{name} was written by gru-lm")
-    files.judge(name, path, head, encoding)
-    return FileDocument(name, path, encoding, identity)
+    if table != PARQUET or not head.startswith(files.PARQUET):
+        files.judge(name, path, head, opening.encoding)
+    return FileDocument(name, path, opening.encoding, identity)
 
 
 def spool_stdin(path: Path, *, stop: Stop = never) -> None:

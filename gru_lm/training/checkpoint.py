@@ -39,6 +39,7 @@ FOREIGN = {
     b"\x1f\x8b": "a gzip archive",
     b"BZh": "a bzip2 archive",
     b"\xfd7zXZ": "an xz archive",
+    b"(\xb5/\xfd": "a zstd archive",
 }
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from gru_lm.errors import InputError
 from gru_lm.text import documents, sources
@@ -116,7 +117,7 @@ def test_a_few_control_characters_are_text(tmp_path: Path, text: str) -> None:
         (bz2.compress(b"text"), "mv '{0}' '{0}'.bz2"),
         (bz2.compress(b""), "mv '{0}' '{0}'.bz2"),
         (lzma.compress(b"text"), "mv '{0}' '{0}'.xz"),
-        (b"\x28\xb5\x2f\xfd\x04\x00", "zstd -dc '{0}' > text.txt"),
+        (zstandard.compress(b"text"), "mv '{0}' '{0}'.zst"),
     ],
     ids=["gzip", "bzip2", "empty bzip2", "xz", "zstd"],
 )
@@ -145,7 +146,13 @@ def test_compressed_twice_and_compressed_standard_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+    ("suffix", "pack"),
+    [
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".xz", lzma.compress),
+        (".zst", zstandard.ZstdCompressor(write_checksum=True).compress),
+    ],
 )
 def test_damaged_archives(tmp_path: Path, suffix: str, pack) -> None:
     noise = random.Random(2).randbytes(40_000).hex().encode()
@@ -156,6 +163,21 @@ def test_damaged_archives(tmp_path: Path, suffix: str, pack) -> None:
         error = refusal(made(tmp_path / f"text{suffix}", content))
         assert "damaged" in error.message
         assert f"text{suffix}" in error.message
+
+
+def test_zstd_that_ends_too_early_or_goes_on_as_something_else(tmp_path: Path) -> None:
+    frame = zstandard.compress(b"text\n" * 1000)
+    for content in (frame[:-1], frame + frame[:5], frame + b"more", frame + frame[:1]):
+        path = made(tmp_path / "text.zst", content)
+        with pytest.raises(InputError, match=r"text\.zst: damaged, or not zst data"):
+            read(path)
+
+
+def test_zstd_with_a_bad_byte(tmp_path: Path) -> None:
+    content = "é\n".encode() * 100_000 + b"\xff"
+    path = made(tmp_path / "text.zst", zstandard.compress(content))
+    with pytest.raises(InputError, match=r"zst, line 100,001: not utf-8 at byte 300,000"):
+        read(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf"])

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gru_lm.commands.train import fit
 from gru_lm.commands.train.clock import EXIT_SECONDS, Pace
+from gru_lm.evaluation import validation
 from gru_lm.evaluation.scoring import COLUMN_BATCH, COLUMN_CHUNK, columns_read
 
 
@@ -50,7 +50,7 @@ def test_validation_time_is_predicted_from_warm_trials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Timings as observed on one core: the second trial took three times as long as the later ones."""
-    now, tries, chosen = 0.0, iter((0.5, 0.386, 0.112, 0.12)), pace()
+    now, tries = 0.0, iter((0.5, 0.386, 0.112, 0.12))
     piece = COLUMN_BATCH * COLUMN_CHUNK
 
     def validate(_: object, tokens: np.ndarray, **__: object) -> None:
@@ -58,19 +58,11 @@ def test_validation_time_is_predicted_from_warm_trials(
         assert len(tokens) == piece
         now += next(tries)
 
-    monkeypatch.setattr(fit, "validate", validate)
-    monkeypatch.setattr(fit, "time", SimpleNamespace(monotonic=lambda: now))
-    model = SimpleNamespace(train=lambda: None)
-    model.eval = lambda: model
-    run: Any = SimpleNamespace(
-        state=SimpleNamespace(model=model),
-        data=SimpleNamespace(
-            valid=SimpleNamespace(tokens=np.zeros(20 * piece)),
-            tokenizer=SimpleNamespace(newline_id=0),
-        ),
-        stop=lambda: None,
-        pace=chosen,
+    monkeypatch.setattr(validation, "validate", validate)
+    monkeypatch.setattr(validation, "time", SimpleNamespace(monotonic=lambda: now))
+    model: Any = None
+    seconds = validation.seconds_of(
+        model, np.zeros(20 * piece), newline_id=0, stop=lambda: None
     )
-    fit.Trainer._try_validation(run, 60.0)
     whole = 0.112 * columns_read(20 * piece) / piece
-    assert whole < chosen.validation_seconds < 1.3 * whole
+    assert whole < seconds < 1.3 * whole

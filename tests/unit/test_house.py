@@ -50,6 +50,8 @@ OWNERS = {
     "lm_eval": {"integrations/lm_eval.py"},
     "fcntl": {"atomic.py", "training/folder.py", "text/"},
     "platformdirs": {"caches.py"},
+    "zstandard": {"text/files.py"},
+    "pyarrow": {"text/parquet.py"},
 }
 MODULES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 LONGEST = 350  # lines

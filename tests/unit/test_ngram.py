@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -123,6 +124,14 @@ def test_packed_files_are_read(tmp_path: Path) -> None:
     path = tmp_path / "tiny.arpa.gz"
     path.write_bytes(gzip.compress(ARPA.encode()))
     assert word_sums(open_arpa(path), ["a\n"]).logprob == pytest.approx(sum(by_hand("a")))
+
+
+def test_packed_files_that_kenlm_does_not_read(tmp_path: Path) -> None:
+    pytest.importorskip("kenlm")
+    path = tmp_path / "tiny.arpa.zst"
+    path.write_bytes(zstandard.compress(ARPA.encode()))
+    with pytest.raises(InputError, match=r"tiny\.arpa\.zst: kenlm does not read zstd"):
+        open_arpa(path)
 
 
 BAD = {

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from gru_lm.errors import InputError, UsageError
 from gru_lm.text import sources
@@ -62,12 +63,36 @@ def test_characters_across_chunks_and_bounded_pieces(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("suffix", "pack"), [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)]
+    ("suffix", "pack"),
+    [
+        (".gz", gzip.compress),
+        (".bz2", bz2.compress),
+        (".xz", lzma.compress),
+        (".zst", zstandard.compress),
+    ],
 )
 def test_decompressed_on_the_way(tmp_path: Path, suffix: str, pack) -> None:
     path = tmp_path / f"text.txt{suffix}"
     path.write_bytes(pack(b"packed\r\n"))
     assert texts(path) == {str(path): "packed\r\n"}
+
+
+def test_zstd_of_several_frames(tmp_path: Path) -> None:
+    """Also empty frames, frames to be skipped, as in files that can be searched, and wide windows."""
+    wide = zstandard.ZstdCompressionParameters.from_level(3, window_log=28, enable_ldm=True)
+    stream = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    skipped = b"\x50\x2a\x4d\x18" + (4).to_bytes(4, "little") + b"\0\0\0\0"
+    frames = [
+        skipped,
+        zstandard.compress(b"one\n" * 100_000),
+        zstandard.compress(b""),
+        skipped,
+        stream.compress(b"two\n") + stream.flush(),
+        skipped,
+    ]
+    path = tmp_path / "text.ZST"
+    path.write_bytes(b"".join(frames))
+    assert texts(path) == {str(path): "one\n" * 100_000 + "two\n"}
 
 
 def test_a_folder_is_read_in_order_without_what_is_no_text(tmp_path: Path) -> None:
