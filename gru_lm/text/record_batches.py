@@ -15,6 +15,7 @@ import heapq
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ PER_ROW = 12  # records in a row of a chapter, on average: padding is at most ab
 LONGEST_SHARE = 2 / 3  # of a row that the longest record may take
 MOST_TOKENS = 1 << 22  # of a chapter, which is held in memory
 
-Integers = npt.NDArray[np.integer]
+Integers = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,8 +17,7 @@ from gru_lm.layout import RECORDS
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
 from gru_lm.text.parts import ListPart, ListSources, Sources, Texts
-from gru_lm.text.recognise import MAYBE, looks_like_list
-from gru_lm.text.recognise import RECORDS as A_LIST
+from gru_lm.text.recognise import looks_like_list
 from gru_lm.text.record_keys import Keys, among, read_keys, write_keys
 from gru_lm.text.records import LINE
 from gru_lm.text.sources import open_documents
@@ -41,13 +40,13 @@ def _recognised(config: Settings, *, stdin: Path, stop: Stop) -> str:
         config.text, encoding=config.encoding, stdin=stdin, stop=stop, note=console.note
     )
     found = looks_like_list(documents)
-    if found == A_LIST:
+    if found == "records":
         console.note(
             "the text is a list: each line is trained as a record of its own, in no order "
             "(--records none: as running text)"
         )
         return LINE
-    if found == MAYBE:
+    if found == "maybe":
         console.note(
             "the text looks like a list; with --records line, each line would be a record of its own, "
             "in no order, and a random tenth of them held out"
