@@ -23,13 +23,13 @@ from gru_lm.reporting.drawings import LEFT, RIGHT, TOP, Scale, padded, svg
 from gru_lm.reporting.figures import (
     BESIDE,
     FIGURES,
-    SPELLED,
     Result,
     beside,
     change,
     differences,
     interval_of,
     judged_pairs,
+    labels_of,
     styles,
     with_settings,
 )
@@ -116,6 +116,12 @@ def eval_page(
     for heading, rows in (("Baselines", result.get("baselines")), rows_beside):
         compared = [_compared(row, result) for row in rows or ()]
         parts.append(_table(heading, "name", "bits_per_byte, perplexity, change", compared))
+    strange = [
+        {**each, "nats": _shown(each["nats"], ".3f")} for each in result.get("strangest") or ()
+    ]
+    parts.append(
+        _table("Strangest records", "text", "nats_per_token, nats, tokens, file, line, id", strange)
+    )
     parts += [_pairs(pairs) if pairs else "", _coloured(tokens, *shown_of) if tokens else ""]
     return _page(title, parts)
 
@@ -196,14 +202,12 @@ def _table(heading: str, first: str, keys: str, rows: Sequence[Result]) -> str:
 
 
 def _figures(result: Result) -> list[dict[str, str]]:
-    note = " (unknown words spelled)" if result.get("unknown_tokens") else ""
     rows, style = [], styles(result)
-    for key, label, _ in FIGURES:
-        if key in result:
-            value = _shown(result[key], style[key])
-            if key == "bits_per_byte" and (interval := interval_of(result)):
-                value += f" ({interval})"
-            rows.append({"figure": label + note if key in SPELLED else label, "value": value})
+    for key, label in labels_of(result).items():
+        value = _shown(result[key], style[key])
+        if key == "bits_per_byte" and (interval := interval_of(result)):
+            value += f" ({interval})"
+        rows.append({"figure": label, "value": value})
     return rows
 
 

@@ -120,15 +120,14 @@ def _common_form(models: Sequence[Path], checkpoints: Sequence[Checkpoint]) -> F
     if (a and (a.unit, a.field)) == (b and (b.unit, b.field)):
         return a
     said = [f"{path} on {_described(form)}" for path, form in zip(models, (a, b), strict=True)]
-    scores = (
-        "a model of records predicts each from its start, one of running text each line from those before"
-        if a is None or b is None
-        else "their records are different parts of a file"
-    )
+    if a is None or b is None:
+        why = "one predicts each record from its start, the other each line from those before"
+    else:
+        why = "their records are different parts of a file"
     raise UsageError(
-        f"trained on different forms of text: {said[0]}, {said[1]}",
-        why=scores,
-        hint="compare runs of the same form; --records says which, when training",
+        f"the runs were trained on different forms of text: {said[0]}, {said[1]}",
+        why=why,
+        hint="train both with the same --records or --field",
     )
 
 

@@ -1,9 +1,9 @@
 """Compare cells by training them on the same text or list.
 
 Training is in commands/train/, matching of the cells in matching.py, statistics in evaluation/paired.py
-and statistics.py; finished models are compared in models.py. Prints no results. Invariant: an interrupted and resumed comparison ends with the same
-runs and figures as an uninterrupted one, except that with a budget in minutes, the time to resume counts
-against the interrupted run.
+and statistics.py; finished models are compared in models.py. Prints no results. Invariant: an interrupted
+and resumed comparison ends with the same runs and figures as an uninterrupted one, except that with a
+budget in minutes, the time to resume counts against the interrupted run.
 """
 
 from __future__ import annotations
