@@ -110,8 +110,8 @@ def cells_differences(
 ) -> list[dict[str, Any]]:
     """Differences between all pairs of cells.
 
-    `sums`: per cell and seed, the `nats` and `bytes` of the same blocks of text; with `of_records`, of the
-    same groups of records. `at` names the controlled quantity, as in "at equal parameters". `by`
+    `sums`: per cell and seed, the `nats` and `bytes` of the same blocks of text; with `of_records`, of
+    the same groups of records. `at` names the controlled quantity, as in "at equal parameters". `by`
     describes the training and is appended to every verdict.
     """
     bytes_K = np.array(next(iter(sums.values()))[0]["bytes"])

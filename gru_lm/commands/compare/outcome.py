@@ -89,7 +89,10 @@ def limits(record: Record, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             f"{question.match} differ by {record.mismatch:.1%}: no width matches the given --width more "
             "closely; without it, the planner chooses matching widths"
         )
-    if question.match != "time" and len(tokens := {row["tokens"] for row in rows}) > 1:
+    # With another seed, other records of a list are read, whose lengths differ.
+    of_seeds = {(row["seed"], row["tokens"]) for row in rows}
+    if question.match != "time" and len(of_seeds) > len({seed for seed, _ in of_seeds}):
+        tokens = [row["tokens"] for row in rows]
         yield f"runs trained on different numbers of tokens: {min(tokens):,} to {max(tokens):,}"
 
 

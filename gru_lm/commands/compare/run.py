@@ -1,9 +1,9 @@
 """Compare cells by training them on the same text or list.
 
 Training is in commands/train/, matching of the cells in matching.py, statistics in evaluation/paired.py
-and statistics.py; finished models are compared in models.py. Prints no results. Invariant: an interrupted
-and resumed comparison ends with the same runs and figures as an uninterrupted one, except that with a
-budget in minutes, the time to resume counts against the interrupted run.
+and statistics.py; finished models are compared in models.py. Prints no results. Invariant: an
+interrupted and resumed comparison ends with the same runs and figures as an uninterrupted one, except
+that with a budget in minutes, the time to resume counts against the interrupted run.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from gru_lm.commands.compare.matching import fixed, mismatch, parameters, plan_c
 from gru_lm.commands.compare.outcome import outcome
 from gru_lm.commands.compare.scoring import scored
 from gru_lm.commands.load import load_model, read_again
+from gru_lm.commands.train.lists import repeated
 from gru_lm.commands.train.run import resume, train
 from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import BudgetError, DivergedError, InputError, Stopped
@@ -132,7 +133,7 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
     left = [run for run in order if comparison.measured(*run) is None]
     if left:  # repeat measurements made before white space was charged
         left = [run for run in order if "spelling_share" not in (comparison.measured(*run) or {})]
-    documents = _held_out(comparison, record, stop=stop) if left else ()
+    documents, repeats = _held_out(comparison, record, stop=stop) if left else ((), [])
     started = time.monotonic()
     for done, (cell, seed) in enumerate(left):
         minutes = record.question.settings.minutes or 0
@@ -156,12 +157,18 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
             raise
         row = {"cell": cell, "seed": seed, "width": plan.width, **_speed(directory, trained)}
         row |= _measured(directory, record, plan, documents, stop=stop)
+        row["caveats"] += repeats
         comparison.complete(cell, seed, row)
     return [saved for run in order if (saved := comparison.measured(*run))]
 
 
-def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Document, ...]:
-    """The text all runs are measured on. Raises InputError if any of the texts has changed."""
+def _held_out(
+    comparison: Comparison, record: Record, *, stop: Stop
+) -> tuple[tuple[Document, ...], list[str]]:
+    """The text all runs are measured on, and caveats about it.
+
+    Raises InputError if any of the texts has changed.
+    """
     config = record.plan(record.question.cells[0])
     is_word = record.kind == "word"
     try:
@@ -176,7 +183,7 @@ def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Do
             hint="restore the text, or start again with another --out",
         )
     documents: tuple[Document, ...] = getattr(texts, record.part).documents
-    return documents
+    return documents, [said for part, said in repeated(texts).items() if part == record.part]
 
 
 def _speed(directory: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
