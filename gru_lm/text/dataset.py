@@ -175,7 +175,13 @@ def excerpt(part: Part, characters: int | None, *, stop: Stop) -> Part:
 
 
 def make_tokenizer(
-    kind: str, train: Part, *, vocab_size: int | None, characters: int | None, stop: Stop
+    kind: str,
+    train: Part,
+    *,
+    vocab_size: int | None,
+    characters: int | None,
+    whole: Sequence[str],
+    stop: Stop,
 ) -> Tokenizer:
     """Train a tokenizer on the training split, or on a sample of at most `characters` from it."""
     return train_tokenizer(
@@ -183,6 +189,7 @@ def make_tokenizer(
         lambda: _text(train.documents),
         vocab_size=vocab_size,
         characters=characters,
+        whole=whole,
         stop=stop,
     )
 
