@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from gru_lm.text import segments
 from gru_lm.text.tokenizer_encoders import Encoder, Ids, clean
 
-_DEEPEST = 40  # levels of a pattern; Python compiles patterns recursively
+# Python tries alternatives one by one, and compiles nested patterns recursively.
+_MOST_OPTIONS, _DEEPEST = 16, 20
 
 
 class Finder:
@@ -73,12 +75,27 @@ def _any_of(words: Sequence[str], depth: int = 0) -> str:
     for word in words:
         by_first.setdefault(word[:1], []).append(word)
     ends_here = by_first.pop("", None) is not None
-    options = []
-    for alike in by_first.values():
+    options = {}
+    for first, alike in sorted(by_first.items()):
         beginning = _shared(alike)
         tails = [word[len(beginning) :] for word in alike]
-        options.append(re.escape(beginning) + (_any_of(tails, depth + 1) if any(tails) else ""))
-    return f"(?:{'|'.join([*options, *[''] * ends_here])})"
+        further = _any_of(tails, depth + 1) if any(tails) else ""
+        options[first] = re.escape(beginning) + further
+    return f"(?:{_by_range(options)}{'|' * ends_here})"
+
+
+def _by_range(options: Mapping[str, str]) -> str:
+    """Alternatives, given by their first characters in order, which narrow down many of them."""
+    if len(options) <= _MOST_OPTIONS:
+        return "|".join(options.values())
+    firsts = list(options)
+    size = -(-len(firsts) // _MOST_OPTIONS)
+    ranges = [firsts[at : at + size] for at in range(0, len(firsts), size)]
+    return "|".join(
+        f"(?=[{re.escape(each[0])}-{re.escape(each[-1])}])"
+        f"(?:{_by_range({first: options[first] for first in each})})"
+        for each in ranges
+    )
 
 
 def _shared(words: Sequence[str]) -> str:
@@ -99,6 +116,16 @@ def whole_surfaces(whole: Sequence[str], *, as_words: bool) -> list[bytes]:
     return [(" " * space + piece).encode() for space, piece in zip(spaced, whole, strict=True)]
 
 
+def _line(text: str, texts: Iterator[str], after: list[str]) -> Iterator[str]:
+    """A line that begins with `text` and continues in `texts`; appends what follows it to `after`."""
+    while not (end := text.find("\n") + 1):
+        yield text
+        if not (text := next(texts, "")):
+            return
+    yield text[:end]
+    after.append(text[end:])
+
+
 class WholeEncoder(Encoder):
     """Pieces that stay whole, and the text between them by the encoder of a tokenizer without them.
 
@@ -115,6 +142,23 @@ class WholeEncoder(Encoder):
         self._ids["\n"] = newline_id
 
     def blocks(self, pieces: Iterable[str], size: int) -> Iterator[str]:
+        """Blocks end at ends of lines; where a line is longer than `size`, as those of `inner` do."""
+        texts = segments.joined(pieces, size)
+        rest = ""
+        for text in texts:
+            rest += text
+            if end := rest.rfind("\n") + 1:
+                yield rest[:end]
+                rest = rest[end:]
+            elif len(rest) > size:
+                after: list[str] = []
+                yield from self._blocks_of_line(_line(rest, texts, after), size)
+                rest = "".join(after)
+        if rest:
+            yield rest
+
+    def _blocks_of_line(self, pieces: Iterable[str], size: int) -> Iterator[str]:
+        """Blocks that end at a piece, or between two pieces where a block of `inner` may end."""
         waiting: deque[str] = deque()
         for block in self._inner.blocks(self._finder.gaps(pieces, waiting.extend), size):
             first, *others = block.split("\n")
