@@ -13,7 +13,7 @@ import typer
 from gru_lm.commands.eval.options import Outputs
 from gru_lm.commands.eval.run import evaluate
 from gru_lm.errors import UsageError
-from gru_lm.evaluation import CONVENTIONS, MODES
+from gru_lm.evaluation import CONVENTIONS, MODES, RECORDS
 from gru_lm.signals import watch_signals
 
 TABLES, OPTIONAL, ADAPTING = "Tables and pages", "Optional figures", "Adaptive models"
@@ -36,18 +36,21 @@ def eval_cli(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     mode: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="|".join(MODES),
-            help="stream: the state is carried through each document; line: it is reset at each line; "
-            "columns: parallel columns, as in validation during training.",
+            metavar="|".join((*MODES, RECORDS)),
+            help="stream (the default): the state is carried through each document; line: it is reset "
+            "at each line; columns: parallel columns, as in validation during training; records: each "
+            "record is scored alone, the only mode for runs of records.",
+            show_default=False,
         ),
-    ] = "stream",
+    ] = None,
     encoding: Annotated[str, typer.Option(help="Encoding of the files.")] = "utf-8",
     batch: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Documents, lines or columns scored in parallel; affects only speed."
+            min=1,
+            help="Documents, lines, columns or rows of records in parallel; affects only speed.",
         ),
     ] = None,
     chunk: Annotated[
@@ -72,7 +75,16 @@ def eval_cli(
         Path | None,
         _out(
             "OUT.tsv",
-            "Write the tokens and nats of every line; - scores standard input line by line.",
+            "Write the tokens and nats of every line or record; - scores standard input line by line.",
+        ),
+    ] = None,
+    id_column: Annotated[
+        str | None,
+        typer.Option(
+            "--id",
+            metavar="NAME",
+            help="Copy this column of the table for --per-line and --strangest.",
+            rich_help_panel=TABLES,
         ),
     ] = None,
     html: Annotated[
@@ -91,6 +103,15 @@ def eval_cli(
             "--as",
             metavar="|".join(CONVENTIONS),
             help="Print the figures in the convention and layout of another tool.",
+            rich_help_panel=OPTIONAL,
+        ),
+    ] = None,
+    strangest: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Print the N records of the largest surprisal per token.",
             rich_help_panel=OPTIONAL,
         ),
     ] = None,
@@ -169,7 +190,8 @@ def eval_cli(
 ) -> None:
     """Measure how well a model predicts texts: bits per byte, perplexities, surprisals.
 
-    Every token is scored, including the first. The state is reset between files. Adaptive models and
+    Every token is scored, including the first. The state is reset between files; a run of records reads
+    lists in its own form, and scores each record alone. Adaptive models and
     the conventions of other tools are reported in addition to the plain figures, never mixed into them.
     """
     from gru_lm.reporting import console, figures
@@ -180,6 +202,8 @@ def eval_cli(
         per_token=per_token,
         per_word=per_word,
         per_line=per_line,
+        id_column=id_column,
+        strangest=strangest,
         html=html,
         context_curve=context_curve,
         convention=convention,
@@ -196,13 +220,18 @@ def eval_cli(
         ([f"--cache-{name}" for name in for_cache], not cache, "--cache"),
         ([f"--dynamic-{name}" for name in for_dynamic], not dynamic, "--dynamic sgd|rms"),
         (["--tune"] * tune, not (cache or dynamic), "--cache or --dynamic sgd|rms"),
+        (
+            ["--id"] * (id_column is not None),
+            not (per_line or strangest),
+            "--per-line or --strangest",
+        ),
         (["--weight"] * (weight != "auto"), not interpolate, "--interpolate FILE.arpa"),
     ):
         if names and without:
             raise UsageError(f"{', '.join(names)}: no effect without {what}")
     with watch_signals() as flag:
         if per_line == Path("-"):
-            plain = not (as_json or batch or chunk) and mode == "stream"
+            plain = not (as_json or batch or chunk or mode)
             if files != ["-"] or not plain or outputs != Outputs(per_line=per_line):
                 raise UsageError(
                     "--per-line - scores only standard input and allows no other options",

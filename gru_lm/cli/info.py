@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from gru_lm.text.records import Form
+
 
 def info_cli(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory or a checkpoint.")],
@@ -52,6 +54,7 @@ def _readable(values: dict[str, Any]) -> dict[str, Any]:
             "embedding": f"{model['embed']}{', tied' if model['tied'] else ''}",
             "softmax": _softmax(model["vocab_size"], model["cutoffs"]),
         },
+        "text": _text_form(values["config"]),
         "tokenizer": values["tokenizer"],
         "vocabulary": f"{model['vocab_size']:,}",
         "steps": f"{values['step']:,}",
@@ -60,6 +63,21 @@ def _readable(values: dict[str, Any]) -> dict[str, Any]:
         "settings": values["config"],
         "environment": values["environment"],
     }
+
+
+def _text_form(config: dict[str, Any]) -> str:
+    """Describe what a model was trained on.
+
+    >>> _text_form({"field": "smiles"})
+    "records: the field 'smiles' of each row"
+    """
+    form = Form.of(config)
+    if form is None:
+        return "running text"
+    if form.field is None:
+        return f"records: each {form.unit}"
+    group = f", split by {form.group!r}" if form.group else ""
+    return f"records: the field {form.field!r} of each row{group}"
 
 
 def _softmax(vocab_size: int, cutoffs: list[int]) -> str:

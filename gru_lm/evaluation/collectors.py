@@ -72,17 +72,19 @@ class TokenCounts:
 class Conventions:
     """Sums for the figures of other tools.
 
-    End-of-document tokens are excluded, because the other tools have none.
+    End-of-document tokens are excluded, because the other tools have none. `sentence_end_id`: the token
+    that ends a sentence, a line (the default) or a record.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, sentence_end_id: int | None = None) -> None:
         self._tokenizer = tokenizer
+        self._sentence_end_id = tokenizer.newline_id if sentence_end_id is None else sentence_end_id
         self._all, self._blank = Counts(), Counts()
         self._sentences = self._blank_lines = 0
-        self._document, self._last = 0, tokenizer.newline_id
+        self._document, self._last = 0, self._sentence_end_id
 
     def __call__(self, portion: Portion, covered: Covered) -> None:
-        newline_id, end_id = self._tokenizer.newline_id, self._tokenizer.end_id
+        newline_id, end_id = self._sentence_end_id, self._tokenizer.end_id
         if portion.document != self._document:
             self._document, self._last = portion.document, newline_id
         # A foreign model may use one piece for both ends; only the end of a line covers a byte.
@@ -149,8 +151,10 @@ def split_words(documents: Sequence[Document]) -> list[SplitWords]:
 class Shown:
     """The first tokens of the text with their bits, charges included, for display."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, is_list: bool = False) -> None:
+        """`is_list`: the text is a list, whose records end with end_id and are shown as lines."""
         self._tokenizer = tokenizer
+        self._is_list = is_list
         self.tokens: list[tuple[str, float, bool]] = []  # text, bits, whether unknown
 
     def __call__(self, portion: Portion, covered: Covered) -> None:
@@ -161,7 +165,8 @@ class Shown:
         texts = surfaces if covered.texts is None else covered.texts[: len(tokens)]
         for token, cost, text in zip(tokens, nats, texts, strict=True):
             unknown = token == self._tokenizer.unknown_id
-            self.tokens.append((_shown(text), cost / math.log(2), unknown))
+            ends = self._is_list and token == self._tokenizer.end_id
+            self.tokens.append(("\n" if ends else _shown(text), cost / math.log(2), unknown))
 
 
 def _shown(text: bytes) -> str:

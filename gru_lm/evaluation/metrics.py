@@ -37,6 +37,7 @@ class Counts:
     unknown_tokens: int = 0
     unknown_nats: float = 0.0
     spelling_nats: float = 0.0  # charges of a lossy tokenizer (spelling.py); not included in `nats`
+    records: int = 0  # of a list; their ends are counted as one byte and character each
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -48,10 +49,13 @@ class Counts:
         return _ratio(self.unknown_tokens, self.tokens)
 
     def figures(self) -> dict[str, int | float | None]:
-        """The metrics reported by eval; None for a zero denominator or a value that is not finite."""
+        """The metrics reported by eval; None for a zero denominator or a value that is not finite.
+
+        Those of records are given for lists only.
+        """
         known, known_nats = self.tokens - self.unknown_tokens, self.nats - self.unknown_nats
         spelled = self.nats + self.spelling_nats
-        return {
+        figures = {
             "tokens": self.tokens,
             "bytes": self.bytes,
             "characters": self.characters,
@@ -67,6 +71,13 @@ class Counts:
             "unknown_tokens": self.unknown_tokens,
             "unknown_rate": self.unknown_rate(),
             "perplexity_excluding_unknown": _exp(_ratio(known_nats, known)),
+        }
+        if not self.records:
+            return figures
+        return figures | {
+            "records": self.records,
+            "nats_per_record": _ratio(self.nats, self.records),
+            "bits_per_record": _ratio(spelled / math.log(2), self.records),
         }
 
 

@@ -138,7 +138,7 @@ def score(
             row.take(inputs_T, targets_T)
             for row, inputs_T, targets_T in zip(running, inputs_BT, targets_BT, strict=True)
         ]
-        figures, after = _forward(
+        figures, after = forward(
             model, inputs_BT, targets_BT, state_LSBH[:, :, :B], of_distribution
         )
         state_LSBH = torch.cat((after, state_LSBH[:, :, B:]), dim=2) if len(rows) > B else after
@@ -235,7 +235,7 @@ def columns(
             positions_BT = starts_B1 + np.arange(begin, min(longest, begin + chunk))
             valid_BT = positions_BT < ends_B1
             targets_BT = tokens[np.minimum(positions_BT, N - 1)].astype(np.int64)
-            figures_BTX, state_LSBH = _forward(
+            figures_BTX, state_LSBH = forward(
                 model, inputs_at(positions_BT), targets_BT, state_LSBH, of_distribution
             )
             yield Columns(positions_BT, valid_BT, figures_BTX)
@@ -284,21 +284,28 @@ def _where(log_probs_BT: Tensor, mask_BT: np.ndarray) -> Tensor:
     return log_probs_BT.where(torch.from_numpy(mask_BT).to(log_probs_BT.device), 0)
 
 
-def _forward(
+def forward(
     model: LanguageModel,
     inputs_BT: np.ndarray,
     targets_BT: np.ndarray,
     state_LSBH: Tensor,
     of_distribution: OfDistribution | None,
+    starts_BT: np.ndarray | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """log p of the targets and the extra values [B, T, 1 + X] in float64, and the new state."""
+    """log p of the targets and the extra values [B, T, 1 + X] in float64, and the new state.
+
+    `starts_BT` marks tokens before which the state is zero; with it, targets of -1 are padding, whose
+    values are arbitrary but finite.
+    """
     with torch.inference_mode():
         inputs = torch.from_numpy(inputs_BT).to(state_LSBH.device)
         targets = torch.from_numpy(targets_BT).to(state_LSBH.device)
+        starts = None if starts_BT is None else torch.from_numpy(starts_BT)
         if of_distribution is None:
-            log_probs, state_LSBH = model.target_log_probs(inputs, targets, state_LSBH)
+            log_probs, state_LSBH = model.target_log_probs(inputs, targets, state_LSBH, starts)
             return log_probs.double()[..., None], state_LSBH
-        hidden_BTH, state_LSBH = model.hidden(inputs, state_LSBH)
+        targets = targets.clamp(min=0)
+        hidden_BTH, state_LSBH = model.hidden(inputs, state_LSBH, starts)
         size = max(1, SLICE // model.config.vocab_size)
         parts = []
         for hidden_nH, target_n in zip(

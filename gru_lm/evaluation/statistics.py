@@ -20,10 +20,12 @@ import numpy as np
 BLOCK = 500  # minimum tokens per block
 MIN_BLOCKS = 10  # with fewer there is no interval
 MAX_BLOCKS = 20  # more are merged with their neighbours, so that long topics stay within a block
+MAX_GROUPS = 1000  # of records, which are independent: more groups only cost time
 MIN_SEEDS = 3  # paired runs; with fewer there is no interval
 SINGLE = 0.95  # confidence level of a single interval
 RESAMPLES = 10_000
 SEED = 500  # of the resampling
+_DRAWN = 1 << 20  # blocks drawn at once
 RESOLUTION = 1e-5  # bits per byte; smaller differences may be rounding errors
 
 
@@ -109,9 +111,13 @@ def common_blocks(
 
 
 def ratio_interval(
-    numerator_K: np.ndarray, denominator_K: np.ndarray, *, comparisons: int = 1
+    numerator_K: np.ndarray,
+    denominator_K: np.ndarray,
+    *,
+    comparisons: int = 1,
+    most: int = MAX_BLOCKS,
 ) -> Estimate:
-    """Σ numerator / Σ denominator, with a block-bootstrap interval.
+    """Σ numerator / Σ denominator, with a block-bootstrap interval; more than `most` blocks are merged.
 
     Neighbouring tokens are correlated (a hard passage is hard for many tokens), so that resampling
     single tokens would give intervals that are far too narrow. Blocks are longer than most of that
@@ -132,32 +138,74 @@ def ratio_interval(
     if blocks < MIN_BLOCKS or not finite:
         return Estimate(value, None, math.nan, level, blocks)
 
-    K = min(blocks, MAX_BLOCKS)
+    K = min(blocks, most)
     starts_K = np.arange(K) * blocks // K
     numerator_K, denominator_K = np.add.reduceat([numerator_K, denominator_K], starts_K, axis=1)
-    drawn_RK = np.random.default_rng(SEED).integers(K, size=(RESAMPLES, K))
-    ratios_R = numerator_K[drawn_RK].sum(1) / denominator_K[drawn_RK].sum(1)
+    random, size = np.random.default_rng(SEED), max(1, _DRAWN // K)
+    ratios_R = np.empty(RESAMPLES)
+    for start in range(0, RESAMPLES, size):
+        drawn_RK = random.integers(K, size=(min(size, RESAMPLES - start), K))
+        ratios_R[start : start + size] = numerator_K[drawn_RK].sum(1) / denominator_K[drawn_RK].sum(
+            1
+        )
     tail = NormalDist().cdf(-_student(K - 1, level) * math.sqrt(K / (K - 1)))
     low, high = np.quantile(ratios_R, [tail, 1 - tail])
     variance = float(ratios_R.var()) * K / (K - 1)  # corrects the bias of the bootstrap variance
     return Estimate(value, (float(low), float(high)), variance, level, blocks)
 
 
-def paired_difference(nats_a_K: np.ndarray, nats_b_K: np.ndarray, bytes_K: np.ndarray) -> Estimate:
-    """Bits per byte of a minus those of b, over the same blocks of one text.
+def scattered(keys_R: np.ndarray) -> np.ndarray:
+    """An order of records in which equal and similar ones are apart, given their keys; indices [R].
+
+    It does not depend on their order in the list, except for records that are equal.
+    """
+    order_R = np.argsort(keys_R, kind="stable")
+    sorted_R = keys_R[order_R].astype(np.uint64)
+    first_R = np.flatnonzero(np.append(True, sorted_R[1:] != sorted_R[:-1]))
+    times = np.diff(first_R, append=len(sorted_R))
+    repeats_R = np.arange(len(sorted_R)) - np.repeat(first_R, times)  # among equal records
+    # The keys are hashes already; repeats are moved by a multiple of an odd number near 2^64 / φ.
+    places_R = sorted_R + repeats_R.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return order_R[np.argsort(places_R, kind="stable")]
+
+
+def records_interval(
+    numerator_R: np.ndarray, denominator_R: np.ndarray, keys_R: np.ndarray
+) -> Estimate:
+    """Σ numerator / Σ denominator over records, with a bootstrap interval over records.
+
+    Records are taken as independent draws. Many are resampled in random groups of equal numbers, which
+    has the same distribution in the limit. Independent of their order.
+    """
+    order_R = scattered(keys_R)
+    return ratio_interval(numerator_R[order_R], denominator_R[order_R], most=MAX_GROUPS)
+
+
+def paired_difference(
+    nats_a_K: np.ndarray, nats_b_K: np.ndarray, bytes_K: np.ndarray, *, most: int = MAX_BLOCKS
+) -> Estimate:
+    """Bits per byte of a minus those of b, over the same blocks of one text, merged to `most`.
 
     The interval covers the text only, for these two trained models: two seeds of one model may differ
     by more.
     """
-    return ratio_interval(_bits(nats_a_K, nats_b_K), bytes_K)
+    return ratio_interval(_bits(nats_a_K, nats_b_K), bytes_K, most=most)
 
 
 def seeds_difference(
-    nats_a_SK: np.ndarray, nats_b_SK: np.ndarray, bytes_K: np.ndarray, *, comparisons: int = 1
+    nats_a_SK: np.ndarray,
+    nats_b_SK: np.ndarray,
+    bytes_K: np.ndarray,
+    *,
+    comparisons: int = 1,
+    most: int = MAX_BLOCKS,
 ) -> Estimate:
-    """Bits per byte of a minus those of b, over seeds and text; rows are paired by seed."""
+    """Bits per byte of a minus those of b, over seeds and text; rows are paired by seed.
+
+    `most`: as in ratio_interval.
+    """
     bits_SK = _bits(nats_a_SK, nats_b_SK)
-    text = ratio_interval(bits_SK.mean(0), bytes_K, comparisons=comparisons)
+    text = ratio_interval(bits_SK.mean(0), bytes_K, comparisons=comparisons, most=most)
     if text.interval is None:
         return text._replace(runs=len(bits_SK))
     differences_S = bits_SK.sum(1) / bytes_K.sum()
@@ -187,30 +235,35 @@ def direction(difference: Estimate) -> int:
     return int(low > RESOLUTION) - int(high < -RESOLUTION)
 
 
-def verdict(a: str, b: str, difference: Estimate, *, at: str = "") -> str:
-    """One sentence on the difference of a and b in bits per byte; `at` as in "at equal parameters"."""
+def verdict(a: str, b: str, difference: Estimate, *, at: str = "", of_records: bool = False) -> str:
+    """One sentence on the difference of a and b in bits per byte; `at` as in "at equal parameters".
+
+    `of_records`: on a list, whose blocks are groups of records.
+    """
+    this, drawn = ("list", "records") if of_records else ("text", "text")
     if math.isnan(difference.value):
-        return "no verdict: the text is empty, or a model assigns zero probability to part of it"
+        return f"no verdict: the {this} is empty, or a model assigns zero probability to part of it"
     if difference.runs is not None and difference.runs < MIN_SEEDS:
         return f"not enough runs to tell: {difference.runs} of each, {MIN_SEEDS} are needed"
     if difference.interval is None:
-        few = f"{difference.blocks} blocks of {BLOCK} tokens, {MIN_BLOCKS} are needed"
-        return f"not enough text to tell: {few}"
+        blocks = "records" if of_records else f"blocks of {BLOCK} tokens"
+        few = f"{difference.blocks} {blocks}, {MIN_BLOCKS} are needed"
+        return f"not enough {drawn} to tell: {few}"
     low, high = difference.interval
     decimals = decimals_of(max((high - low) / 2, RESOLUTION))
     terms = f" {at}" if at else ""
     sure = f"{100 * difference.level:.4g} % interval"
-    alone = ", over the text alone: other seeds may differ" if difference.runs is None else ""
+    alone = f", over the {drawn} alone: other seeds may differ" if difference.runs is None else ""
     if not (sign := direction(difference)):
         largest = _outward(max(-low, high, RESOLUTION), decimals, math.ceil)
         return (
-            f"no difference found between {a} and {b}{terms} on this text; "
+            f"no difference found between {a} and {b}{terms} on this {this}; "
             f"a difference larger than {largest} bits per byte is excluded ({sure}{alone})"
         )
     better, worse = (b, a) if sign > 0 else (a, b)
     span = spanned(*sorted((sign * low, sign * high)))
     return (
-        f"{better} predicts this text better than {worse}{terms}: "
+        f"{better} predicts this {this} better than {worse}{terms}: "
         f"{_fixed(sign * difference.value, decimals)} bits per byte fewer ({sure} {span}{alone})"
     )
 

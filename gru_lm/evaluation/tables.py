@@ -68,7 +68,7 @@ def _word(text: bytes) -> str:
     return escaped(white_space_before(text)[1].decode(errors="replace"))
 
 
-class _Place:
+class Place:
     """Position of the next token in its file: line (from 1), character and byte (from 0)."""
 
     def __init__(self, documents: Sequence[Document]) -> None:
@@ -106,14 +106,16 @@ class PerToken:
         documents: Sequence[Document],
         *,
         form: str = ".tsv",
+        place: Place | None = None,
     ) -> None:
+        """`place` follows the tokens; by default it is that in the file."""
         self._rows = Rows(file, self.COLUMNS, form)
         self._pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab_size)]
         self._newline_id, self._unknown_id = tokenizer.newline_id, tokenizer.unknown_id
         self._surfaces = [tokenizer.surface(token) for token in range(tokenizer.vocab_size)]
         self._names = [escaped(document.name) for document in documents]
         self._index = 0
-        self._place = _Place(documents)
+        self._place = place or Place(documents)
 
     def __call__(self, portion: Portion, covered: Covered) -> None:
         place, name = self._place, self._names[portion.document]
@@ -169,7 +171,9 @@ class PerWord:
         documents: Sequence[Document],
         *,
         form: str = ".tsv",
+        place: Place | None = None,
     ) -> None:
+        """`place` as in PerToken."""
         V = tokenizer.vocab_size
         self._rows = Rows(file, self.COLUMNS, form)
         self._surfaces = [tokenizer.surface(token) for token in range(V)]
@@ -178,7 +182,7 @@ class PerWord:
         self._line_ends = (tokenizer.newline_id, tokenizer.end_id)
         self._newline_id, self._unknown_id = tokenizer.newline_id, tokenizer.unknown_id
         self._names = [escaped(document.name) for document in documents]
-        self._place = _Place(documents)
+        self._place = place or Place(documents)
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._held: list[_Scored] = []  # tokens whose text ends inside a character
         self._text = ""  # decoded text of the held tokens

@@ -149,7 +149,7 @@ class Reading:
         """Return the counts of each document; `portions` must contain all tokens in text order."""
         totals = [Counts() for _ in self._documents]
         for portion, covered in self._with_covered(portions):
-            totals[portion.document] += _counts(portion, self._tokenizer.unknown_id)
+            totals[portion.document] += counts_of(portion, self._tokenizer.unknown_id)
             totals[portion.document] += Counts(spelling_nats=float(covered.spelling_N.sum()))
             for table in tables:
                 table(portion, covered)
@@ -290,7 +290,8 @@ def _in_columns(
                 )
 
 
-def _counts(portion: Portion, unknown_id: int | None) -> Counts:
+def counts_of(portion: Portion, unknown_id: int | None) -> Counts:
+    """The counts of scored tokens."""
     unknown_N = portion.log_probs_N[portion.tokens_N == unknown_id]
     return Counts(
         tokens=len(portion.tokens_N),

@@ -1,7 +1,7 @@
 """Validation during training: the loss on held-out tokens, and how long it takes.
 
-Running text is scored in parallel columns (scoring.py), a list exactly: its records are laid out in rows
-in which the state is reset where a record begins. Knows tokens and a model, but no text and no runs.
+Running text is scored in parallel columns (scoring.py), a list exactly (record_scoring.py). Knows tokens
+and a model, but no text and no runs.
 
 Shapes: B rows, T time.
 """
@@ -13,8 +13,8 @@ import time
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from gru_lm.evaluation.record_scoring import score_records
 from gru_lm.evaluation.scoring import (
     COLUMN_BATCH,
     COLUMN_CHUNK,
@@ -24,9 +24,7 @@ from gru_lm.evaluation.scoring import (
 )
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.signals import Stop
-from gru_lm.text.record_batches import RecordTokens, packed
-
-ROW_TOKENS = 256  # of the rows of a batch of records
+from gru_lm.text.record_batches import RecordTokens
 
 
 def measure_tokens(
@@ -66,44 +64,17 @@ def seconds_of(
 def _records(
     model: LanguageModel, records: RecordTokens, *, unknown_id: int | None, stop: Stop
 ) -> Totals:
-    """Sums over all records; rows of a batch are filled with records of about equal length."""
+    """Sums over all records."""
     device = next(model.parameters()).device
     nats = unknown_nats = torch.zeros((), dtype=torch.float64, device=device)
     unknown_tokens = 0
-    starts, ends = records.spans(np.arange(len(records.ends)))
-    order = np.argsort(ends - starts, kind="stable")
-    group = np.cumsum((ends - starts)[order]) // (COLUMN_BATCH * ROW_TOKENS)
-    for numbers in np.split(order, np.flatnonzero(np.diff(group)) + 1):
-        rows = min(COLUMN_BATCH, len(numbers))
-        inputs_BL, targets_BL, starts_BL = packed(records, numbers, rows, cut=False)
-        state_LSBH = model.initial_state(rows)
-        for begin in range(0, inputs_BL.shape[1], COLUMN_CHUNK):
-            stop()
-            part = slice(begin, begin + COLUMN_CHUNK)
-            targets_BT = targets_BL[:, part]
-            log_probs_BT, state_LSBH = _scored(
-                model, inputs_BL[:, part], targets_BT, state_LSBH, starts_BL[:, part]
-            )
-            nats = nats - log_probs_BT.sum()
-            if unknown_id is not None:
-                unknown_BT = torch.from_numpy(targets_BT == unknown_id).to(device)
-                unknown_tokens += int(unknown_BT.sum())
-                unknown_nats = unknown_nats - log_probs_BT.where(unknown_BT, 0).sum()
+    for positions_BT, valid_BT, figures_BTX in score_records(model, records, stop=stop):
+        log_probs_BT = figures_BTX[..., 0]  # 0 for padding
+        # Sums stay on the device; reading them here would synchronise with the GPU on every pass.
+        nats = nats - log_probs_BT.sum()
+        if unknown_id is not None:
+            unknown_BT = valid_BT & (records.tokens[positions_BT] == unknown_id)
+            unknown_tokens += int(unknown_BT.sum())
+            unknown = torch.from_numpy(unknown_BT).to(device)
+            unknown_nats = unknown_nats - log_probs_BT.where(unknown, 0).sum()
     return Totals(len(records.tokens), float(nats), unknown_tokens, float(unknown_nats))
-
-
-@torch.inference_mode()
-def _scored(
-    model: LanguageModel,
-    inputs_BT: np.ndarray,
-    targets_BT: np.ndarray,
-    state_LSBH: Tensor,
-    starts_BT: np.ndarray,
-) -> tuple[Tensor, Tensor]:
-    """log p of the targets [B, T] in float64, 0 for padding, and the new state."""
-    inputs, targets, starts = (
-        torch.from_numpy(np.ascontiguousarray(array)).to(state_LSBH.device)
-        for array in (inputs_BT, targets_BT, starts_BT)
-    )
-    log_probs_BT, state_LSBH = model.target_log_probs(inputs, targets, state_LSBH, starts)
-    return log_probs_BT.double(), state_LSBH

@@ -17,19 +17,23 @@ Result = Mapping[str, Any]
 FIGURES = (
     ("bits_per_byte", "bits per byte", ".4f"),
     ("bits_per_character", "bits per character", ".4f"),
+    ("bits_per_record", "bits per record", ".3f"),
+    ("nats_per_record", "nats per record", ".3f"),
     ("nats_per_token", "nats per token", ".4f"),
     ("perplexity", "perplexity", ",.2f"),
     ("word_perplexity", "word perplexity", ",.2f"),
     ("perplexity_excluding_unknown", "perplexity without unknown", ",.2f"),
     ("unknown_rate", "unknown", ".2%"),
+    ("records", "records", ","),
     ("tokens", "tokens", ","),
     ("words", "words", ","),
     ("lines", "lines", ","),
     ("characters", "characters", ","),
     ("bytes", "bytes", ","),
 )
-SPELLED = ("bits_per_byte", "bits_per_character")
-BESIDE = ("bits_per_byte", "bits_per_character", "perplexity", "word_perplexity", "unknown_rate")
+SPELLED = ("bits_per_byte", "bits_per_character", "bits_per_record")
+ENDED = ("bits_per_byte", "bits_per_character")  # of lists: the ends of records count as one each
+BESIDE = (*ENDED, "perplexity", "word_perplexity", "unknown_rate")
 PERPLEXITIES = ("perplexity", "word_perplexity", "perplexity_excluding_unknown")
 
 
@@ -43,6 +47,8 @@ def show(result: dict[str, Any]) -> None:
         if rows:
             headers = ["row", "bits per byte", "perplexity", "change"]
             console.table(headers, [_row(row, result) for row in rows])
+    if strange := result.get("strangest"):
+        _strangest(strange)
     if curve := result.get("context_curve"):
         _context(curve)
     if pairs := result.get("pairs"):
@@ -62,7 +68,7 @@ def styles(result: Result) -> dict[str, str]:
     if not interval or not result["bits_per_byte"]:
         return formats
     share = (interval[1] - interval[0]) / 2 / result["bits_per_byte"]
-    for name in (*SPELLED, "nats_per_token", *PERPLEXITIES):
+    for name in (*SPELLED, "nats_per_record", "nats_per_token", *PERPLEXITIES):
         if value := result.get(name):
             # The exponential of x ± h is, to first order, e^x ± h e^x.
             scale = value * math.log(value) if name in PERPLEXITIES else value
@@ -118,12 +124,24 @@ def with_settings(row: Mapping[str, Any]) -> str:
     return f"{row['name']} ({chosen})" if chosen else str(row["name"])
 
 
+def labels_of(result: Result) -> dict[str, str]:
+    """The figures that a result has, in order, and what they are called."""
+    labels = {name: label for name, label, _ in FIGURES if name in result}
+    for names, note in (
+        (ENDED, "ends included" if result.get("records") else ""),
+        (SPELLED, "unknown words spelled" if result.get("unknown_tokens") else ""),
+    ):
+        for name in names:
+            if note and name in labels:
+                labels[name] += f" ({note})"
+    return labels
+
+
 def _figures(result: dict[str, Any]) -> None:
-    spelled = " (unknown words spelled)" if result["unknown_tokens"] else ""
-    labels = {name: label + spelled if name in SPELLED else label for name, label, _ in FIGURES}
+    labels = labels_of(result)
     style, interval = styles(result), interval_of(result)
     if "files" in result:
-        shown = [name for name in labels if name in (*BESIDE, "tokens", "bytes")]
+        shown = [name for name in labels if name in (*BESIDE, "records", "tokens", "bytes")]
         rows = [
             [each["file"], *(_shown(each[name], style[name]) for name in shown)]
             for each in (*result["files"], {**result, "file": "total"})
@@ -142,6 +160,20 @@ def _row(row: Result, result: Result) -> list[str]:
     style, differs = styles(result), change(row, result)
     figures = [_shown(row.get(name), style[name]) for name in ("bits_per_byte", "perplexity")]
     return [with_settings(row), *figures, _shown(differs, "+.1%")]
+
+
+def _strangest(records: Sequence[Result]) -> None:
+    headers = {"text": "strangest records", "nats_per_token": "nats per token"}
+    names = [
+        "text",
+        "nats_per_token",
+        *(n for n in records[0] if n not in ("text", "nats_per_token")),
+    ]
+    rows = [
+        [_shown(v, ".3f") if n.startswith("nats") else str(v) for n in names for v in [each[n]]]
+        for each in records
+    ]
+    console.table([headers.get(name, name) for name in names], rows)
 
 
 def _context(curve: dict[str, Any]) -> None:

@@ -23,13 +23,13 @@ from gru_lm.reporting.drawings import LEFT, RIGHT, TOP, Scale, padded, svg
 from gru_lm.reporting.figures import (
     BESIDE,
     FIGURES,
-    SPELLED,
     Result,
     beside,
     change,
     differences,
     interval_of,
     judged_pairs,
+    labels_of,
     styles,
     with_settings,
 )
@@ -116,6 +116,12 @@ def eval_page(
     for heading, rows in (("Baselines", result.get("baselines")), rows_beside):
         compared = [_compared(row, result) for row in rows or ()]
         parts.append(_table(heading, "name", "bits_per_byte, perplexity, change", compared))
+    strange = [
+        {**each, "nats": _shown(each["nats"], ".3f")} for each in result.get("strangest") or ()
+    ]
+    parts.append(
+        _table("Strangest records", "text", "nats_per_token, nats, tokens, file, line, id", strange)
+    )
     parts += [_pairs(pairs) if pairs else "", _coloured(tokens, *shown_of) if tokens else ""]
     return _page(title, parts)
 
@@ -196,14 +202,12 @@ def _table(heading: str, first: str, keys: str, rows: Sequence[Result]) -> str:
 
 
 def _figures(result: Result) -> list[dict[str, str]]:
-    note = " (unknown words spelled)" if result.get("unknown_tokens") else ""
     rows, style = [], styles(result)
-    for key, label, _ in FIGURES:
-        if key in result:
-            value = _shown(result[key], style[key])
-            if key == "bits_per_byte" and (interval := interval_of(result)):
-                value += f" ({interval})"
-            rows.append({"figure": label + note if key in SPELLED else label, "value": value})
+    for key, label in labels_of(result).items():
+        value = _shown(result[key], style[key])
+        if key == "bits_per_byte" and (interval := interval_of(result)):
+            value += f" ({interval})"
+        rows.append({"figure": label, "value": value})
     return rows
 
 
@@ -312,11 +316,13 @@ def _method(result: Result, names: Sequence[str]) -> str:
     if not result.get("cells"):
         both = " and ".join(names)
         return f"{both} were measured on {result['on']}; fewer bits per byte are better."
-    where = f"the same held-out text, {result['on']}"
+    where = f"the same held-out data, {result['on']}"
     seeds = len({run["seed"] for run in result["runs"]})
-    minutes, tokens = result["minutes"], {run.get("tokens") for run in result["runs"]}
-    equal = tokens.pop() if len(tokens) == 1 else None
-    budget = f"on {equal:,} tokens" if equal else f"for {minutes:g} min"
+    budget = f"for {result['minutes']:g} min"
+    for name, before in (("steps", "for"), ("tokens", "on")):
+        amounts = {run.get(name) for run in result["runs"]}
+        if len(amounts) == 1 and (equal := amounts.pop()):
+            budget = f"{before} {equal:,} {name}"
     return (
         f"{', '.join(names)} are compared at equal {result['match']}. Each was trained with {seeds} "
         f"seeds, {budget} per run; runs with the same seed used the same data in the same order. "

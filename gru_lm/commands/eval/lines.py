@@ -1,7 +1,7 @@
 """Log-probabilities of lines from standard input, in order, for example to rescore n-best lists.
 
-Each line is scored from the zero state and includes its end, as in `eval --mode line`. Invariant:
-batching affects speed only.
+Each line is scored from the zero state and includes its end, as in `eval --mode line`, or that of the
+record which it is. Invariant: batching affects speed only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gru_lm.evaluation.texts import FASTEST
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
 from gru_lm.text.files import known_encoding, newline_is_a_byte
+from gru_lm.text.records import LINE, ROW, Form
 from gru_lm.text.sources import stdin_blocks
 from gru_lm.training import directory as run_directory
 
@@ -38,8 +39,8 @@ def answer_lines(
     """Call `answer` with a header and then, for each line of standard input, number, tokens and nats.
 
     Lines are scored as soon as they arrive, in batches of those available. A final line without a
-    newline is scored as if it had one. Raises UsageError if lines cannot be split in `encoding`,
-    InputError with the line number if a line is not valid in it.
+    newline is scored as if it had one. Raises UsageError if lines cannot be split in `encoding`, or if
+    the run's records are not lines; InputError with the line number if a line is not valid in it.
     """
     encoding = known_encoding(encoding)
     if not newline_is_a_byte(encoding):
@@ -47,13 +48,19 @@ def answer_lines(
             f"lines in {encoding} cannot be read one by one from standard input",
             hint=f"iconv -f {encoding} -t utf-8 | gru-lm eval {run} - --per-line -",
         )
-    loaded = load_model(
-        run_directory.find(run, console.warn), device=device, threads=threads, stop=stop
-    )
+    checkpoint = run_directory.find(run, console.warn)
+    form = Form.of(checkpoint.meta["config"])
+    if form and form.unit not in (LINE, ROW):
+        raise UsageError(
+            f"--per-line - scores lines, and {run} was trained on one record for each {form.unit}",
+            hint=f"gru-lm eval {run} FILE --per-line OUT.tsv",
+        )
+    loaded = load_model(checkpoint, device=device, threads=threads, stop=stop)
+    end_id = loaded.tokenizer.end_id if form else loaded.tokenizer.newline_id
     answer("line\ttokens\tnats")
     number = 0
     for lines in _lines(encoding, stop):
-        for tokens, nats in _scored(loaded, lines, stop):
+        for tokens, nats in _scored(loaded, lines, end_id, stop):
             number += 1
             answer(f"{number}\t{tokens}\t{nats:.9g}")
 
@@ -85,9 +92,13 @@ def _lines(encoding: str, stop: Stop) -> Iterator[list[str]]:
         yield lines
 
 
-def _scored(loaded: LoadedModel, lines: list[str], stop: Stop) -> list[tuple[int, float]]:
-    """Number of tokens and nats of each line."""
+def _scored(
+    loaded: LoadedModel, lines: list[str], end_id: int, stop: Stop
+) -> list[tuple[int, float]]:
+    """Number of tokens and nats of each line, which ends with `end_id`."""
     encoded = [np.array(loaded.tokenizer.encode_text(line + "\n"), np.int32) for line in lines]
+    for tokens_N in encoded:
+        tokens_N[-1] = end_id
     nats = [0.0] * len(lines)
     batch, chunk = FASTEST["line"]
     for portion in score(

@@ -21,6 +21,8 @@ class Outputs:
     per_token: Path | None = None
     per_word: Path | None = None
     per_line: Path | None = None
+    id_column: str | None = None  # of a table of records
+    strangest: int | None = None  # number of records
     html: Path | None = None
     context_curve: Path | None = None
     convention: str | None = None

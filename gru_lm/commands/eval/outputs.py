@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,14 +20,19 @@ from gru_lm.evaluation.collectors import ByBlock, Conventions, Shown, TokenCount
 from gru_lm.evaluation.context import context_curve
 from gru_lm.evaluation.metrics import Counts
 from gru_lm.evaluation.ngram import Mixture
+from gru_lm.evaluation.record_tables import ByRecord, PerRecord, RecordPlace, Strangest
+from gru_lm.evaluation.record_texts import RecordTable, measure_records
 from gru_lm.evaluation.scoring import OfDistribution
+from gru_lm.evaluation.statistics import Estimate
 from gru_lm.evaluation.tables import PerLine, PerToken, PerWord, details
-from gru_lm.evaluation.texts import Reading, Table
+from gru_lm.evaluation.texts import Reading, Table, measure
 from gru_lm.reporting import console
 from gru_lm.reporting.plots import context_png
 from gru_lm.reporting.report import eval_page
 from gru_lm.signals import Stop
 from gru_lm.text.documents import Document, readings
+from gru_lm.text.listing import RecordDocument
+from gru_lm.text.parts import ListPart
 from gru_lm.text.tokenizer import Tokenizer
 
 MOST_OF_CONTEXT = 1 << 23  # tokens of the text used for a context curve, at most
@@ -43,26 +48,92 @@ class Collectors:
         documents: Sequence[Document],
         files: Mapping[Path, BinaryIO],
         mixture: Mixture | None,
+        part: ListPart | None,
     ) -> None:
-        """`files`: a file open for writing for each path in `outputs`."""
+        """`files`: a file open for writing for each path in `outputs`; `part`: the records of a list."""
         self.outputs, self.tokenizer, self.documents = outputs, tokenizer, documents
-        self.files = files
-        self.by_block, self.conventions = ByBlock(), Conventions(tokenizer)
+        self.files, self.part = files, part
+        self.lists = [each for each in documents if isinstance(each, RecordDocument)]
+        self.by_block, self.by_record = ByBlock(), ByRecord()
+        self.conventions = Conventions(tokenizer, tokenizer.end_id if self.lists else None)
         self.used = TokenCounts(tokenizer.vocab_size)
-        self.tables: list[Table] = [self.by_block, self.conventions, self.used]
-        if outputs.per_token:
-            form = form_of(outputs.per_token)
-            self.tables.append(PerToken(files[outputs.per_token], tokenizer, documents, form=form))
+        self.tables: list[Table] = [self.conventions, self.used]
+        self.record_tables: list[RecordTable] = [self.by_record]
+        if not self.lists:
+            self.tables.append(self.by_block)
         self.by_word = self.by_line = self.shown = None
-        if outputs.per_word:
-            form = form_of(outputs.per_word)
-            self.by_word = PerWord(files[outputs.per_word], tokenizer, documents, form=form)
-        if outputs.per_line:
-            form = form_of(outputs.per_line)
-            self.by_line = PerLine(files[outputs.per_line], tokenizer, form=form)
+        self.strangest: Strangest | None = None
+        if path := outputs.per_token:
+            by_token = PerToken(
+                files[path], tokenizer, documents, form=form_of(path), place=self._place()
+            )
+            self.tables.append(by_token)
+        if path := outputs.per_word:
+            self.by_word = PerWord(
+                files[path], tokenizer, documents, form=form_of(path), place=self._place()
+            )
+        if (path := outputs.per_line) and not self.lists:
+            self.by_line = PerLine(files[path], tokenizer, form=form_of(path))
         if outputs.html:
-            self.shown = Shown(tokenizer)
+            self.shown = Shown(tokenizer, is_list=bool(self.lists))
         self.tables += [each for each in (self.by_word, self.by_line, self.shown, mixture) if each]
+        self._add_record_tables()
+
+    def _place(self) -> RecordPlace | None:
+        """The place of tokens in a list."""
+        if not self.lists:
+            return None
+        place = RecordPlace(self.lists)
+        self.record_tables.append(place)
+        return place
+
+    def _add_record_tables(self) -> None:
+        id_column = self.outputs.id_column
+        if self.lists and (path := self.outputs.per_line):
+            by_record = PerRecord(
+                self.files[path], self.lists, id_column=id_column, form=form_of(path)
+            )
+            self.record_tables.append(by_record)
+        if self.outputs.strangest:
+            self.strangest = Strangest(self.outputs.strangest, self.lists, id_column=id_column)
+            self.record_tables.append(self.strangest)
+
+    def measure(
+        self,
+        loaded: LoadedModel,
+        *,
+        mode: str,
+        batch: int | None,
+        chunk: int | None,
+        stop: Stop,
+        progress: Callable[[float], None],
+    ) -> list[Counts]:
+        """Score the documents, and pass all tokens and records to the tables."""
+        options: dict[str, Any] = {
+            "batch": batch,
+            "chunk": chunk,
+            "tables": self.tables,
+            "of_distribution": self.of_distribution(),
+            "stop": stop,
+            "progress": progress,
+        }
+        if not self.lists:
+            return measure(loaded.model, self.tokenizer, self.documents, mode=mode, **options)
+        column = self.outputs.id_column
+        return measure_records(
+            loaded.model,
+            self.tokenizer,
+            self.lists,
+            columns=[] if column is None else [column],
+            record_tables=self.record_tables,
+            **options,
+        )
+
+    def interval(self) -> Estimate:
+        """Bits per byte with its confidence interval."""
+        if self.part:
+            return self.by_record.interval(self.part.keys())
+        return self.by_block.interval()
 
     def of_distribution(self) -> OfDistribution | None:
         """The function of each predictive distribution required by the tables, if any."""
@@ -122,7 +193,7 @@ class Collectors:
             page = eval_page(
                 dict(result),
                 title=", ".join(names[:3]) + (" ..." if len(names) > 3 else ""),
-                blocks=self._along(),
+                blocks=[] if self.lists else self._along(),
                 tokens=self.shown.tokens,
                 shown_of=(len(self.shown.tokens), total.tokens),
             )

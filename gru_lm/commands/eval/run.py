@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from gru_lm.commands.eval.options import Outputs, check_outputs
 from gru_lm.errors import UsageError, unknown_name
-from gru_lm.evaluation import CONVENTIONS, MODES
+from gru_lm.evaluation import CONVENTIONS, MODES, RECORDS
 from gru_lm.evaluation.metrics import Counts, caveats, unseen_returns
 from gru_lm.signals import Stop, never
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
     from gru_lm.commands.eval.outputs import Collectors
     from gru_lm.commands.load import LoadedModel
     from gru_lm.text.documents import Document
+    from gru_lm.text.parts import ListPart, Part
 
 
 def evaluate(
     run: Path,
     files: Sequence[str] = (),
     *,
-    mode: str = "stream",
+    mode: str | None = None,
     batch: int | None = None,
     chunk: int | None = None,
     threads: int | None = None,
@@ -40,30 +41,36 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score `files`, or the run's own held-out text; returns the result of `eval --json`.
 
+    A run of records reads lists in its own form; the default `mode` is then "records", else "stream".
     With minimal pairs and no files, only the pairs are scored. `stop` is polled and raises Stopped.
     Raises a GruLmError for user errors; existing output files are then unchanged.
     """
     outputs = outputs or Outputs()
     _check_usage(run, files, mode, encoding, outputs)
 
+    from gru_lm.commands.eval.lists import check_column, check_options, checked_mode, open_list
     from gru_lm.reporting import console
-    from gru_lm.text.documents import survey
+    from gru_lm.text.parts import ListPart
+    from gru_lm.text.records import Form
     from gru_lm.text.sources import open_documents, spool_stdin
     from gru_lm.training import directory as run_directory
 
     with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
         checkpoint = run_directory.find(run, console.warn)
+        form = Form.of(checkpoint.meta["config"])
+        mode = checked_mode(run, mode, form)
+        check_options(run, form, outputs)
         stdin = Path(folder) / "stdin"
         documents: list[Document] = []
+        part: Part | None = None
         if files:
             if "-" in files:
                 spool_stdin(stdin, stop=stop)
             documents = open_documents(
-                files, encoding=encoding, stdin=stdin, stop=stop, note=console.note
+                files, encoding=encoding, form=form, stdin=stdin, stop=stop, note=console.note
             )
         # Torch is imported only after the checks above.
         from gru_lm.commands.eval.adaptive import check_settings
-        from gru_lm.commands.eval.contamination import text_caveats
         from gru_lm.commands.load import load_model, own_text
 
         check_settings(
@@ -71,14 +78,16 @@ def evaluate(
         )
         loaded = load_model(checkpoint, device=device, threads=threads, stop=stop)
         if not files and not outputs.pairs:
-            documents = list(own_text(loaded, "valid", stop=stop).documents)
+            part = own_text(loaded, "valid", stop=stop)
+            documents = list(part.documents)
+        elif form and documents:
+            part = open_list(documents, form, stop=stop)
+            documents = list(part.documents)
         check_outputs(outputs, documents)
-        # A first pass finds unreadable text before scoring starts, and the size for the progress bar.
-        with console.progress("reading", None) as advance:
-            text = survey(documents, stop=stop, progress=advance)
-        notes = unseen_returns(text.carriage_returns, loaded.seen)
-        is_tuned = outputs.tune or bool(outputs.interpolate and outputs.weight is None)
-        notes += text_caveats(loaded, documents, is_own=not files, is_tuned=is_tuned, stop=stop)
+        records = part if isinstance(part, ListPart) else None
+        if records and outputs.id_column is not None:
+            check_column(records, outputs.id_column)
+        size, notes = _surveyed(loaded, documents, records, outputs, is_own=not files, stop=stop)
         if outputs.dynamic == "rms":
             own_text(loaded, "train", stop=stop)
         result: dict[str, Any] = {
@@ -93,8 +102,9 @@ def evaluate(
             result = _on_texts(
                 loaded,
                 documents,
+                records,
                 result,
-                size=text.bytes,
+                size=size,
                 mode=mode,
                 batch=batch,
                 chunk=chunk,
@@ -104,12 +114,38 @@ def evaluate(
     return result
 
 
+def _surveyed(
+    loaded: LoadedModel,
+    documents: Sequence[Document],
+    records: ListPart | None,
+    outputs: Outputs,
+    *,
+    is_own: bool,
+    stop: Stop,
+) -> tuple[int, list[str]]:
+    """The size of the text, for progress, and caveats. Raises InputError if it is unreadable."""
+    from gru_lm.commands.eval.contamination import record_caveats, text_caveats
+    from gru_lm.reporting import console
+    from gru_lm.text.documents import survey
+
+    if records:
+        notes = unseen_returns(records.returns, loaded.seen, of="the list")
+        notes += record_caveats(loaded, records, is_own=is_own, stop=stop)
+        return records.characters, notes
+    with console.progress("reading", None) as advance:
+        text = survey(documents, stop=stop, progress=advance)
+    notes = unseen_returns(text.carriage_returns, loaded.seen)
+    is_tuned = outputs.tune or bool(outputs.interpolate and outputs.weight is None)
+    notes += text_caveats(loaded, documents, is_own=is_own, is_tuned=is_tuned, stop=stop)
+    return text.bytes, notes
+
+
 def _check_usage(
-    run: Path, files: Sequence[str], mode: str, encoding: str, outputs: Outputs
+    run: Path, files: Sequence[str], mode: str | None, encoding: str, outputs: Outputs
 ) -> None:
     """Raise UsageError for conflicting options, before reading anything."""
-    if mode not in MODES:
-        raise unknown_name("mode", mode, MODES)
+    if mode not in (None, *MODES, RECORDS):
+        raise unknown_name("mode", mode or "", (*MODES, RECORDS))
     if outputs.convention not in (None, *CONVENTIONS):
         raise unknown_name("convention", outputs.convention or "", CONVENTIONS)
     if outputs.pairs and not files and outputs != Outputs(pairs=outputs.pairs):
@@ -121,9 +157,9 @@ def _check_usage(
         raise UsageError(
             "--encoding has no effect without a FILE", hint="name one, or leave --encoding out"
         )
-    if outputs.pairs and not files and mode != "stream":
+    if outputs.pairs and not files and mode not in (None, MODES[0]):
         raise UsageError(f"--mode {mode} is for texts, not pairs", hint="leave --mode out")
-    if mode != "stream" and (outputs.cache is not None or outputs.dynamic):
+    if mode not in (None, MODES[0]) and (outputs.cache is not None or outputs.dynamic):
         raise UsageError(
             f"--cache and --dynamic need --mode stream, not {mode}", hint="leave --mode out"
         )
@@ -143,6 +179,7 @@ def _pairs(loaded: LoadedModel, path: Path, *, stop: Stop) -> dict[str, Any]:
 def _on_texts(
     loaded: LoadedModel,
     documents: Sequence[Document],
+    records: ListPart | None,
     result: dict[str, Any],
     *,
     size: int,
@@ -156,7 +193,6 @@ def _on_texts(
     from gru_lm import atomic
     from gru_lm.commands.eval.ngrams import Interpolation
     from gru_lm.commands.eval.outputs import Collectors
-    from gru_lm.evaluation.texts import measure
     from gru_lm.reporting import console
 
     with ExitStack() as stack:
@@ -166,27 +202,21 @@ def _on_texts(
         if outputs.interpolate:
             ngrams = Interpolation(loaded, outputs.interpolate, weight=outputs.weight, stop=stop)
             mixture = ngrams.mixture()
-        collectors = Collectors(outputs, loaded.tokenizer, documents, files, mixture)
+        collectors = Collectors(outputs, loaded.tokenizer, documents, files, mixture, records)
         started = time.monotonic()
         with console.progress("scoring", size) as advance:
-            counts = measure(
-                loaded.model,
-                loaded.tokenizer,
-                documents,
-                mode=mode,
-                batch=batch,
-                chunk=chunk,
-                tables=collectors.tables,
-                of_distribution=collectors.of_distribution(),
-                stop=stop,
-                progress=advance,
+            counts = collectors.measure(
+                loaded, mode=mode, batch=batch, chunk=chunk, stop=stop, progress=advance
             )
         seconds = time.monotonic() - started
         collectors.finish()
         total = sum(counts, Counts())
         result = _plain(collectors, counts, mode=mode, seconds=seconds) | result
         result["caveats"] += caveats(
-            loaded.tokenizer, total.unknown_rate(), several=len(documents) > 1
+            loaded.tokenizer,
+            total.unknown_rate(),
+            of="the list" if records else "the text",
+            several=len(documents) > 1,
         )
         if outputs.convention:
             result["as"], notes = collectors.convention(total)
@@ -197,6 +227,8 @@ def _on_texts(
             result |= ngrams.rows(mixture, documents, total)
             result["caveats"] += ngrams.caveats()
         result |= _adapted(loaded, documents, outputs, size=size, stop=stop)
+        if collectors.strangest:
+            result["strangest"] = collectors.strangest.rows()
         if outputs.context_curve:
             result["context_curve"] = collectors.context_curve(loaded, stop=stop)
         collectors.write_page(result, total)
@@ -208,7 +240,7 @@ def _plain(
 ) -> dict[str, Any]:
     """The plain figures of all documents together, and of each if there are several."""
     total = sum(counts, Counts())
-    interval = collectors.by_block.interval().interval
+    interval = collectors.interval().interval
     result: dict[str, Any] = {
         **total.figures(),
         "ci95": interval and list(interval),

@@ -73,13 +73,21 @@ def describe(whole: Texts) -> None:
     if isinstance(test, ListPart) and test.records:
         sides += f", {test.records:,} for testing"
     console.note(f"records: {total:,} ({different:,} different), {sides}{empty}")
-    known = np.unique(train.keys())
-    for what, part in (("held-out", valid), ("test", test)):
-        if not isinstance(part, ListPart) or not part.records:
-            continue
-        share = float(among(part.keys(), known).mean())
-        if share and (part.listing is not listing or listing.form.group):
-            console.warn(f"{share:.1%} of the {what} records are among the training records too")
+    for said in repeated(whole).values():
+        console.warn(said)
+
+
+def repeated(whole: Texts) -> dict[str, str]:
+    """Warnings for "valid" and "test" if some of their records are training records."""
+    said = {}
+    if isinstance(whole.train, ListPart):
+        known = np.unique(whole.train.keys())
+        for name, what in (("valid", "held-out"), ("test", "test")):
+            part = getattr(whole, name)
+            share = float(among(part.keys(), known).mean()) if part.records else 0.0
+            if share:
+                said[name] = f"{share:.1%} of the {what} records are among the training records too"
+    return said
 
 
 def compare_losses(model: LanguageModel, data: Data, *, held_out: float, stop: Stop) -> None:
