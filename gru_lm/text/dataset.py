@@ -28,7 +28,13 @@ from gru_lm.text.tokenizer_encoders import VERSION
 
 
 def make_tokenizer(
-    kind: str, train: Part, *, vocab_size: int | None, characters: int | None, stop: Stop
+    kind: str,
+    train: Part,
+    *,
+    vocab_size: int | None,
+    characters: int | None,
+    whole: Sequence[str],
+    stop: Stop,
 ) -> Tokenizer:
     """Train a tokenizer on the training split, or on a sample of at most `characters` from it."""
     return train_tokenizer(
@@ -36,6 +42,7 @@ def make_tokenizer(
         lambda: _text(train.documents),
         vocab_size=vocab_size,
         characters=characters,
+        whole=whole,
         stop=stop,
     )
 
@@ -62,6 +69,11 @@ class Data:
         sketches["train"] |= self.lines.get("train", sketches["train"])
         return dataclasses.replace(self, lines=sketches)
 
+    @property
+    def is_list(self) -> bool:
+        """Whether the texts are lists of records."""
+        return isinstance(self.texts.train, ListPart)
+
     @cached_property
     def training(self) -> Tokens | RecordTokens:
         """The tokens to train on, of running text or of a list."""
@@ -69,7 +81,7 @@ class Data:
 
     def of(self, store: TokenStore) -> Tokens | RecordTokens:
         """The tokens of a split, of running text or of a list."""
-        if not isinstance(self.texts.train, ListPart):
+        if not self.is_list:
             return store.tokens
         ends = store.record_ends(self.tokenizer.end_id)
         return RecordTokens(store.tokens, ends, self.tokenizer.newline_id)

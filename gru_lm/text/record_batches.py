@@ -43,6 +43,13 @@ class RecordTokens:
         """Tokens of the longest record, including its end."""
         return int(max(self.ends[0], np.diff(self.ends).max(initial=0)))
 
+    def some(self, count: int) -> RecordTokens:
+        """At most `count` of the records, evenly spread."""
+        chosen = np.unique(np.linspace(0, len(self.ends) - 1, count).astype(np.int64))
+        starts, ends = self.spans(chosen)
+        tokens = [self.tokens[start:end] for start, end in zip(starts, ends, strict=True)]
+        return RecordTokens(np.concatenate(tokens), np.cumsum(ends - starts), self.first_id)
+
     def spans(self, records: npt.NDArray[np.int64]) -> tuple[Integers, Integers]:
         """Where these records start and end."""
         before = self.ends[np.maximum(records - 1, 0)].astype(np.int64)

@@ -272,6 +272,14 @@ def test_padding_counts_nothing(head: str) -> None:
     torch.testing.assert_close(log_probs_BT, expected_BT.detach() * (targets_BT >= 0))
 
 
+@pytest.mark.parametrize("head", HEADS)
+def test_rows_of_padding_alone_have_no_log_probabilities(head: str) -> None:
+    inputs_BT, targets_BT, starts_BT, state_LSBH = batch()
+    nothing_BT = torch.full_like(targets_BT, -1)
+    found_BT, _ = model_of(head).target_log_probs(inputs_BT, nothing_BT, state_LSBH, starts_BT)
+    assert torch.equal(found_BT, torch.zeros_like(found_BT))
+
+
 def test_inputs_of_padding_are_arbitrary() -> None:
     model = model_of("tied", ar=0.3, tar=0.7)
     inputs_BT, targets_BT, starts_BT, state_LSBH = batch()

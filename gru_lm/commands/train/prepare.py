@@ -20,7 +20,13 @@ from gru_lm.commands.load import used_texts
 from gru_lm.commands.train.announce import announce
 from gru_lm.commands.train.clock import LEARNING, READING, START, TOKENIZING, TRYING, Spent
 from gru_lm.commands.train.lists import describe, read_texts
-from gru_lm.commands.train.tokenizer import checked_kind, given_tokenizer, naming, train_tokenizer
+from gru_lm.commands.train.tokenizer import (
+    checked_kind,
+    given_tokenizer,
+    naming,
+    train_tokenizer,
+    with_pieces,
+)
 from gru_lm.config import Settings
 from gru_lm.errors import EnvironmentProblem, InputError
 from gru_lm.evaluation.spelling import count_spacing
@@ -42,7 +48,7 @@ from gru_lm.signals import Stop
 from gru_lm.text.dataset import Data, tokenize
 from gru_lm.text.documents import FileDocument
 from gru_lm.text.overlap import Sketch
-from gru_lm.text.parts import Part, Texts, excerpt
+from gru_lm.text.parts import ListSources, Part, Texts, excerpt
 from gru_lm.text.sources import open_documents, spool_stdin
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training.checkpoint import Checkpoint
@@ -118,6 +124,7 @@ def prepare(
     _check_model(config)
     if device.type == "cpu" and (why := build.problem()):
         console.note(f"using PyTorch's kernels instead of the native one: {why}")
+    config = with_pieces(config)
     tokenizer = given_tokenizer(config, source)
     if config.reads_stdin():
         spool_stdin(stdin, stop=stop)
@@ -131,7 +138,8 @@ def prepare(
             "train without them, remove them first: tr -d '\\r'"
         )
     characters = sources.training_characters(config.shares())
-    planned = plan_tokenizer(config, characters=characters)
+    records = len(sources.text.keys_N) if isinstance(sources, ListSources) else None
+    planned = plan_tokenizer(config, characters=characters, records=records)
     kind = tokenizer.kind if tokenizer else checked_kind(planned)
     whole = sources.split(config.shares(), at_line_ends=kind == "word", stop=stop)
     describe(whole)
