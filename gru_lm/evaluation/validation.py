@@ -47,8 +47,7 @@ def seconds_of(
     """Estimated seconds of `measure_tokens`, from the beginning of the tokens."""
     most, fastest = COLUMN_BATCH * COLUMN_CHUNK, math.inf
     if isinstance(tokens, RecordTokens):
-        ends = tokens.ends[: max(1, int(np.searchsorted(tokens.ends, most)))]
-        some = RecordTokens(tokens.tokens[: int(ends[-1])], ends, tokens.first_id)
+        some = tokens.some(max(1, most * len(tokens.ends) // len(tokens.tokens)))
         share = len(tokens.tokens) / len(some.tokens)
     else:
         share = columns_read(len(tokens)) / len(tokens[:most])

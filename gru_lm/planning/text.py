@@ -1,7 +1,7 @@
 """Planning before tokenization: the tokenizer, and how much of the text to use.
 
-    tokenizer   char up to 5 M characters, bpe beyond, whose steps span more text; bpe and unigram are
-                trained on a sample that takes a small part of a budget in minutes
+    tokenizer   char up to 5 M characters and for short records, bpe beyond, whose steps span more text;
+                bpe and unigram are trained on a sample that takes a small part of a budget in minutes
     characters  as much of a large text as the budget can use, with a margin
     held out    as much as can be scored in a small part of the training time
 
@@ -25,6 +25,7 @@ from gru_lm.text.tokenizer_training import CHARACTERS_PER_PIECE
 
 LEAST_CHARACTERS = 100  # of training text
 MOST_CHARACTERS_FOR_CHAR = 5_000_000
+SHORT_RECORD = 64  # characters on average, up to which records of any number are read by characters
 CHARACTERS_PER_TOKEN = {
     "char": 1.0,
     "byte": 1.0,
@@ -47,15 +48,20 @@ TEST_SPEED = 5e6
 VALIDATION_SHARE = 0.02  # of the training time, per validation
 
 
-def plan_tokenizer(settings: Settings, *, characters: int) -> str:
-    """The kind of tokenizer for a training text of `characters`. Raises InputError if too short."""
+def plan_tokenizer(settings: Settings, *, characters: int, records: int | None = None) -> str:
+    """The kind of tokenizer for a training text of `characters`, in `records` if it is a list.
+
+    Raises InputError if it is too short.
+    """
     if characters < LEAST_CHARACTERS:
         raise InputError(
             f"the training text is too short: {characters} characters",
             why=f"at least {LEAST_CHARACTERS} are needed after the split {settings.split}",
             hint="add text, or train on @docstrings",
         )
-    return settings.tokenizer or ("char" if characters <= MOST_CHARACTERS_FOR_CHAR else "bpe")
+    is_short = records is not None and characters <= SHORT_RECORD * records
+    for_char = is_short or characters <= MOST_CHARACTERS_FOR_CHAR
+    return settings.tokenizer or ("char" if for_char else "bpe")
 
 
 def plan_sample(settings: Settings, kind: str, *, characters: int) -> tuple[int | None, int]:

@@ -52,17 +52,23 @@ class Columns:
         hint = (f"did you mean {near!r}? " if near else "") + f"its fields: {listed}"
         return InputError(f"{self._spoken} has no field {name!r}", hint=hint)
 
-    def text_of(self, value: Any, line: int) -> str:
-        """A value of the column of the records as text. Raises InputError if it is no text or number."""
-        if isinstance(value, str):
-            return value
-        if isinstance(value, bool) or not isinstance(value, int | float | Decimal | None):
+    def text(self, name: str, value: Any, line: int) -> str:
+        """A value as text: nothing as "", and what JSON has, except strings, as in JSON.
+
+        Raises InputError if it is in the column of the records, and neither text nor a number.
+        """
+        if value is None:
+            return ""
+        is_number = isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+        if name == self.field and not (is_number or isinstance(value, str)):
             what = _KINDS.get(type(value), f"of type {type(value).__name__}")
             raise InputError(
-                f"{place_of(self.document, line)}: {self.field!r} is {what}",
+                f"{place_of(self.document, line)}: {name!r} is {what}",
                 hint="a record is text or a number: name another field with --field",
             )
-        return as_text(value)
+        if isinstance(value, bool | int | float | list | dict):
+            return json.dumps(value, ensure_ascii=False, default=str)
+        return str(value)
 
     def block(self, cells: dict[str, list[str]], lines: list[int], blank: int = 0) -> Block:
         """The rows on `lines`, without those whose record is empty, of which there are `blank` more.
@@ -95,15 +101,6 @@ class Columns:
     @property
     def _spoken(self) -> str:
         return files.spoken(self.document.name)
-
-
-def as_text(value: Any) -> str:
-    """A value as text: strings as they are, nothing as "", and what JSON has as JSON."""
-    if value is None:
-        return ""
-    if isinstance(value, bool | int | float | list | dict):
-        return json.dumps(value, ensure_ascii=False, default=str)
-    return str(value)
 
 
 def _is_broken(text: str) -> bool:

@@ -62,6 +62,11 @@ class Data:
         sketches["train"] |= self.lines.get("train", sketches["train"])
         return dataclasses.replace(self, lines=sketches)
 
+    @property
+    def is_list(self) -> bool:
+        """Whether the texts are lists of records."""
+        return isinstance(self.texts.train, ListPart)
+
     @cached_property
     def training(self) -> Tokens | RecordTokens:
         """The tokens to train on, of running text or of a list."""
@@ -69,7 +74,7 @@ class Data:
 
     def of(self, store: TokenStore) -> Tokens | RecordTokens:
         """The tokens of a split, of running text or of a list."""
-        if not isinstance(self.texts.train, ListPart):
+        if not self.is_list:
             return store.tokens
         ends = store.record_ends(self.tokenizer.end_id)
         return RecordTokens(store.tokens, ends, self.tokenizer.newline_id)

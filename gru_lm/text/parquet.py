@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from gru_lm.errors import EnvironmentProblem, InputError
 from gru_lm.text import files
-from gru_lm.text.columns import Columns, as_text
+from gru_lm.text.columns import Columns
 from gru_lm.text.documents import Document, FileDocument
 from gru_lm.text.records import Block
 
@@ -40,10 +40,14 @@ def read_parquet(document: Document, wanted: Columns) -> Iterator[Block]:
             names = list(wanted.cells())
             first = 1
             for batch in table.iter_batches(ROWS, columns=names, use_threads=False):
-                values = {name: batch.column(name).to_pylist() for name in names}
                 lines = list(range(first, first + batch.num_rows))
-                cells = {name: list(map(as_text, values[name])) for name in names}
-                cells[wanted.field] = list(map(wanted.text_of, values[wanted.field], lines))
+                cells = {
+                    name: [
+                        value if isinstance(value, str) else wanted.text(name, value, row)
+                        for row, value in zip(lines, batch.column(name).to_pylist(), strict=True)
+                    ]
+                    for name in names
+                }
                 yield wanted.block(cells, lines)
                 first += batch.num_rows
         except pyarrow.ArrowException as error:

@@ -15,6 +15,7 @@ import heapq
 import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,7 @@ PER_ROW = 12  # records in a row of a chapter, on average: padding is at most ab
 LONGEST_SHARE = 2 / 3  # of a row that the longest record may take
 MOST_TOKENS = 1 << 22  # of a chapter, which is held in memory
 
-Integers = npt.NDArray[np.integer]
+Integers = npt.NDArray[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,13 @@ class RecordTokens:
     def longest(self) -> int:
         """Tokens of the longest record, including its end."""
         return int(max(self.ends[0], np.diff(self.ends).max(initial=0)))
+
+    def some(self, count: int) -> RecordTokens:
+        """At most `count` of the records, evenly spread."""
+        chosen = np.unique(np.linspace(0, len(self.ends) - 1, count).astype(np.int64))
+        starts, ends = self.spans(chosen)
+        tokens = [self.tokens[start:end] for start, end in zip(starts, ends, strict=True)]
+        return RecordTokens(np.concatenate(tokens), np.cumsum(ends - starts), self.first_id)
 
     def spans(self, records: npt.NDArray[np.int64]) -> tuple[Integers, Integers]:
         """Where these records start and end."""

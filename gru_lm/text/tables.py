@@ -18,7 +18,7 @@ from typing import Any
 
 from gru_lm.errors import InputError
 from gru_lm.text import files
-from gru_lm.text.columns import Columns, as_text
+from gru_lm.text.columns import Columns
 from gru_lm.text.documents import Document
 from gru_lm.text.records import BLOCK, MOST_CHARACTERS, Block, blocks_of_lines, place_of
 
@@ -198,8 +198,7 @@ def _objects(document: Document, wanted: Columns) -> Iterator[Block]:
             lines.append(number)
             for name, column in cells.items():
                 value = row.get(name)
-                is_record = name == wanted.field
-                column.append(wanted.text_of(value, number) if is_record else as_text(value))
+                column.append(value if isinstance(value, str) else wanted.text(name, value, number))
                 if name not in found:
                     if name in row:
                         found.add(name)

@@ -61,8 +61,6 @@ def test_validation_time_is_predicted_from_warm_trials(
     monkeypatch.setattr(validation, "validate", validate)
     monkeypatch.setattr(validation, "time", SimpleNamespace(monotonic=lambda: now))
     model: Any = None
-    seconds = validation.seconds_of(
-        model, np.zeros(20 * piece), newline_id=0, stop=lambda: None
-    )
+    seconds = validation.seconds_of(model, np.zeros(20 * piece), newline_id=0, stop=lambda: None)
     whole = 0.112 * columns_read(20 * piece) / piece
     assert whole < seconds < 1.3 * whole

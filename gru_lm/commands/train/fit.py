@@ -40,6 +40,7 @@ VALIDATION_SHARE = 0.03  # of a budget in minutes, at most
 SAVE_SECONDS = 60.0  # between checkpoints, without --save-every
 REPORT_SECONDS = 0.5  # between lines of metrics.jsonl
 SAMPLE_TOKENS = 200
+RECORDS_SHOWN = 10  # of a sample of records
 
 
 @dataclass(kw_only=True)
@@ -160,11 +161,13 @@ class Trainer:
         if store is None or not self.pace.test:
             return
         started = time.monotonic()
-        best = read(self.run.directory / BEST)
-        backend = self.state.model.recurrent.backend
-        model = restore_model(best, best.tensors(), device=self.device, backend=backend)
-        totals = self._measure(model.eval(), store)
+        totals = self._measure(self.best_model(), store)
         self.test = self._described("test", totals, time.monotonic() - started)
+
+    def best_model(self) -> LanguageModel:
+        """The model of the best checkpoint, for evaluation."""
+        best, backend = read(self.run.directory / BEST), self.state.model.recurrent.backend
+        return restore_model(best, best.tensors(), device=self.device, backend=backend).eval()
 
     def _steps(self) -> Any:
         if self.state.step == self.state.leg_step:
@@ -228,9 +231,10 @@ class Trainer:
             self.pace.measure_seconds = time.monotonic() - started
             if not math.isfinite(totals.nats):
                 raise DivergedError(f"step {state.step}: held-out loss {totals.nats:g}")
-            (sample,) = complete(
+            samples = complete(
                 state.model,
                 tokenizer,
+                samples=RECORDS_SHOWN if self.data.is_list else 1,
                 length=SAMPLE_TOKENS,
                 seed=self.settings.seed,
                 check=self.stop,
@@ -246,7 +250,7 @@ class Trainer:
             valid_bits_per_byte=figures["bits_per_byte"],
             valid_perplexity=figures["perplexity"],
         )
-        self.run.append_sample(state.step, sample.text)
+        self.run.append_sample(state.step, "\n".join(sample.text for sample in samples))
         self.validated_at = time.monotonic()
         self.pace.validation_seconds = self.validated_at - started
         console.note(

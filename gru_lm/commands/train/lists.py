@@ -13,15 +13,21 @@ import numpy as np
 
 from gru_lm.commands.load import read_sources
 from gru_lm.config import Settings
+from gru_lm.evaluation.validation import measure_tokens
 from gru_lm.layout import RECORDS
+from gru_lm.model.language_model import LanguageModel
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
+from gru_lm.text.dataset import Data
 from gru_lm.text.parts import ListPart, ListSources, Sources, Texts
-from gru_lm.text.recognise import MAYBE, looks_like_list
-from gru_lm.text.recognise import RECORDS as A_LIST
+from gru_lm.text.recognise import looks_like_list
+from gru_lm.text.record_batches import RecordTokens
 from gru_lm.text.record_keys import Keys, among, read_keys, write_keys
 from gru_lm.text.records import LINE
 from gru_lm.text.sources import open_documents
+
+MEASURED = 1000  # training records
+BY_HEART = 0.7  # of the held-out loss; a lower training loss comes of learning by heart
 
 
 def read_texts(
@@ -41,13 +47,13 @@ def _recognised(config: Settings, *, stdin: Path, stop: Stop) -> str:
         config.text, encoding=config.encoding, stdin=stdin, stop=stop, note=console.note
     )
     found = looks_like_list(documents)
-    if found == A_LIST:
+    if found == "records":
         console.note(
             "the text is a list: each line is trained as a record of its own, in no order "
             "(--records none: as running text)"
         )
         return LINE
-    if found == MAYBE:
+    if found == "maybe":
         console.note(
             "the text looks like a list; with --records line, each line would be a record of its own, "
             "in no order, and a random tenth of them held out"
@@ -74,6 +80,23 @@ def describe(whole: Texts) -> None:
         share = float(among(part.keys(), known).mean())
         if share and (part.listing is not listing or listing.form.group):
             console.warn(f"{share:.1%} of the {what} records are among the training records too")
+
+
+def compare_losses(model: LanguageModel, data: Data, *, held_out: float, stop: Stop) -> None:
+    """Print the loss on some training records beside that on the held-out ones, in nats per token.
+
+    Warns if the model has learnt the training records by heart.
+    """
+    assert isinstance(data.training, RecordTokens)
+    some = data.training.some(MEASURED)
+    totals = measure_tokens(model, some, newline_id=some.first_id, unknown_id=None, stop=stop)
+    loss = totals.nats / totals.tokens
+    console.note(f"on training records: {loss:.4f} nats per token; held out: {held_out:.4f}")
+    if loss < BY_HEART * held_out:
+        console.warn(
+            "the model has learnt many of the training records by heart, and will repeat them: more "
+            "--dropout or a smaller --width generalises better, and sample --novel leaves them out"
+        )
 
 
 def all_keys(texts: Texts) -> Keys | None:

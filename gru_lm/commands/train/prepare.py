@@ -42,7 +42,7 @@ from gru_lm.signals import Stop
 from gru_lm.text.dataset import Data, tokenize
 from gru_lm.text.documents import FileDocument
 from gru_lm.text.overlap import Sketch
-from gru_lm.text.parts import Part, Texts, excerpt
+from gru_lm.text.parts import ListSources, Part, Texts, excerpt
 from gru_lm.text.sources import open_documents, spool_stdin
 from gru_lm.text.tokenizer import Tokenizer
 from gru_lm.training.checkpoint import Checkpoint
@@ -131,7 +131,8 @@ def prepare(
             "train without them, remove them first: tr -d '\\r'"
         )
     characters = sources.training_characters(config.shares())
-    planned = plan_tokenizer(config, characters=characters)
+    records = len(sources.text.keys_N) if isinstance(sources, ListSources) else None
+    planned = plan_tokenizer(config, characters=characters, records=records)
     kind = tokenizer.kind if tokenizer else checked_kind(planned)
     whole = sources.split(config.shares(), at_line_ends=kind == "word", stop=stop)
     describe(whole)

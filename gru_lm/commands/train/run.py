@@ -18,7 +18,7 @@ from gru_lm import atomic
 from gru_lm.commands.load import recorded
 from gru_lm.commands.train.clock import Spent
 from gru_lm.commands.train.fit import Trainer
-from gru_lm.commands.train.lists import remember
+from gru_lm.commands.train.lists import compare_losses, remember
 from gru_lm.commands.train.prepare import Prepared, prepare
 from gru_lm.commands.train.resume import reopen
 from gru_lm.config import Settings
@@ -200,6 +200,9 @@ def _fit(
     try:
         ended = trainer.fit()
         trainer.measure_test()
+        if data.is_list and (valid := trainer.result(ended)["valid"]):
+            held_out = valid["nats_per_token"]
+            compare_losses(trainer.best_model(), data, held_out=held_out, stop=stop)
         minutes, epochs = prepared.settings.minutes, prepared.settings.epochs
         if minutes and epochs and ended == "budget" and trainer.pace.elapsed() < 54 * minutes:
             passes = "1 pass" if epochs == 1 else f"{epochs:g} passes"
