@@ -36,12 +36,13 @@ MODULES = {
 
 
 def quick(text: Path) -> Iterator[Row]:
-    from benchmarks import layers, sampling, whole
+    from benchmarks import layers, records, sampling, whole
 
     yield from layers.rows()
     yield from layers.other_cells()
     yield from layers.resets()
     yield from whole.rows(text)
+    yield from records.rows()
     yield from sampling.rows(text)
     yield from whole.start_up(text)
 
