@@ -230,7 +230,7 @@ def test_minutes_become_the_steps_of_the_slowest(text: Path) -> None:
 
 
 def test_what_makes_a_comparison_less_fair_is_said(text: Path) -> None:
-    rows = [{"tokens": 100}, {"tokens": 100}]
+    rows = [{"seed": seed, "tokens": 100 + seed} for seed in (0, 0, 1, 1)]  # of two cells
     usual = [*limits(recorded(text), rows)]
     assert usual == ["3 seeds per cell are few: use at least 5 before relying on the verdict"]
 
@@ -242,7 +242,7 @@ def test_what_makes_a_comparison_less_fair_is_said(text: Path) -> None:
     assert said(validated).startswith("measured on the validation text, which also selected")
     apart = dataclasses.replace(recorded(text), mismatch=0.012)
     assert said(apart).startswith("parameters differ by 1.2%")
-    stopped = [{"tokens": 100}, {"tokens": 1200}]
+    stopped = [{"seed": 0, "tokens": 100}, {"seed": 0, "tokens": 1200}]
     assert said(recorded(text), stopped).endswith("on different numbers of tokens: 100 to 1,200")
     assert [*limits(recorded(text, "time"), stopped)] == usual
     for held_out, why in (

@@ -27,7 +27,7 @@ def grouped(texts: list[str], *, portions: int = 3, factor: float = 1.0) -> Grou
     groups = Groups()
     for part in np.array_split(np.arange(len(texts)), portions):
         some = [texts[i] for i in part]
-        groups(scored(some, [factor * (len(text) + hash(text[::-1]) % 7) for text in some]))
+        groups(scored(some, [factor * (len(text) + sum(map(ord, text)) % 7) for text in some]))
     return groups
 
 
