@@ -319,7 +319,7 @@ def test_full_batches_of_records_are_as_running_text(head: str) -> None:
 def test_penalties_leave_out_padding_and_steps_across_a_start() -> None:
     model = model_of("tied", **RESET_WEIGHTS)
     inputs_BT, targets_BT, starts_BT, state_LSBH = batch()
-    targets_BT[1, 1] = -1  # within a row
+    targets_BT[2, 3] = -1  # within a sequence
     _, penalty, _ = model.loss(inputs_BT, targets_BT, state_LSBH, starts_BT=starts_BT)
     h_TBH, _ = model._outputs(inputs_BT, state_LSBH, None, starts_BT)
     counted = [(t, b) for b, t in (targets_BT >= 0).nonzero().tolist()]
