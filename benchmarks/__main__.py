@@ -42,6 +42,7 @@ def quick(text: Path) -> Iterator[Row]:
     yield from layers.other_cells()
     yield from whole.rows(text)
     yield from sampling.rows(text)
+    yield from sampling.records()
     yield from whole.start_up(text)
 
 
