@@ -1,4 +1,4 @@
-"""Rows 7 and 8: sampling one stream against a loop over torch.nn.GRU, and 64 streams against one; records.
+"""Rows 7 and 8: sampling one stream against a loop over torch.nn.GRU, 64 streams against one. Records.
 
 The loop is the straightforward implementation: one step of the same model per token, with the same
 weights, temperature and threads, a multinomial draw, and every token decoded. The model is untrained, so
