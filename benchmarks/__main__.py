@@ -43,6 +43,7 @@ def quick(text: Path) -> Iterator[Row]:
     yield from layers.resets()
     yield from whole.rows(text)
     yield from sampling.rows(text)
+    yield from sampling.records()
     yield from whole.start_up(text)
 
 
