@@ -107,9 +107,9 @@ def sample_cli(
     in this order: repetition penalty, temperature, top-k, top-p, min-p, typical.
 
     From a run of records, whole records are printed: lines and rows of tables one a line, line breaks
-    within a row as spaces; paragraphs and files with a blank line between them. --json is always exact. A
-    record cut by --length or --stop is printed too, but --unique and --novel accept only complete ones;
-    they stop early once fewer than 10 of 10,000 records are accepted.
+    within a row as spaces; paragraphs and files with a blank line between them. --json is always exact.
+    A record cut by --length or --stop is printed too, but --unique and --novel accept only complete
+    ones; they stop early once fewer than 10 of 10,000 records are accepted.
     """
     form, checkpoint = _checked(
         run, prompt=prompt, prompts=prompts, unique=unique, novel=novel, stop_strings=stop_strings
