@@ -228,8 +228,8 @@ def score_pairs(
     """Log-probability of every sentence including its end, in nats, from the zero state.
 
     Equals that of `score` for the sequence sentence + newline, or `end_id` in place of the newline. Runs
-    `batch` sequences of similar length at once, `chunk` steps per pass. `stop` is called before every pass, `progress` with the number of
-    sentences done.
+    `batch` sequences of similar length at once, `chunk` steps per pass. `stop` is called before every
+    pass, `progress` with the number of sentences done.
     """
     log_probs_N2 = np.empty((len(pairs), 2))
     tokens = unknown_tokens = 0

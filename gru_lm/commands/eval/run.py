@@ -76,10 +76,9 @@ def evaluate(
         loaded = load_model(checkpoint, device=device, threads=threads, stop=stop)
         if not files and not outputs.pairs:
             part = own_text(loaded, "valid", stop=stop)
-            documents = list(part.documents)
         elif form and documents:
             part = open_list(documents, form, stop=stop)
-            documents = list(part.documents)
+        documents = list(part.documents) if part else documents
         check_outputs(outputs, documents)
         records = part if isinstance(part, ListPart) else None
         size, notes = _surveyed(loaded, documents, records, outputs, is_own=not files, stop=stop)
