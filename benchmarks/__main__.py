@@ -40,8 +40,10 @@ def quick(text: Path) -> Iterator[Row]:
 
     yield from layers.rows()
     yield from layers.other_cells()
+    yield from layers.resets()
     yield from whole.rows(text)
     yield from sampling.rows(text)
+    yield from sampling.records()
     yield from whole.start_up(text)
 
 

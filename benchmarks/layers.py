@@ -1,4 +1,4 @@
-"""Rows 1 to 4: forward and backward pass of one layer, against torch.nn and against peak throughput.
+"""Rows 1 to 4 and 12: forward and backward pass of one layer, against torch.nn and peak throughput.
 
 Gradients include that of the input, as inside a model. All workloads run in one process with the memory
 settings of gru-lm, which speed up torch.nn too.
@@ -19,6 +19,8 @@ from gru_lm.model.devices import choose_backend
 from gru_lm.model.recurrent import Recurrent
 
 WIDTHS, BATCHES, STEPS = (128, 256, 512, 1024), (16, 32, 64), 64
+RECORDS = (8, 24)  # tokens in a record, in rows of PACKED_STEPS tokens
+PACKED_BATCH, PACKED_STEPS = 24, 48
 SIDE = 2048  # of the matrices whose product defines peak throughput
 
 
@@ -29,13 +31,23 @@ def stock(kind: type[torch.nn.RNNBase], width: int, batch: int) -> Work:
     return _passes(lambda: module(x_TBD)[0], (x_TBD, *module.parameters()))
 
 
-def layer(cell: str, width: int, batch: int) -> Work:
-    """Forward and backward pass of a gru-lm layer over a sequence."""
-    x_TBD = torch.randn(STEPS, batch, width, requires_grad=True)
+def layer(
+    cell: str, width: int, batch: int, *, steps: int = STEPS, starts_TB: Tensor | None = None
+) -> Work:
+    """Forward and backward pass of a gru-lm layer over a sequence, reset at `starts_TB`."""
+    x_TBD = torch.randn(steps, batch, width, requires_grad=True)
     backend = choose_backend(torch.device("cpu"))
     stack = Recurrent(cell, inputs=width, width=width, layers=1, backend=backend)
     state_LSBH = torch.zeros(1, stack.states, batch, width)
-    return _passes(lambda: stack(x_TBD, state_LSBH, None)[0], (x_TBD, *stack.parameters()))
+    leaves = (x_TBD, *stack.parameters())
+    return _passes(lambda: stack(x_TBD, state_LSBH, None, None, starts_TB)[0], leaves)
+
+
+def records(cell: str, width: int, size: int) -> Work:
+    """The same over records of `size` tokens, one after the other in each row."""
+    starts_TB = torch.zeros(PACKED_STEPS, PACKED_BATCH, dtype=torch.bool)
+    starts_TB[::size] = True
+    return layer(cell, width, PACKED_BATCH, steps=PACKED_STEPS, starts_TB=starts_TB)
 
 
 def _passes(forward: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Work:
@@ -107,3 +119,17 @@ def other_cells() -> Iterator[Row]:
         timings = Timings(works)
         ratios = ", ".join(f"{name} {timings.ratio(name, 'nn.LSTM')}" for name in CELLS)
         yield Row("", f"H {width}, B {batch}, over nn.LSTM: {ratios}")
+
+
+def resets() -> Iterator[Row]:
+    """Speed over short records relative to running text, for every cell."""
+    found: list[float] = []
+    for cell, width in itertools.product(CELLS, (128, 512)):
+        works = {"text": layer(cell, width, PACKED_BATCH, steps=PACKED_STEPS)}
+        works |= {f"records of {size}": records(cell, width, size) for size in RECORDS}
+        timings = Timings(works)
+        ratios = {name: timings.ratio(name, "text") for name in works if name != "text"}
+        found += [ratio.median for ratio in ratios.values()]
+        shown = ", ".join(f"{name} {ratio}" for name, ratio in ratios.items())
+        yield Row("", f"{cell}, H {width}, over running text: {shown}")
+    yield Row("12", "records over running text, geometric mean", geometric_mean(found), bar=0.9)

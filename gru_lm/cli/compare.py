@@ -118,7 +118,7 @@ def compare_cli(
             )
     with watch_signals() as flag:
         if on and text:
-            from gru_lm.commands.compare.run import compare_models
+            from gru_lm.commands.compare.models import compare_models
 
             models = (Path(text[0]), Path(text[1]))
             result = compare_models(models, on, out=out, stop=flag.check, **given)

@@ -1,80 +1,24 @@
-"""`gru-lm sample RUN`: generate text, written to standard output as it is generated."""
+"""`gru-lm sample RUN`: generate text or records, written to standard output as they are generated."""
 
 from __future__ import annotations
 
+import json
 import math
 import secrets
-import select
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gru_lm.errors import InputError, UsageError
-from gru_lm.signals import Stop, never, watch_signals
+from gru_lm.errors import Stopped, UsageError
+from gru_lm.signals import watch_signals
+from gru_lm.text.records import LINE, ROW, Form
 
 if TYPE_CHECKING:
-    from gru_lm.generation.choice import Choice
     from gru_lm.generation.sampling import Sample, Step
+    from gru_lm.generation.selection import Record, Selection
     from gru_lm.training.checkpoint import Checkpoint
-
-LENGTH = 500
-PATIENCE = 2.0  # seconds to wait for a piped prompt before a note is printed
-
-
-def sample(
-    run: Path | Checkpoint,
-    *,
-    prompt: str = "",
-    length: int = LENGTH,
-    samples: int = 1,
-    choice: Choice | None = None,
-    stop_strings: Sequence[str] = (),
-    seed: int = 0,
-    allow_unknown: bool = False,
-    with_logprobs: bool = False,
-    device: str = "auto",
-    threads: int | None = None,
-    stop: Stop = never,
-) -> Iterator[Step]:
-    """Sample continuations of `prompt`; yield text as it is generated (sampling.Step).
-
-    `stop` is called every few milliseconds, or before every token, and may raise Stopped. Raises
-    GruLmError for problems that the user can fix.
-    """
-    from gru_lm.reporting import console
-    from gru_lm.training import directory as run_directory
-
-    checkpoint = run_directory.find(run, console.warn) if isinstance(run, Path) else run
-    # Import torch only after the checkpoint was opened: invalid files are rejected quickly.
-    from gru_lm.commands.load import load_model
-    from gru_lm.evaluation.metrics import unseen_returns
-    from gru_lm.generation.prompt import read_prompt
-    from gru_lm.generation.sampling import generate
-
-    loaded = load_model(checkpoint, device=device, threads=threads, stop=stop)
-    read = read_prompt(loaded.tokenizer, prompt)
-    if read.unknown:
-        size = len(read.tokens)
-        console.warn(f"{read.unknown} of the prompt's {size} tokens are not in the vocabulary")
-    for note in unseen_returns(prompt.count("\r"), loaded.seen, of="the prompt"):
-        console.note(note)
-    yield from generate(
-        loaded.model,
-        loaded.tokenizer,
-        read,
-        samples=samples,
-        length=length,
-        choice=choice,
-        stop_strings=stop_strings,
-        seed=seed,
-        allow_unknown=allow_unknown,
-        with_logprobs=with_logprobs,
-        check=stop,
-    )
 
 
 def sample_cli(
@@ -85,8 +29,34 @@ def sample_cli(
             help="Text to continue (default: standard input, if piped).", show_default=False
         ),
     ] = None,
-    length: Annotated[int, typer.Option(min=0, help="Maximum number of tokens.")] = LENGTH,
-    samples: Annotated[int, typer.Option(min=1, help="Number of texts.")] = 1,
+    prompts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Use each line of FILE as a prompt, an empty one too; - for standard input.",
+            show_default=False,
+        ),
+    ] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Maximum number of tokens (default: 500; 1000 for records).",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Number of texts, for each prompt.")] = 1,
+    unique: Annotated[
+        bool, typer.Option("--unique", help="Records: drop repeats, and draw others instead.")
+    ] = False,
+    novel: Annotated[
+        bool,
+        typer.Option(
+            "--novel",
+            help="Records: drop those in the list of the run, held out or not, and draw others instead. "
+            "With N records in the list, a new one is dropped by mistake with probability N / 2^64.",
+        ),
+    ] = False,
     temperature: Annotated[
         float, typer.Option(help="Sharper below 1, flatter above 1; 0 is greedy.")
     ] = 1,
@@ -135,9 +105,15 @@ def sample_cli(
 
     Prints the prompt and its continuation; several samples are separated by a blank line. Filters apply
     in this order: repetition penalty, temperature, top-k, top-p, min-p, typical.
+
+    From a run of records, whole records are printed: lines and rows of tables one a line, line breaks
+    within a row as spaces; paragraphs and files with a blank line between them. --json is always exact. A
+    record cut by --length or --stop is printed too, but --unique and --novel accept only complete ones;
+    they stop early once fewer than 10 of 10,000 records are accepted.
     """
-    if "" in (stop_strings or ()):
-        raise UsageError("--stop is empty", hint="omit it, or give a non-empty string")
+    form, checkpoint = _checked(
+        run, prompt=prompt, prompts=prompts, unique=unique, novel=novel, stop_strings=stop_strings
+    )
     if with_logprobs and not as_json:
         raise UsageError("--logprobs requires --json", hint="add --json")
     if temperature == 0 and typical < 1:
@@ -146,12 +122,10 @@ def sample_cli(
             why="temperature 0 always selects the most probable token",
             hint="omit one of them",
         )
-    from gru_lm.reporting import console
-    from gru_lm.training import directory as run_directory
-
-    # Fail early: before standard input is read and torch is imported.
-    checkpoint = run_directory.find(run, console.warn)
+    from gru_lm.commands.sample import run as command
+    from gru_lm.commands.sample.prompts import given_prompt, read_prompts
     from gru_lm.generation.choice import Choice
+    from gru_lm.reporting import console
 
     choice = Choice(
         temperature=temperature,
@@ -165,61 +139,134 @@ def sample_cli(
     if seed is None:
         seed, new_seed = secrets.randbits(31), True
     with watch_signals() as flag:
-        # Bytes of an argument that are not UTF-8 cannot be printed: replace them.
-        text = _piped(flag.check) if prompt is None else prompt
-        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-        steps = sample(
-            checkpoint,
-            prompt=text,
-            length=length,
-            samples=samples,
-            choice=choice,
-            stop_strings=stop_strings or (),
-            seed=seed,
-            allow_unknown=allow_unknown,
-            with_logprobs=with_logprobs,
-            device=device,
-            threads=threads,
-            stop=flag.check,
+        texts = (
+            [given_prompt(prompt, form, stop=flag.check)]
+            if prompts is None
+            else read_prompts(prompts, stop=flag.check)
         )
-        if as_json:
-            for finished in _in_order(steps):
-                described = _described(finished, text, seed)
-                if with_logprobs:
-                    described["logprobs"] = [
-                        {"id": token, "piece": piece, "logprob": _finite(nats)}
-                        for token, piece, nats in finished.logprobs
-                    ]
-                console.result_json(described)
-        elif samples == 1:
-            _stream(steps, text)
+        options: dict[str, Any] = {
+            "prompts": texts,
+            "samples": samples,
+            "choice": choice,
+            "stop_strings": stop_strings or (),
+            "seed": seed,
+            "allow_unknown": allow_unknown,
+            "with_logprobs": with_logprobs,
+            "device": device,
+            "threads": threads,
+            "stop": flag.check,
+        }
+        if form:
+            selection, records = command.sample_records(
+                checkpoint,
+                length=command.RECORD_LENGTH if length is None else length,
+                unique=unique,
+                novel=novel,
+                **options,
+            )
+            _print_records(selection, records, None if as_json else form.unit, seed)
         else:
-            for number, finished in enumerate(_in_order(steps)):
-                _write(("\n" if number else "") + _whole_lines(text + finished.text))
+            steps = command.sample(
+                checkpoint, length=command.LENGTH if length is None else length, **options
+            )
+            if as_json:
+                for number, finished in _in_order(steps):
+                    described = _described(finished, texts[number // samples], seed)
+                    console.result_json(described)
+            elif samples == 1 and prompts is None:
+                _stream(steps, texts[0])
+            else:
+                for number, finished in _in_order(steps):
+                    whole = texts[number // samples] + finished.text
+                    _write(("\n" if number else "") + _whole_lines(whole))
     if new_seed and temperature:
         console.note(f"seed: {seed}")
 
 
-def _piped(stop: Stop) -> str:
-    """Read standard input unless it is a terminal or closed."""
-    from gru_lm.reporting import console
-    from gru_lm.text.sources import stdin_blocks
+def _checked(
+    run: Path,
+    *,
+    prompt: str | None,
+    prompts: str | None,
+    unique: bool,
+    novel: bool,
+    stop_strings: Sequence[str] | None,
+) -> tuple[Form | None, Checkpoint]:
+    """Find the run, and what its records are, before standard input is read and torch is imported.
 
-    if sys.stdin is None or sys.stdin.isatty():
-        return ""
-    due = time.monotonic() + PATIENCE
-    while not select.select([sys.stdin], [], [], 0.2)[0]:
-        stop()
-        if time.monotonic() >= due:
-            console.note('reading the prompt from standard input (--prompt "" for none)')
-            break
+    Raises UsageError for options that do not go together, or not with the run.
+    """
+    if "" in (stop_strings or ()):
+        raise UsageError("--stop is empty", hint="omit it, or give a non-empty string")
+    if prompt is not None and prompts is not None:
+        raise UsageError("--prompt cannot be combined with --prompts", hint="omit one of them")
+    from gru_lm.reporting import console
+    from gru_lm.training import directory as run_directory
+
+    checkpoint = run_directory.find(run, console.warn)
+    form = Form.of(checkpoint.meta["config"])
+    if form is None and (unique or novel):
+        raise UsageError(
+            f"--{'unique' if unique else 'novel'} needs a run of records; {run} is one of running text",
+            hint="gru-lm train LIST --records line",
+        )
+    return form, checkpoint
+
+
+def _print_records(
+    selection: Selection, batches: Iterator[list[Record]], unit: str | None, seed: int
+) -> None:
+    """Print records of a unit, or as JSON if it is None; then their counts on standard error."""
+    from gru_lm.reporting import console
+
     try:
-        return b"".join(stdin_blocks(stop=stop)).decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"the prompt on standard input is not utf-8 at byte {error.start:,}",
-            hint="iconv -t utf-8",
-        ) from error
+        before = ""
+        for records in batches:
+            prompts = (selection.prompts[record.prompt] for record in records)
+            if unit is None:
+                described = (
+                    _described(record, prompt, seed)
+                    for record, prompt in zip(records, prompts, strict=True)
+                )
+                marked = map(console.marked, described)
+                console.result(
+                    "\n".join(
+                        json.dumps(each, ensure_ascii=False, allow_nan=False) for each in marked
+                    )
+                )
+                continue
+            wholes = [prompt + each.text for prompt, each in zip(prompts, records, strict=True)]
+            if unit in (LINE, ROW):
+                _write("".join(" ".join(whole.split("\n")) + "\n" for whole in wholes))
+            else:
+                _write(before + "\n".join(map(_whole_lines, wholes)))
+                before = "\n"
+    except Stopped:
+        _count(selection)
+        raise
+    _count(selection)
+
+
+def _count(selection: Selection) -> None:
+    """Print how many records were drawn, and what they were, on standard error."""
+    from gru_lm.generation.selection import FEWEST, RECENT
+    from gru_lm.reporting import console
+
+    counts = [f"{selection.ended:,} ended"]
+    if selection.unique is not None:
+        counts.append(f"{selection.unique:,} unique")
+        if selection.novel is not None:
+            counts.append(f"{selection.novel:,} of these novel")
+    if selection.kept < selection.drawn:
+        counts.append(f"{selection.kept:,} printed")
+    console.note(f"records drawn: {selection.drawn:,}; {', '.join(counts)}")
+    if selection.short:
+        prompts = len(selection.prompts)
+        of = f" for {selection.short:,} of {prompts:,} prompts" if prompts > 1 else ""
+        console.warn(
+            f"stopped early{of}: fewer than {FEWEST} of the last {RECENT:,} records were accepted; "
+            f"{selection.kept:,} of {selection.samples * prompts:,} were found"
+        )
 
 
 def _stream(steps: Iterator[Step], prompt: str) -> None:
@@ -237,7 +284,7 @@ def _stream(steps: Iterator[Step], prompt: str) -> None:
         _write("\n")
 
 
-def _in_order(steps: Iterator[Step]) -> Iterator[Sample]:
+def _in_order(steps: Iterator[Step]) -> Iterator[tuple[int, Sample]]:
     """Yield the finished samples in order, each as soon as its predecessors are finished."""
     finished: dict[int, Sample] = {}
     following = 0
@@ -245,12 +292,12 @@ def _in_order(steps: Iterator[Step]) -> Iterator[Sample]:
         if step.sample.stop is not None:
             finished[step.number] = step.sample
         while following in finished:
-            yield finished.pop(following)
+            yield following, finished.pop(following)
             following += 1
 
 
 def _described(sampled: Sample, prompt: str, seed: int) -> dict[str, Any]:
-    return {
+    described = {
         "text": sampled.text,
         "prompt": prompt,
         "tokens": sampled.tokens,
@@ -258,6 +305,15 @@ def _described(sampled: Sample, prompt: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "stop": sampled.stop,
     }
+    listed = getattr(sampled, "listed", None)
+    if listed is not None:
+        described["novel"] = not listed
+    if sampled.logprobs:
+        described["logprobs"] = [
+            {"id": token, "piece": piece, "logprob": _finite(nats)}
+            for token, piece, nats in sampled.logprobs
+        ]
+    return described
 
 
 def _finite(nats: float) -> float | None:

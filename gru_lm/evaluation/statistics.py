@@ -183,21 +183,31 @@ def records_interval(
     return ratio_interval(numerator_R[order_R], denominator_R[order_R], most=MAX_GROUPS)
 
 
-def paired_difference(nats_a_K: np.ndarray, nats_b_K: np.ndarray, bytes_K: np.ndarray) -> Estimate:
-    """Bits per byte of a minus those of b, over the same blocks of one text.
+def paired_difference(
+    nats_a_K: np.ndarray, nats_b_K: np.ndarray, bytes_K: np.ndarray, *, most: int = MAX_BLOCKS
+) -> Estimate:
+    """Bits per byte of a minus those of b, over the same blocks of one text, merged to `most`.
 
     The interval covers the text only, for these two trained models: two seeds of one model may differ
     by more.
     """
-    return ratio_interval(_bits(nats_a_K, nats_b_K), bytes_K)
+    return ratio_interval(_bits(nats_a_K, nats_b_K), bytes_K, most=most)
 
 
 def seeds_difference(
-    nats_a_SK: np.ndarray, nats_b_SK: np.ndarray, bytes_K: np.ndarray, *, comparisons: int = 1
+    nats_a_SK: np.ndarray,
+    nats_b_SK: np.ndarray,
+    bytes_K: np.ndarray,
+    *,
+    comparisons: int = 1,
+    most: int = MAX_BLOCKS,
 ) -> Estimate:
-    """Bits per byte of a minus those of b, over seeds and text; rows are paired by seed."""
+    """Bits per byte of a minus those of b, over seeds and text; rows are paired by seed.
+
+    `most`: as in ratio_interval.
+    """
     bits_SK = _bits(nats_a_SK, nats_b_SK)
-    text = ratio_interval(bits_SK.mean(0), bytes_K, comparisons=comparisons)
+    text = ratio_interval(bits_SK.mean(0), bytes_K, comparisons=comparisons, most=most)
     if text.interval is None:
         return text._replace(runs=len(bits_SK))
     differences_S = bits_SK.sum(1) / bytes_K.sum()
@@ -227,30 +237,35 @@ def direction(difference: Estimate) -> int:
     return int(low > RESOLUTION) - int(high < -RESOLUTION)
 
 
-def verdict(a: str, b: str, difference: Estimate, *, at: str = "") -> str:
-    """One sentence on the difference of a and b in bits per byte; `at` as in "at equal parameters"."""
+def verdict(a: str, b: str, difference: Estimate, *, at: str = "", of_records: bool = False) -> str:
+    """One sentence on the difference of a and b in bits per byte; `at` as in "at equal parameters".
+
+    `of_records`: on a list, whose blocks are groups of records.
+    """
+    this, drawn = ("list", "records") if of_records else ("text", "text")
     if math.isnan(difference.value):
-        return "no verdict: the text is empty, or a model assigns zero probability to part of it"
+        return f"no verdict: the {this} is empty, or a model assigns zero probability to part of it"
     if difference.runs is not None and difference.runs < MIN_SEEDS:
         return f"not enough runs to tell: {difference.runs} of each, {MIN_SEEDS} are needed"
     if difference.interval is None:
-        few = f"{difference.blocks} blocks of {BLOCK} tokens, {MIN_BLOCKS} are needed"
-        return f"not enough text to tell: {few}"
+        blocks = "records" if of_records else f"blocks of {BLOCK} tokens"
+        few = f"{difference.blocks} {blocks}, {MIN_BLOCKS} are needed"
+        return f"not enough {drawn} to tell: {few}"
     low, high = difference.interval
     decimals = decimals_of(max((high - low) / 2, RESOLUTION))
     terms = f" {at}" if at else ""
     sure = f"{100 * difference.level:.4g} % interval"
-    alone = ", over the text alone: other seeds may differ" if difference.runs is None else ""
+    alone = f", over the {drawn} alone: other seeds may differ" if difference.runs is None else ""
     if not (sign := direction(difference)):
         largest = _outward(max(-low, high, RESOLUTION), decimals, math.ceil)
         return (
-            f"no difference found between {a} and {b}{terms} on this text; "
+            f"no difference found between {a} and {b}{terms} on this {this}; "
             f"a difference larger than {largest} bits per byte is excluded ({sure}{alone})"
         )
     better, worse = (b, a) if sign > 0 else (a, b)
     span = spanned(*sorted((sign * low, sign * high)))
     return (
-        f"{better} predicts this text better than {worse}{terms}: "
+        f"{better} predicts this {this} better than {worse}{terms}: "
         f"{_fixed(sign * difference.value, decimals)} bits per byte fewer ({sure} {span}{alone})"
     )
 

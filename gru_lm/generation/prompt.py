@@ -83,7 +83,7 @@ def read_prompt(tokenizer: Tokenizer, text: str) -> Prompt:
 def _parted(tokenizer: Tokenizer, text: str) -> tuple[str, str, bool]:
     """Split `text` where no token can cross: head, tail, and whether the tail starts a line."""
     start = line = text.rfind("\n") + 1
-    if tokenizer.kind != "word":
+    if tokenizer.kind != "word" and not tokenizer.whole:
         start += (len(text) - line) // LONGEST * LONGEST
     head, tail = text[:start], text[start:]
     if not tokenizer.lossless:

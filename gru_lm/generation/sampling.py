@@ -24,7 +24,7 @@ from gru_lm.generation.prompt import Prompt, read_prompt
 from gru_lm.generation.writing import Writer, whole_pieces
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.model.native.step import NativeStepper
-from gru_lm.model.stepper import make_stepper
+from gru_lm.model.stepper import Stepper, make_stepper
 from gru_lm.text.tokenizer import Tokenizer
 
 
@@ -54,6 +54,7 @@ def generate(
     prompt: Prompt | None = None,
     *,
     samples: int = 1,
+    first: int = 0,
     length: int = 500,
     choice: Choice | None = None,
     stop_strings: Sequence[str] = (),
@@ -68,14 +69,16 @@ def generate(
     of a document was drawn, "stop" if the text contains a stop string; the text then ends before that
     string. Stop strings are searched for in the new text only. The first token may start inside the
     prompt; it is drawn from all tokens that continue the prompt's text. Tokens without text are never
-    drawn; the unknown token is drawn only with `allow_unknown` and a lossy tokenizer. `check` is called
-    every few milliseconds: before every token, or before every block of tokens drawn at once. Raises
+    drawn; the unknown token is drawn only with `allow_unknown` and a lossy tokenizer. The random numbers
+    are those of the samples from number `first` on. `check` is called every few milliseconds: before
+    every token, or before every block of tokens drawn at once. Raises
     DivergedError if the model's probabilities are NaN.
     """
     prompt = prompt or read_prompt(tokenizer, "")
-    never = _never(tokenizer, allow_unknown=allow_unknown)
+    never = never_drawn(tokenizer, allow_unknown=allow_unknown)
+    numbered = range(first, first + samples)
     drawing = _Drawing(
-        model, tokenizer.newline_id, prompt, samples, choice or Choice(), seed, never, check
+        model, tokenizer.newline_id, prompt, numbered, choice or Choice(), seed, never, check
     )
     whole = whole_pieces(tokenizer)
     results = [Sample() for _ in range(samples)]
@@ -125,7 +128,7 @@ def generate(
         yield extended(number, writers[number].flush() if writers else "", "length")
 
 
-def _never(tokenizer: Tokenizer, *, allow_unknown: bool) -> list[int]:
+def never_drawn(tokenizer: Tokenizer, *, allow_unknown: bool) -> list[int]:
     """The tokens excluded from sampling.
 
     The unknown token, and tokens without text such as <s> of a foreign model; the end of a document is
@@ -147,7 +150,7 @@ class _Drawing:
         model: LanguageModel,
         newline_id: int,
         prompt: Prompt,
-        samples: int,
+        numbered: range,
         choice: Choice,
         seed: int,
         never: Sequence[int],
@@ -156,7 +159,8 @@ class _Drawing:
         self._model = model
         self._choice = choice
         self._never = never
-        self._randoms = [np.random.default_rng((seed, number)) for number in range(samples)]
+        samples = len(numbered)
+        self._randoms = [np.random.default_rng((seed, number)) for number in numbered]
         self.openings = [prompt.openings[0]] * samples
         # Tokens subject to the repetition penalty; empty without a penalty.
         penalised = choice.repetition_penalty != 1
@@ -182,18 +186,16 @@ class _Drawing:
         if self._border:
             return self._first(self._border)
         uniform_NT = self._uniform(min(most, self._stepper.steps_at_once))
-        if isinstance(self._stepper, NativeStepper):
-            tokens_NT, log_probs_NT = self._stepper.sample(
-                self._last_N,
-                uniform_NT,
-                never=self._never,
-                seen_NV=self._seen_NV,
-                **vars(self._choice),
-            )
-        else:
-            tokens_NT, log_probs_NT = self._choose(uniform_NT[:, 0])
+        tokens_NT, log_probs_NT = next_tokens(
+            self._stepper,
+            self._choice,
+            self._last_N,
+            uniform_NT,
+            never=self._never,
+            seen_NV=self._seen_NV,
+        )
         self._last_N = tokens_NT[:, -1]
-        return tokens_NT, _numbers(log_probs_NT)
+        return tokens_NT, log_probs_NT
 
     def _uniform(self, steps: int) -> np.ndarray:
         """Uniform random numbers [N, T] from each sample's generator; zeros if sampling is greedy."""
@@ -208,30 +210,14 @@ class _Drawing:
         self._border = None
         N, C = len(self._randoms), len(border.tokens_C)
         seen_NC = self._seen_NV[:, border.tokens_C] if self._seen_NV.size else np.empty((N, 0))
-        weights_NC = np.broadcast_to(_numbers(border.weights_C), (N, C))
+        weights_NC = np.broadcast_to(numbers(border.weights_C), (N, C))
         at_N = self._choice.choose(weights_NC, seen_NC, self._uniform(1)[:, 0])
         opening_N = border.opening_C[at_N]
         self.openings = [border.openings[number] for number in opening_N]
         self._start(border.state_LSKH[:, :, opening_N])
         self._last_N = border.tokens_C[at_N]
-        self._mark(self._last_N[:, None])
+        mark(self._seen_NV, self._last_N[:, None])
         return self._last_N[:, None], border.log_probs_C[at_N, None]
-
-    def _choose(self, uniform_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Draw one token per sample [N, 1], with filters applied; return it with its log-probability."""
-        log_probs_NV = _numbers(self._stepper.log_probs(self._last_N))
-        allowed_NV = log_probs_NV
-        if self._never:
-            allowed_NV = log_probs_NV.copy()
-            allowed_NV[:, self._never] = -np.inf
-            allowed_NV = normalise(allowed_NV)
-        tokens_N1 = self._choice.choose(allowed_NV, self._seen_NV, uniform_N)[:, None]
-        self._mark(tokens_N1)
-        return tokens_N1, np.take_along_axis(log_probs_NV, tokens_N1, axis=1)
-
-    def _mark(self, tokens_N1: np.ndarray) -> None:
-        if self._seen_NV.size:
-            np.put_along_axis(self._seen_NV, tokens_N1, True, axis=1)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only the samples in these rows, in this order."""
@@ -240,7 +226,43 @@ class _Drawing:
         self._last_N, self._seen_NV = self._last_N[rows], self._seen_NV[rows]
 
 
-def _numbers(log_probs: np.ndarray) -> np.ndarray:
+def next_tokens(
+    stepper: Stepper | NativeStepper,
+    choice: Choice,
+    last_N: np.ndarray,
+    uniform_NT: np.ndarray,
+    *,
+    never: Sequence[int],
+    seen_NV: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Feed a token per stream and draw the next T ≤ `stepper.steps_at_once`, never one of `never`.
+
+    Returns the tokens and their unmodified log-probabilities [N, T], and marks the tokens in `seen_NV`,
+    unless it is empty. Raises DivergedError if the probabilities are NaN.
+    """
+    if isinstance(stepper, NativeStepper):
+        tokens_NT, log_probs_NT = stepper.sample(
+            last_N, uniform_NT, never=never, seen_NV=seen_NV, **vars(choice)
+        )
+        return tokens_NT, numbers(log_probs_NT)
+    log_probs_NV = numbers(stepper.log_probs(last_N))
+    allowed_NV = log_probs_NV
+    if len(never):
+        allowed_NV = log_probs_NV.copy()
+        allowed_NV[:, never] = -np.inf
+        allowed_NV = normalise(allowed_NV)
+    tokens_N1 = choice.choose(allowed_NV, seen_NV, uniform_NT[:, 0])[:, None]
+    mark(seen_NV, tokens_N1)
+    return tokens_N1, np.take_along_axis(log_probs_NV, tokens_N1, axis=1)
+
+
+def mark(seen_NV: np.ndarray, tokens_N1: np.ndarray) -> None:
+    """Mark the tokens in `seen_NV`, unless it is empty."""
+    if seen_NV.size:
+        np.put_along_axis(seen_NV, tokens_N1, True, axis=1)
+
+
+def numbers(log_probs: np.ndarray) -> np.ndarray:
     """Return `log_probs`. Raises DivergedError if they contain NaN."""
     if np.isnan(log_probs).any():
         raise DivergedError("the model's probabilities are not numbers")

@@ -147,20 +147,20 @@ class LanguageModel(nn.Module):
         """
         reg = self.regularization
         assert reg.output_dropout is not None
-        at_n = None if starts_BT is None else _counted(targets_BT)
+        at_n = counted_TB = starts_TB = None
+        if starts_BT is not None:
+            at_n, counted_TB, starts_TB = _counted(targets_BT), targets_BT.t() >= 0, starts_BT.t()
+            assert at_n is None or len(at_n), "a batch without targets"
         h_TBH, state_LSBH = self._outputs(tokens_BT, state_LSBH, noise, starts_BT)
         dropped_TBH = dropout(h_TBH, reg.output_dropout, noise, locked=reg.locked)
-        if starts_BT is None:
-            penalty = activation_penalty(h_TBH, dropped_TBH, alpha=reg.ar, beta=reg.tar)
-        else:
-            penalty = activation_penalty(
-                h_TBH,
-                dropped_TBH,
-                alpha=reg.ar,
-                beta=reg.tar,
-                counted_TB=targets_BT.t() >= 0,
-                starts_TB=starts_BT.t().to(h_TBH.device),
-            )
+        penalty = activation_penalty(
+            h_TBH,
+            dropped_TBH,
+            alpha=reg.ar,
+            beta=reg.tar,
+            counted_TB=counted_TB,
+            starts_TB=starts_TB,
+        )
         hidden_NH, targets_N = self._for_head(dropped_TBH).flatten(0, 1), targets_BT.flatten()
         if at_n is not None:
             hidden_NH, targets_N = hidden_NH.index_select(0, at_n), targets_N[at_n]
@@ -188,7 +188,8 @@ class LanguageModel(nn.Module):
         if at_n is None:
             log_probs_N = self.head.target_log_probs(hidden_NH, targets_N)
         else:
-            log_probs_n = self.head.target_log_probs(hidden_NH[at_n], targets_N[at_n])
+            hidden_nH, targets_n = hidden_NH.index_select(0, at_n), targets_N[at_n]
+            log_probs_n = self.head.target_log_probs(hidden_nH, targets_n)
             log_probs_N = log_probs_n.new_zeros(len(targets_N)).index_copy(0, at_n, log_probs_n)
         return log_probs_N.view_as(targets_BT), state_LSBH
 
@@ -241,5 +242,4 @@ def _counted(targets_BT: Tensor) -> Tensor | None:
     Called before the recurrence, where waiting for a CUDA device costs little.
     """
     at_n = (targets_BT.flatten() >= 0).nonzero()[:, 0]
-    assert len(at_n), "a batch without targets"
     return None if len(at_n) == targets_BT.numel() else at_n

@@ -89,7 +89,7 @@ def activation_penalty(
     if beta and len(whole_TBH) > 1:
         pairs_TB = None
         if counted_TB is not None and starts_TB is not None:
-            pairs_TB = counted_TB[1:] & counted_TB[:-1] & ~starts_TB[1:]
+            pairs_TB = counted_TB[1:] & counted_TB[:-1] & ~starts_TB[1:].to(counted_TB.device)
         penalty = penalty + beta * _mean(whole_TBH.diff(dim=0).square(), pairs_TB)
     return penalty
 

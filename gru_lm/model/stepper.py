@@ -44,3 +44,12 @@ class Stepper:
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these streams, in this order."""
         self._state_LSNH = self._state_LSNH[:, :, list(rows)]
+
+    @torch.inference_mode()
+    def start(self, rows_M: np.ndarray, state_LSMH: Tensor) -> None:
+        """Set the states of streams, of earlier ones or new ones after the last; M may be 1 there."""
+        L, S, N, H = self._state_LSNH.shape
+        more = max(0, int(rows_M.max()) + 1 - N)
+        state_LSNH = torch.cat([self._state_LSNH, self._state_LSNH.new_zeros(L, S, more, H)], 2)
+        state_LSNH[:, :, torch.from_numpy(rows_M)] = state_LSMH
+        self._state_LSNH = state_LSNH

@@ -316,11 +316,13 @@ def _method(result: Result, names: Sequence[str]) -> str:
     if not result.get("cells"):
         both = " and ".join(names)
         return f"{both} were measured on {result['on']}; fewer bits per byte are better."
-    where = f"the same held-out text, {result['on']}"
+    where = f"the same held-out data, {result['on']}"
     seeds = len({run["seed"] for run in result["runs"]})
-    minutes, tokens = result["minutes"], {run.get("tokens") for run in result["runs"]}
-    equal = tokens.pop() if len(tokens) == 1 else None
-    budget = f"on {equal:,} tokens" if equal else f"for {minutes:g} min"
+    budget = f"for {result['minutes']:g} min"
+    for name, before in (("steps", "for"), ("tokens", "on")):
+        amounts = {run.get(name) for run in result["runs"]}
+        if len(amounts) == 1 and (equal := amounts.pop()):
+            budget = f"{before} {equal:,} {name}"
     return (
         f"{', '.join(names)} are compared at equal {result['match']}. Each was trained with {seeds} "
         f"seeds, {budget} per run; runs with the same seed used the same data in the same order. "

@@ -78,7 +78,7 @@ class Columns:
         texts = cells[self.field]
         if max(map(len, texts), default=0) > MOST_CHARACTERS:
             at = next(at for at, text in enumerate(texts) if len(text) > MOST_CHARACTERS)
-            raise too_long(self.document, lines[at])
+            raise too_long(self.document, lines[at], in_table=True)
         for column in cells.values():
             self._check_characters(column, lines)
         kept = [bool(text) and not text.isspace() for text in texts]

@@ -28,7 +28,13 @@ from gru_lm.text.tokenizer_encoders import VERSION
 
 
 def make_tokenizer(
-    kind: str, train: Part, *, vocab_size: int | None, characters: int | None, stop: Stop
+    kind: str,
+    train: Part,
+    *,
+    vocab_size: int | None,
+    characters: int | None,
+    whole: Sequence[str],
+    stop: Stop,
 ) -> Tokenizer:
     """Train a tokenizer on the training split, or on a sample of at most `characters` from it."""
     return train_tokenizer(
@@ -36,6 +42,7 @@ def make_tokenizer(
         lambda: _text(train.documents),
         vocab_size=vocab_size,
         characters=characters,
+        whole=whole,
         stop=stop,
     )
 

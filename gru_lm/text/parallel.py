@@ -142,7 +142,8 @@ class _Worker:
                 start_new_session=True,
             )
         end_piece = (tokenizer.end_piece or "").encode()
-        self._unsent = [tokenizer.kind.encode(), tokenizer.data, end_piece]
+        whole = "\n".join(tokenizer.whole).encode()
+        self._unsent = [tokenizer.kind.encode(), tokenizer.data, end_piece, whole]
 
     def encode(self, texts: Sequence[str]) -> Ids:
         """Same as `encode_texts`. Raises OSError or EOFError after `kill`."""

@@ -81,7 +81,7 @@ def _verdict(document: Document) -> Verdict | None:
 
 
 def _first_lines(document: Document) -> list[str]:
-    """The complete lines among the first SAMPLE characters, without line ends."""
+    """The complete lines among the first SAMPLE characters; a carriage return is white space."""
     pieces: list[str] = []
     characters = 0
     for piece in document.pieces():
@@ -89,7 +89,7 @@ def _first_lines(document: Document) -> list[str]:
         characters += len(piece)
         if characters > SAMPLE:
             break
-    lines = "".join(pieces).replace("\r\n", "\n").split("\n")
+    lines = "".join(pieces).split("\n")
     if characters > SAMPLE:
         lines.pop()
     return lines

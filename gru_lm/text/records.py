@@ -128,7 +128,7 @@ def blocks_of_lines(
         tail = lines.pop()
         # Any line but the first, which the tail began, is shorter than a block.
         if len(lines[0] if lines else tail) > most:
-            raise too_long(document, number, most)
+            raise too_long(document, number, most, in_table=most != MOST_CHARACTERS)
         if lines:
             yield number, lines
             number += len(lines)
@@ -150,14 +150,18 @@ def _blocks(document: Document) -> Iterator[str]:
 
 
 def place_of(document: Document, line: int) -> str:
-    """A line of a document, as in messages."""
-    return f"{files.spoken(document.name)}, line {line:,}"
+    """A line of a document, or a row of Parquet, as in messages."""
+    what = "row" if document.name.lower().endswith(".parquet") else "line"
+    return f"{files.spoken(document.name)}, {what} {line:,}"
 
 
-def too_long(document: Document, line: int, most: int = MOST_CHARACTERS) -> InputError:
-    """The error for a record, or a line with records, of more than `most` characters."""
+def too_long(
+    document: Document, line: int, most: int = MOST_CHARACTERS, *, in_table: bool = False
+) -> InputError:
+    """The error for a record, or a line of a table, of more than `most` characters."""
     what = "a record" if most == MOST_CHARACTERS else "a line"
+    hint = "for a text a file: --records file; for one text: --records none"
     return InputError(
         f"{place_of(document, line)}: {what} of more than {most:,} characters",
-        hint="for long texts, a file each: --records file; for one text: --records none",
+        hint="leave it out, or divide it into several rows" if in_table else hint,
     )

@@ -3,14 +3,14 @@
 Training is in tokenizer_training.py, validation of models in tokenizer_model.py. Independent of
 text files and language models. Invariants: tokens depend on the text only, not on how it is split
 into pieces; `char`, `byte`, `bpe` and `unigram` tokenizers trained here are lossless for any
-Unicode text.
+Unicode text; pieces that stay whole (tokenizer_whole.py) are tokens wherever they occur.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -24,11 +24,13 @@ from gru_lm.text.decoder import Decoder
 from gru_lm.text.tokenizer_encoders import (
     ByteEncoder,
     Encoder,
+    WordEncoder,
     begins_character,
     clean,
     encoder_for,
 )
 from gru_lm.text.tokenizer_training import train_model
+from gru_lm.text.tokenizer_whole import WholeEncoder, gaps, whole_surfaces
 
 KINDS = ("char", "byte", "bpe", "unigram", "word")
 _BATCH = 2**16  # characters
@@ -68,6 +70,7 @@ class Tokenizer:
         end_id: separates documents and stands for zero bytes; equal to newline_id in a foreign model
             without such a piece.
         end_piece: the piece chosen by the user to end lines and documents, if any.
+        whole: the pieces that stay whole, the last tokens of the vocabulary; () if none.
         unknown_id: the out-of-vocabulary token; None if every text can be encoded.
         lossless: whether decoding restores any text.
         drop_leading_space: whether the leading space of a line's first token is not part of the text.
@@ -91,13 +94,20 @@ class Tokenizer:
         unknown_id: int | None,
         lossless: bool,
         end_piece: str | None = None,
+        whole: Sequence[str] = (),
         drop_leading_space: bool = False,
         whitespace_as_suffix: bool = False,
     ) -> None:
+        if whole:
+            encoder = WholeEncoder(encoder, whole, newline_id=newline_id, first_id=len(pieces))
+            pieces = [*pieces, *whole]
+            surfaces = [*surfaces, *whole_surfaces(whole, as_words=not lossless)]
         self.kind = kind
         self.data = data
         self.end_piece = end_piece
+        self.whole = tuple(whole)
         named = b"" if end_piece is None else end_piece.encode() + b"\0"
+        named += "".join(f"{piece}\n" for piece in whole).encode()
         self.fingerprint = hashlib.sha256(named + kind.encode() + b"\0" + data).hexdigest()
         self.vocab_size = len(pieces)
         self.newline_id = newline_id
@@ -199,8 +209,8 @@ class Tokenizer:
         )
 
 
-def _bytes() -> Tokenizer:
-    """The byte tokenizer: token = byte, and 256 for the end of a document."""
+def _bytes(whole: Sequence[str]) -> Tokenizer:
+    """The byte tokenizer: token = byte, 256 for the end of a document, whole pieces."""
     pieces = [chr(byte) if chr(byte).isprintable() else "" for byte in range(128)]
     for byte in b"\t\n\r":
         pieces[byte] = chr(byte)
@@ -215,6 +225,7 @@ def _bytes() -> Tokenizer:
         end_id=256,
         unknown_id=None,
         lossless=True,
+        whole=whole,
     )
 
 
@@ -224,40 +235,53 @@ def train_tokenizer(
     *,
     vocab_size: int | None = None,
     characters: int | None = None,
+    whole: Sequence[str] = (),
     stop: Stop = never,
 ) -> Tokenizer:
     """Train a tokenizer of `kind` on the text of `pieces()`, which may be called several times.
 
-    `characters` limits the training sample of bpe and unigram. Deterministic: the same text gives the
-    same bytes. Raises UsageError for an unknown kind or a vocabulary size that is impossible for the
-    text, InputError if SentencePiece fails; exceptions of `stop` propagate.
+    `characters` limits the training sample of bpe and unigram. `whole`: distinct pieces that stay whole,
+    part of `vocab_size`. Deterministic: the same text gives the same bytes. Raises UsageError for an
+    unknown kind or a vocabulary size that is impossible for the text, InputError if SentencePiece fails;
+    exceptions of `stop` propagate.
     """
     if kind not in KINDS:
         raise unknown_name("tokenizer", kind, KINDS)
     if kind == "byte":
-        if vocab_size not in (None, 257):
+        if vocab_size not in (None, 257 + len(whole)):
             raise UsageError(
                 f"--vocab-size {vocab_size} cannot be combined with --tokenizer byte",
-                why="its vocabulary is the 256 bytes and the end of a document",
+                why="its vocabulary is the 256 bytes, the end of a document"
+                + (f" and {len(whole):,} whole pieces" if whole else ""),
                 hint="omit --vocab-size, or use --tokenizer bpe",
             )
-        return _bytes()
-    data = train_model(kind, pieces, vocab_size=vocab_size, characters=characters, stop=stop)
-    tokenizer = load_tokenizer(kind, data)
+        return _bytes(whole)
+    data = train_model(
+        kind,
+        (lambda: gaps(pieces(), whole)) if whole else pieces,
+        vocab_size=vocab_size,
+        characters=characters,
+        reserved=len(whole),
+        stop=stop,
+    )
+    tokenizer = load_tokenizer(kind, data, whole=whole)
     tokenizer.sample = characters
     return tokenizer
 
 
-def load_tokenizer(kind: str, data: bytes, *, end_piece: str | None = None) -> Tokenizer:
+def load_tokenizer(
+    kind: str, data: bytes, *, end_piece: str | None = None, whole: Sequence[str] = ()
+) -> Tokenizer:
     """Load a tokenizer of `kind` from untrusted `data`. Raises InputError if it is invalid.
 
-    `end_piece`: the piece that ends lines and documents, if chosen by the user.
+    `end_piece`: the piece that ends lines and documents, if chosen by the user. `whole`: distinct pieces
+    that stay whole.
     """
     if kind == "byte":
         if data or end_piece is not None:
             raise InputError("tokenizer refused", why="a byte tokenizer has no model")
-        return _bytes()
-    tokenizer = _load(data, end_piece)
+        return _bytes(whole)
+    tokenizer = _load(data, end_piece, whole)
     if tokenizer.kind != kind:
         raise InputError(
             "tokenizer refused", why=f"declared as {kind!r}, but the model is {tokenizer.kind!r}"
@@ -275,12 +299,12 @@ def read_tokenizer(path: Path, *, end_piece: str | None = None) -> Tokenizer:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
     try:
-        return _load(data, end_piece)
+        return _load(data, end_piece, ())
     except InputError as error:
         raise InputError(f"{path}: {error.message}", why=error.why, hint=error.hint) from error
 
 
-def _load(data: bytes, end_piece: str | None) -> Tokenizer:
+def _load(data: bytes, end_piece: str | None, whole: Sequence[str]) -> Tokenizer:
     model = models.checked(data)
     kind = models.KIND_OF_TYPE[model.trainer_spec.model_type]
     ids = {entry.piece: number for number, entry in enumerate(model.pieces)}
@@ -307,6 +331,8 @@ def _load(data: bytes, end_piece: str | None) -> Tokenizer:
         )
     except (RuntimeError, OSError, ValueError) as error:
         raise InputError("tokenizer model refused", why=str(error)[:200]) from error
+    if whole and (end_piece is not None or not (lossless or isinstance(encoder, WordEncoder))):
+        raise InputError("tokenizer refused", why="it is not one that keeps pieces whole")
     return Tokenizer(
         encoder,
         kind=kind,
@@ -318,6 +344,7 @@ def _load(data: bytes, end_piece: str | None) -> Tokenizer:
         unknown_id=unknown_id,
         lossless=lossless,
         end_piece=end_piece,
+        whole=whole,
         drop_leading_space=not suffix and (kind == "word" or bool(normaliser.add_dummy_prefix)),
         whitespace_as_suffix=suffix,
     )

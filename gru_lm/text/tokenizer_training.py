@@ -44,20 +44,22 @@ def train_model(
     *,
     vocab_size: int | None,
     characters: int | None = None,
+    reserved: int = 0,
     stop: Stop,
 ) -> bytes:
     """Train a model of `kind` (char, word, bpe or unigram) on the text of `pieces()`; serialise it.
 
-    bpe and unigram use a sample of at most `characters` (default SAMPLE_CHARACTERS). Raises
-    UsageError for an impossible `vocab_size`, InputError if SentencePiece fails.
+    bpe and unigram use a sample of at most `characters` (default SAMPLE_CHARACTERS). `reserved`: pieces
+    of `vocab_size` that are not part of the model. Raises UsageError for an impossible `vocab_size`,
+    InputError if SentencePiece fails.
     """
     if vocab_size is not None and vocab_size > models.MAX_PIECES:
         raise _size_error(kind, vocab_size, f"at most {models.MAX_PIECES}")
     if kind == "char":
-        return _char(pieces, vocab_size, stop)
+        return _char(pieces, vocab_size, reserved, stop)
     if kind == "word":
-        return _word(pieces, vocab_size, stop)
-    return _subword(kind, pieces, vocab_size, characters or SAMPLE_CHARACTERS, stop)
+        return _word(pieces, vocab_size, reserved, stop)
+    return _subword(kind, pieces, vocab_size, characters or SAMPLE_CHARACTERS, reserved, stop)
 
 
 def _size_error(kind: str, vocab_size: int, bound: str) -> UsageError:
@@ -67,9 +69,9 @@ def _size_error(kind: str, vocab_size: int, bound: str) -> UsageError:
     )
 
 
-def _char(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
+def _char(pieces: Pieces, vocab_size: int | None, reserved: int, stop: Stop) -> bytes:
     """All characters of the text, or the most frequent; others are spelled in bytes."""
-    specials = _SPECIALS + 256
+    specials = _SPECIALS + 256 + reserved
     if vocab_size is not None and vocab_size <= specials:
         raise _size_error("char", vocab_size, f"at least {specials + 1}")
     counts: Counter[str] = Counter()
@@ -84,14 +86,15 @@ def _char(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
     return models.build("char", [space, *kept], spell_bytes=True)
 
 
-def _word(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
+def _word(pieces: Pieces, vocab_size: int | None, reserved: int, stop: Stop) -> bytes:
     """The words of the text, most frequent first; by default at most MAX_COUNTED_PIECES pieces.
 
     If the text contains a literal <unk>, all words are kept; otherwise words that occur once become
     unknown, so that the unknown token is trained.
     """
-    if vocab_size is not None and vocab_size <= _SPECIALS:
-        raise _size_error("word", vocab_size, f"at least {_SPECIALS + 1}")
+    specials = _SPECIALS + reserved
+    if vocab_size is not None and vocab_size <= specials:
+        raise _size_error("word", vocab_size, f"at least {specials + 1}")
     counts: Counter[str] = Counter()
     rest = ""
     for piece in pieces():
@@ -112,7 +115,7 @@ def _word(pieces: Pieces, vocab_size: int | None, stop: Stop) -> bytes:
             if count >= least and len(word) <= MAX_WORD and not _UNHOLDABLE.search(word)
         }
     )
-    kept = _most_frequent(held, (vocab_size or MAX_COUNTED_PIECES) - _SPECIALS)
+    kept = _most_frequent(held, (vocab_size or MAX_COUNTED_PIECES) - specials)
     return models.build(
         "word", ((models.SPACE + word, count) for word, count in kept), spell_bytes=False
     )
@@ -129,7 +132,12 @@ def _most_frequent(counts: Counter[str], number: int) -> list[tuple[str, int]]:
 
 
 def _subword(
-    kind: str, pieces: Pieces, vocab_size: int | None, characters: int, stop: Stop
+    kind: str,
+    pieces: Pieces,
+    vocab_size: int | None,
+    characters: int,
+    reserved: int,
+    stop: Stop,
 ) -> bytes:
     total = 0
     for piece in pieces():
@@ -137,16 +145,18 @@ def _subword(
         stop()
     try:
         sample = partial(_spread, pieces, total, characters)
-        data = _trained(kind, sample, total, vocab_size=vocab_size, stop=stop)
+        data = _trained(kind, sample, total, vocab_size=vocab_size, reserved=reserved, stop=stop)
     except OSError as error:
         raise atomic.disk_problem(Path(tempfile.gettempdir()), error) from error
-    largest = len(models.checked(data).pieces)
+    largest = len(models.checked(data).pieces) + reserved
     if vocab_size is not None and largest < vocab_size:
         raise _size_error(kind, vocab_size, f"at most {largest}")
     return data
 
 
-def _trained(kind: str, pieces: Pieces, total: int, *, vocab_size: int | None, stop: Stop) -> bytes:
+def _trained(
+    kind: str, pieces: Pieces, total: int, *, vocab_size: int | None, reserved: int, stop: Stop
+) -> bytes:
     alphabet: set[str] = set()
     with tempfile.TemporaryFile() as sample:
         for segment in pieces():
@@ -158,11 +168,12 @@ def _trained(kind: str, pieces: Pieces, total: int, *, vocab_size: int | None, s
         if " " not in alphabet:  # as in `_char`, the space must have a piece
             alphabet.add(" ")
             sample.write(b" \n")
-        least = _SPECIALS + 256 + len(alphabet)
+        least = _SPECIALS + 256 + len(alphabet) + reserved
         if vocab_size is not None and vocab_size < least:
             raise _size_error(kind, vocab_size, f"at least {least}")
         sample.seek(0)
-        return _train_in_child(kind, sample, vocab_size or default_vocab_size(least, total), stop)
+        size = (vocab_size or default_vocab_size(least, total)) - reserved
+        return _train_in_child(kind, sample, size, stop)
 
 
 def default_vocab_size(least: int, characters: int) -> int:

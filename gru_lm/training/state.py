@@ -20,6 +20,7 @@ from gru_lm.errors import DivergedError, GruLmError
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.model.regularize import Regularization
 from gru_lm.text.overlap import Sketch
+from gru_lm.text.pieces import listed
 from gru_lm.text.tokenizer import Spacing, Tokenizer, load_tokenizer
 from gru_lm.training.checkpoint import Checkpoint, damaged, encode
 from gru_lm.training.loop import TrainState
@@ -195,7 +196,15 @@ def restore_tokenizer(checkpoint: Checkpoint, tensors: dict[str, Tensor]) -> Tok
         end_piece = checkpoint.meta["config"].get("end_piece")
         if not isinstance(end_piece, str | None):
             raise TypeError("its end_piece is no text")
-        tokenizer = load_tokenizer(str(checkpoint.meta["tokenizer"]), data, end_piece=end_piece)
+        pieces = checkpoint.meta["config"].get("pieces")
+        if not isinstance(pieces, str | None):
+            raise TypeError("its pieces are no text")
+        tokenizer = load_tokenizer(
+            str(checkpoint.meta["tokenizer"]),
+            data,
+            end_piece=end_piece,
+            whole=listed(pieces) if pieces else (),
+        )
         if tokenizer.vocab_size != checkpoint.meta["model"]["vocab_size"]:
             raise ValueError("its vocabulary is not the model's")
         tokenizer.ends_documents = seen(checkpoint, tensors, tokenizer)["document_ends"]

@@ -11,7 +11,7 @@ from typing import Any
 import pandas
 import pytest
 
-from gru_lm.commands.compare.run import compare_models
+from gru_lm.commands.compare.models import compare_models
 from gru_lm.commands.eval.options import Outputs
 from gru_lm.commands.eval.run import evaluate
 from tests.conftest import TINY, words

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gru_lm import cli
-from gru_lm.cli.sample import sample
+from gru_lm.commands.sample.run import sample
 from tests.conftest import TINY, Program, interrupt
 
 FIELDS = ["text", "prompt", "tokens", "logprob", "seed", "stop"]

@@ -38,7 +38,7 @@ ORDER = [
     "cli",
 ]
 # The same for the packages and modules in commands/.
-COMMANDS = ["load", "train", "eval", "compare", "bench"]
+COMMANDS = ["load", "train", "sample", "eval", "compare", "bench"]
 OWNERS = {
     "rich": {"reporting/console.py"},
     "typer": {"cli/"},

@@ -136,6 +136,35 @@ def drawn(
     return stepper.sample(np.zeros(N, np.int64), uniform_NT, **options)
 
 
+@pytest.mark.parametrize("cell", ["gru", "gru-before", "lstm"])
+def test_streams_can_be_started_anew(cell: str) -> None:
+    """In rows of their own, as others go on: each has the probabilities of a full pass."""
+    model = model_of(cell, H=18, layers=2)
+    L, S = model.config.layers, model.recurrent.states
+    states_LSNH = torch.randn(L, S, 5, 18)
+    tokens_NT = np.random.default_rng(1).integers(0, 50, (5, T))
+    expected_NTV = whole_pass(model, tokens_NT, states_LSNH)
+    stepper = make_stepper(model, model.initial_state(3))
+    stepper.keep([])
+
+    def expect(*places: tuple[int, int]) -> None:
+        """Feed each row a token of a stream: the number of the stream and of the token."""
+        found_NV = stepper.log_probs(np.array([tokens_NT[place] for place in places]))
+        for found_V, place in zip(found_NV, places, strict=True):
+            np.testing.assert_allclose(found_V, expected_NTV[place], atol=1e-4)
+
+    stepper.start(np.array([0, 1]), states_LSNH[:, :, [0, 1]])
+    expect((0, 0), (1, 0))
+    stepper.start(np.array([0]), states_LSNH[:, :, [2]])
+    expect((2, 0), (1, 1))
+    stepper.start(np.array([2]), states_LSNH[:, :, [3]])
+    expect((2, 1), (1, 2), (3, 0))
+    stepper.keep([2])
+    expect((3, 1))
+    stepper.start(np.array([1, 2]), states_LSNH[:, :, [4]])  # one state for both
+    expect((3, 2), (4, 0), (4, 0))
+
+
 @kernels
 @pytest.mark.parametrize("V", [1, 5, 16, 17, 300])
 @pytest.mark.parametrize(

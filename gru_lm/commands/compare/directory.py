@@ -41,6 +41,7 @@ from gru_lm.layout import (
 )
 from gru_lm.model.cells import CELLS
 from gru_lm.reporting.console import marked
+from gru_lm.text.records import Form
 from gru_lm.text.sources import HEAD
 from gru_lm.training import folder
 from gru_lm.training.plan import Plan
@@ -140,7 +141,14 @@ class Record:
 
     def plan(self, cell: str) -> Settings:
         """The complete settings of a cell, except for the seed."""
-        return settings(self.plans[cell])
+        plan = self.plans[cell]
+        # Plans made before there were records are for running text.
+        return settings({} if "field" in plan else {"records": "none"}, plan)
+
+    @property
+    def of_records(self) -> bool:
+        """Whether the text is a list."""
+        return Form.of(self.plans[self.question.cells[0]]) is not None
 
     def assert_fair(self) -> None:
         """Assert that the plans differ only in settings that may differ between cells."""

@@ -68,6 +68,7 @@ def plan_cells(
         return prepared, time.monotonic() - started
 
     first, seconds = first_planned()
+    config = dataclasses.replace(config, records=first.settings.records)  # recognised only once
     if config.minutes and seconds > READING_SHARE * 60 * config.minutes:
         first, _ = first_planned()  # tokens are now cached, as they will be for every run
 

@@ -16,14 +16,19 @@ from gru_lm.evaluation.paired import cells_differences
 from gru_lm.layout import BEST, CURVES, PAGE
 
 ENOUGH_SEEDS = 5
-HELD_OUT = {"test": "the test text", "valid": "the validation text"}
+HELD_OUT = {"test": "the test", "valid": "the validation"}
 
 
 def outcome(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The result printed by `compare --json`, once all runs are completed."""
     question = record.question
     sums = {cell: [row["blocks"] for row in rows if row["cell"] == cell] for cell in question.cells}
-    differences = cells_differences(sums, at=f"at equal {question.match}", by=trained_how(record))
+    differences = cells_differences(
+        sums,
+        at=f"at equal {question.match}",
+        by=trained_how(record),
+        of_records=record.of_records,
+    )
     caveats = [caveat for row in rows for caveat in row["caveats"]]
     caveats += limits(record, rows)
     return {
@@ -32,7 +37,7 @@ def outcome(directory: Path, record: Record, rows: Sequence[dict[str, Any]]) -> 
         "seeds": question.seeds,
         "minutes": question.settings.minutes,
         "budget": {n: v for n, v in question.settings.given().items() if n in BUDGETS},
-        "on": HELD_OUT[record.part],
+        "on": f"{HELD_OUT[record.part]} {_text(record)}",
         "difference": differences[0],
         "differences": differences,
         "verdict": ". ".join(dict.fromkeys(each["verdict"] for each in differences)),
@@ -69,9 +74,11 @@ def limits(record: Record, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
         few = f"{question.seeds} seeds per cell are few" if several else "one seed is too few"
         yield f"{few}: use at least {ENOUGH_SEEDS} before relying on the verdict"
     if record.part == "valid":
+        text = _text(record)
+        separate = "separate test records" if record.of_records else "a separate test text"
         yield (
-            "measured on the validation text, which also selected each run's best checkpoint; for a "
-            "separate test text: --split 0.8,0.1,0.1 or --test FILE"
+            f"measured on the validation {text}, which also selected each run's best checkpoint; for "
+            f"{separate}: --split 0.8,0.1,0.1 or --test FILE"
         )
     if (test := question.settings.test) is not None and test == question.settings.valid:
         yield f"measured on {test}, which also selected each run's best checkpoint"
@@ -82,5 +89,12 @@ def limits(record: Record, rows: Sequence[dict[str, Any]]) -> Iterator[str]:
             f"{question.match} differ by {record.mismatch:.1%}: no width matches the given --width more "
             "closely; without it, the planner chooses matching widths"
         )
-    if question.match != "time" and len(tokens := {row["tokens"] for row in rows}) > 1:
+    # With another seed, other records of a list are read, whose lengths differ.
+    of_seeds = {(row["seed"], row["tokens"]) for row in rows}
+    if question.match != "time" and len(of_seeds) > len({seed for seed, _ in of_seeds}):
+        tokens = [row["tokens"] for row in rows]
         yield f"runs trained on different numbers of tokens: {min(tokens):,} to {max(tokens):,}"
+
+
+def _text(record: Record) -> str:
+    return "records" if record.of_records else "text"

@@ -1,14 +1,13 @@
-"""Compare cells by training them, or compare two finished models, on the same text.
+"""Compare cells by training them on the same text or list.
 
 Training is in commands/train/, matching of the cells in matching.py, statistics in evaluation/paired.py
-and statistics.py. Prints no results. Invariant: an interrupted and resumed comparison ends with the same
-runs and figures as an uninterrupted one, except that with a budget in minutes, the time to resume counts
-against the interrupted run.
+and statistics.py; finished models are compared in models.py. Prints no results. Invariant: an
+interrupted and resumed comparison ends with the same runs and figures as an uninterrupted one, except
+that with a budget in minutes, the time to resume counts against the interrupted run.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,27 +21,25 @@ from gru_lm.commands.compare.directory import (
     Comparison,
     Question,
     Record,
-    made_for_models,
     write_json,
 )
 from gru_lm.commands.compare.matching import fixed, mismatch, parameters, plan_cells
 from gru_lm.commands.compare.outcome import outcome
-from gru_lm.commands.eval.contamination import text_caveats
-from gru_lm.commands.load import LoadedModel, load_model, read_again
+from gru_lm.commands.compare.scoring import scored
+from gru_lm.commands.load import load_model, read_again
+from gru_lm.commands.train.lists import repeated
 from gru_lm.commands.train.run import resume, train
 from gru_lm.config import BUDGETS, Settings
 from gru_lm.errors import BudgetError, DivergedError, InputError, Stopped
 from gru_lm.evaluation.collectors import ByBlock
-from gru_lm.evaluation.metrics import Counts, caveats
-from gru_lm.evaluation.paired import Ends, charges, models_difference
-from gru_lm.evaluation.texts import Table, measure
+from gru_lm.evaluation.paired import Groups
 from gru_lm.layout import CURVES, PAGE, PIPED, RESULT, holds_checkpoint
 from gru_lm.reporting import console
 from gru_lm.reporting.plots import curves_png
 from gru_lm.reporting.report import compare_page
 from gru_lm.signals import Stop, never
-from gru_lm.text.documents import Document, survey
-from gru_lm.text.sources import open_documents, spool_stdin
+from gru_lm.text.documents import Document
+from gru_lm.text.sources import spool_stdin
 from gru_lm.training import directory as run_directory
 from gru_lm.training import reports
 
@@ -93,104 +90,6 @@ def compare_cells(
     return result
 
 
-def compare_models(
-    models: tuple[Path, Path],
-    on: Sequence[str],
-    *,
-    out: Path | None = None,
-    encoding: str = "utf-8",
-    device: str = "auto",
-    threads: int | None = None,
-    stop: Stop = never,
-) -> dict[str, Any]:
-    """Measure two finished models, with any tokenizers, on the same texts; returns the result.
-
-    Both score every document as a stream. With `out`, a directory, also writes report and result there.
-    Raises a GruLmError for user errors.
-    """
-    checkpoints = [run_directory.find(path, console.warn) for path in models]
-    with made_for_models(out), tempfile.TemporaryDirectory(prefix="gru-lm-") as temporary:
-        stdin = Path(temporary) / "stdin"
-        if "-" in on:
-            spool_stdin(stdin, stop=stop)
-        documents = open_documents(on, encoding=encoding, stdin=stdin, stop=stop, note=console.note)
-        with console.progress("reading", None) as advance:
-            size = survey(documents, stop=stop, progress=advance).bytes
-        both = [load_model(each, device=device, threads=threads) for each in checkpoints]
-        # Ends of documents are scored by both models or by neither.
-        ends_documents = all(each.tokenizer.ends_documents for each in both)
-        sides, ends = [], []
-        for path, checkpoint, opened in zip(models, checkpoints, both, strict=True):
-            opened.tokenizer.ends_documents = ends_documents
-            ends.append(Ends(len(documents)))
-            known = text_caveats(opened, documents, is_own=False, is_tuned=False, stop=stop)
-            sides.append(
-                {
-                    "name": str(path),
-                    **_scored(opened, documents, ends[-1], of=str(path), size=size, stop=stop),
-                    "parameters": opened.model.parameter_count(),
-                    "width": opened.model.config.width,
-                    "tokenizer": opened.tokenizer.kind,
-                    "checkpoint": str(checkpoint.path),
-                }
-            )
-            sides[-1]["caveats"] += [f"{path}: {caveat}" for caveat in known]
-    names = [str(path) for path in models]
-    difference = models_difference((names[0], ends[0]), (names[1], ends[1]))
-    result = {
-        "a": sides[0],
-        "b": sides[1],
-        "on": ", ".join(on),
-        "difference": difference,
-        "differences": [difference],
-        "verdict": difference["verdict"],
-        "caveats": list(
-            dict.fromkeys(
-                [*(each for side in sides for each in side.pop("caveats")), *charges(sides)]
-            )
-        ),
-        "report": str(out / PAGE) if out else None,
-    }
-    if out:
-        atomic.write_bytes(out / PAGE, compare_page(result, None).encode())
-        write_json(out / RESULT, result)
-    return result
-
-
-def _scored(
-    opened: LoadedModel,
-    documents: Sequence[Document],
-    table: Table,
-    *,
-    of: str,
-    size: int | None,
-    stop: Stop,
-) -> dict[str, Any]:
-    """The figures of a model on a text; also fills `table`. `of`: its name in caveats."""
-    started = time.monotonic()
-    with console.progress("scoring", size) as advance:
-        counts = measure(
-            opened.model,
-            opened.tokenizer,
-            documents,
-            tables=[table],
-            stop=stop,
-            progress=advance,
-        )
-    total = sum(counts, Counts())
-    figures, seconds = total.figures(), time.monotonic() - started
-    bits, spelled = figures["bits_per_byte"], total.spelling_nats
-    shown = "no finite value in" if bits is None else f"{bits:.4f}"
-    console.note(f"measured: {shown} bits per byte ({seconds:.0f} s)")
-    return {
-        **{name: figures[name] for name in ("bits_per_byte", "nats_per_token", "perplexity")},
-        "spelling_share": spelled / (total.nats + spelled) if spelled else 0.0,
-        "caveats": caveats(
-            opened.tokenizer, total.unknown_rate(), of=of, several=len(documents) > 1
-        ),
-    }
-
-
 def _planned(comparison: Comparison, question: Question, *, stop: Stop) -> Record:
     """The plans of a new comparison."""
     config, directory = question.settings, comparison.directory
@@ -234,7 +133,7 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
     left = [run for run in order if comparison.measured(*run) is None]
     if left:  # repeat measurements made before white space was charged
         left = [run for run in order if "spelling_share" not in (comparison.measured(*run) or {})]
-    documents = _held_out(comparison, record, stop=stop) if left else ()
+    documents, repeats = _held_out(comparison, record, stop=stop) if left else ((), [])
     started = time.monotonic()
     for done, (cell, seed) in enumerate(left):
         minutes = record.question.settings.minutes or 0
@@ -258,12 +157,18 @@ def _rows(comparison: Comparison, record: Record, *, stop: Stop) -> list[dict[st
             raise
         row = {"cell": cell, "seed": seed, "width": plan.width, **_speed(directory, trained)}
         row |= _measured(directory, record, plan, documents, stop=stop)
+        row["caveats"] += repeats
         comparison.complete(cell, seed, row)
     return [saved for run in order if (saved := comparison.measured(*run))]
 
 
-def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Document, ...]:
-    """The text all runs are measured on. Raises InputError if any of the texts has changed."""
+def _held_out(
+    comparison: Comparison, record: Record, *, stop: Stop
+) -> tuple[tuple[Document, ...], list[str]]:
+    """The text all runs are measured on, and caveats about it.
+
+    Raises InputError if any of the texts has changed.
+    """
     config = record.plan(record.question.cells[0])
     is_word = record.kind == "word"
     try:
@@ -278,7 +183,7 @@ def _held_out(comparison: Comparison, record: Record, *, stop: Stop) -> tuple[Do
             hint="restore the text, or start again with another --out",
         )
     documents: tuple[Document, ...] = getattr(texts, record.part).documents
-    return documents
+    return documents, [said for part, said in repeated(texts).items() if part == record.part]
 
 
 def _speed(directory: Path, trained: Mapping[str, Any]) -> dict[str, Any]:
@@ -304,9 +209,10 @@ def _measured(
         )
     if not record.spacing:
         opened = replace(opened, tokenizer=opened.tokenizer.with_spacing(None))
-    by_block = ByBlock()
-    figures = _scored(opened, documents, by_block, of="the text", size=None, stop=stop)
-    nats_K, bytes_K, _ = by_block.sums().T
+    sums = Groups() if record.of_records else ByBlock()
+    what = "the list" if record.of_records else "the text"
+    figures = scored(opened, documents, sums, of=what, size=None, stop=stop)
+    nats_K, bytes_K = sums.sums()[:, :2].T
     return figures | {"blocks": {"nats": nats_K.tolist(), "bytes": bytes_K.tolist()}}
 
 

@@ -42,9 +42,11 @@ def announce(config: Settings, data: Data, whole: Texts, *, asked: Settings) -> 
         f"{f' (as much as {budget} can use)' if planned else ''}, "
         f"{used(data.texts.valid, whole.valid)} held out"
     )
-    sampled = config.tokenizer_characters
+    sampled, kept = config.tokenizer_characters, len(data.tokenizer.whole)
+    occurring = int((data.counts_V[len(data.counts_V) - kept :] > 0).sum())
     console.note(
         f"tokenizer: {data.tokenizer.kind}, {data.tokenizer.vocab_size:,} pieces"
+        f"{f' ({kept:,} kept whole, of which {occurring:,} occur)' if kept else ''}"
         f"{f' (trained on {sampled:,} characters)' if sampled else ''}; "
         f"{len(data.train.tokens):,} training tokens"
     )

@@ -25,6 +25,7 @@ from gru_lm.text.record_batches import RecordTokens
 from gru_lm.text.record_keys import Keys, among, read_keys, write_keys
 from gru_lm.text.records import LINE
 from gru_lm.text.sources import open_documents
+from gru_lm.text.tables import format_of
 
 MEASURED = 1000  # training records
 BY_HEART = 0.7  # of the held-out loss; a lower training loss comes of learning by heart
@@ -53,7 +54,12 @@ def _recognised(config: Settings, *, stdin: Path, stop: Stop) -> str:
             "(--records none: as running text)"
         )
         return LINE
-    if found == "maybe":
+    if found == "maybe" and any(format_of(document.name) for document in documents):
+        console.note(
+            "the text is read as it is; with --field NAME, each row of the table would be a record, "
+            "and a random tenth of them held out"
+        )
+    elif found == "maybe":
         console.note(
             "the text looks like a list; with --records line, each line would be a record of its own, "
             "in no order, and a random tenth of them held out"
@@ -73,13 +79,21 @@ def describe(whole: Texts) -> None:
     if isinstance(test, ListPart) and test.records:
         sides += f", {test.records:,} for testing"
     console.note(f"records: {total:,} ({different:,} different), {sides}{empty}")
-    known = np.unique(train.keys())
-    for what, part in (("held-out", valid), ("test", test)):
-        if not isinstance(part, ListPart) or not part.records:
-            continue
-        share = float(among(part.keys(), known).mean())
-        if share and (part.listing is not listing or listing.form.group):
-            console.warn(f"{share:.1%} of the {what} records are among the training records too")
+    for said in repeated(whole).values():
+        console.warn(said)
+
+
+def repeated(whole: Texts) -> dict[str, str]:
+    """Warnings for "valid" and "test" if some of their records are training records."""
+    said = {}
+    if isinstance(whole.train, ListPart):
+        known = np.unique(whole.train.keys())
+        for name, what in (("valid", "held-out"), ("test", "test")):
+            part = getattr(whole, name)
+            share = float(among(part.keys(), known).mean()) if part.records else 0.0
+            if share:
+                said[name] = f"{share:.1%} of the {what} records are among the training records too"
+    return said
 
 
 def compare_losses(model: LanguageModel, data: Data, *, held_out: float, stop: Stop) -> None:

@@ -20,7 +20,13 @@ from gru_lm.commands.load import used_texts
 from gru_lm.commands.train.announce import announce
 from gru_lm.commands.train.clock import LEARNING, READING, START, TOKENIZING, TRYING, Spent
 from gru_lm.commands.train.lists import describe, read_texts
-from gru_lm.commands.train.tokenizer import checked_kind, given_tokenizer, naming, train_tokenizer
+from gru_lm.commands.train.tokenizer import (
+    checked_kind,
+    given_tokenizer,
+    naming,
+    train_tokenizer,
+    with_pieces,
+)
 from gru_lm.config import Settings
 from gru_lm.errors import EnvironmentProblem, InputError
 from gru_lm.evaluation.spelling import count_spacing
@@ -118,6 +124,7 @@ def prepare(
     _check_model(config)
     if device.type == "cpu" and (why := build.problem()):
         console.note(f"using PyTorch's kernels instead of the native one: {why}")
+    config = with_pieces(config)
     tokenizer = given_tokenizer(config, source)
     if config.reads_stdin():
         spool_stdin(stdin, stop=stop)

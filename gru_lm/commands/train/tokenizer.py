@@ -13,6 +13,7 @@ from gru_lm.errors import UsageError, unknown_name
 from gru_lm.planning.text import LONGEST_SHARE, TRAINED_PER_SECOND, plan_sample
 from gru_lm.reporting import console
 from gru_lm.signals import Stop
+from gru_lm.text import pieces as whole_pieces
 from gru_lm.text.dataset import make_tokenizer
 from gru_lm.text.parts import Part
 from gru_lm.text.tokenizer import KINDS, Tokenizer, read_tokenizer
@@ -24,10 +25,21 @@ class _Late(Exception):
     """Training the tokenizer exceeded its share of the budget."""
 
 
+def with_pieces(config: Settings) -> Settings:
+    """`config` with the whole pieces themselves instead of the name of their file.
+
+    Raises UsageError or InputError if they cannot be used.
+    """
+    if config.pieces is None:
+        return config
+    pieces = whole_pieces.spelled(whole_pieces.read(config.pieces))
+    return dataclasses.replace(config, pieces=pieces)
+
+
 def given_tokenizer(config: Settings, source: Checkpoint | None) -> Tokenizer | None:
     """The existing tokenizer, of `source` or from FILE.model; None if one has to be trained.
 
-    Raises UsageError for settings that conflict with it.
+    `config`: the result of `with_pieces`. Raises UsageError for settings that conflict with it.
     """
     path = config.tokenizer_file
     if source:
@@ -35,6 +47,11 @@ def given_tokenizer(config: Settings, source: Checkpoint | None) -> Tokenizer | 
         if config.end_piece not in (None, kept.end_piece):
             raise UsageError(
                 "--end-piece cannot be combined with --from: the run's tokenizer is kept",
+                hint="leave it out",
+            )
+        if config.pieces not in (None, whole_pieces.spelled(kept.whole)):
+            raise UsageError(
+                "--pieces cannot be combined with --from: the run's tokenizer is kept",
                 hint="leave it out",
             )
         return kept
@@ -45,7 +62,7 @@ def given_tokenizer(config: Settings, source: Checkpoint | None) -> Tokenizer | 
         )
     if not path:
         return None
-    for name in ("vocab_size", "tokenizer_characters"):
+    for name in ("vocab_size", "tokenizer_characters", "pieces"):
         if getattr(config, name):
             raise UsageError(
                 f"--{name.replace('_', '-')} cannot be combined with {path}, which is already trained",
@@ -63,7 +80,11 @@ def checked_kind(name: str) -> str:
 
 def naming(tokenizer: Tokenizer, config: Settings) -> Settings:
     """`config` with the settings that reproduce `tokenizer`."""
-    named = dataclasses.replace(config, end_piece=tokenizer.end_piece)
+    named = dataclasses.replace(
+        config,
+        end_piece=tokenizer.end_piece,
+        pieces=whole_pieces.spelled(tokenizer.whole) or None,
+    )
     if config.start_from or config.tokenizer_file:
         return named
     return dataclasses.replace(
@@ -75,7 +96,7 @@ def naming(tokenizer: Tokenizer, config: Settings) -> Settings:
 
 
 def train_tokenizer(config: Settings, kind: str, train: Part, *, stop: Stop) -> Tokenizer:
-    """Train a tokenizer of `kind` on the training text.
+    """Train a tokenizer of `kind` on the training text. `config`: the result of `with_pieces`.
 
     With a budget in minutes, training that takes too long is aborted and repeated on a quarter of the
     text.
@@ -85,6 +106,7 @@ def train_tokenizer(config: Settings, kind: str, train: Part, *, stop: Stop) -> 
             f"--tokenizer-characters cannot be combined with {kind}, which uses the whole text",
             hint="leave it out",
         )
+    whole = whole_pieces.listed(config.pieces) if config.pieces else ()
     sample, least = plan_sample(config, kind, characters=train.characters)
     with console.progress("training the tokenizer", None):
         while True:
@@ -100,7 +122,12 @@ def train_tokenizer(config: Settings, kind: str, train: Part, *, stop: Stop) -> 
 
             try:
                 return make_tokenizer(
-                    kind, train, vocab_size=config.vocab_size, characters=sample, stop=on_time
+                    kind,
+                    train,
+                    vocab_size=config.vocab_size,
+                    characters=sample,
+                    whole=whole,
+                    stop=on_time,
                 )
             except _Late:
                 sample = max(least, size // 4)

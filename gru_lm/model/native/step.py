@@ -202,9 +202,23 @@ class NativeStepper:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Keep only these streams, in this order."""
-        at = self._model.turn
-        self._states_L2NP[:, at, : len(rows)] = self._states_L2NP[:, at, list(rows)]
+        states_LNP = self._states()
+        states_LNP[:, : len(rows)] = states_LNP[:, np.array(rows, np.int64)]
         self._streams = len(rows)
+
+    def start(self, rows_M: np.ndarray, state_LSMH: Tensor) -> None:
+        """Set the states of streams, of earlier ones or new ones after the last; M may be 1 there.
+
+        The stepper has room for as many streams as it was made with.
+        """
+        self._streams = max(self._streams, int(rows_M.max()) + 1)
+        assert self._streams <= self._states_L2NP.shape[2], "room for the streams"
+        self._states()[:, rows_M, : state_LSMH.shape[3]] = state_LSMH[:, 0].numpy()
+
+    def _states(self) -> np.ndarray:
+        """The current states [L, N, P], for NumPy, which copies rows without waking other threads."""
+        states_LNP: np.ndarray = self._states_L2NP[:, self._model.turn].numpy()
+        return states_LNP
 
     def _run(
         self,

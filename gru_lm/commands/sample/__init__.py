@@ -1,0 +1,1 @@
+"""`sample`: text that continues a prompt, or records."""
