@@ -22,7 +22,6 @@ from gru_lm.model.devices import choose_backend, set_up
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.reporting import console
 from gru_lm.signals import Stop, never
-from gru_lm.text.listing import place
 from gru_lm.text.parts import ListSources, Part, Sources, Texts, excerpt, open_texts
 from gru_lm.text.records import Form
 from gru_lm.text.tokenizer import Tokenizer
@@ -99,31 +98,33 @@ def read_sources(config: Settings, *, stdin: Path, stop: Stop) -> Sources | List
             progress=advance,
             note=console.note,
         )
-    if not sources.holds_out(config.shares()):
-        if isinstance(sources, ListSources):
-            raise _one_sided(sources, config)
+    if isinstance(sources, ListSources):
+        if side := sources.empty_side(config.shares()):
+            raise _without(side, sources, config)
+    elif not sources.holds_out(config.shares()):
         raise InputError(
             "no text is held out for validation", hint="--split 0.9,0.1, or --valid FILE"
         )
     return sources
 
 
-def _one_sided(sources: ListSources, config: Settings) -> InputError:
-    """The error for a list that leaves nothing for training or for validation."""
-    records, start = sources.text, place(config.shares()[0])
+def _without(side: str, sources: ListSources, config: Settings) -> InputError:
+    """The error for a list that leaves nothing for one side of the split."""
+    option = {"validation": "valid", "testing": "test"}.get(side)
+    own = getattr(config, option) if option else None
+    records = getattr(sources, option) if option and own else sources.text
     if not len(records.keys_N):
         return InputError(
-            f"no records in {', '.join(config.text)}",
+            f"no records in {own or ', '.join(config.text)}",
             why=f"{records.empty:,} empty ones" if records.empty else None,
-            hint="name a file with one record on each line, or another --records",
+            hint="name a file with records, or say with --records or --field what they are",
         )
-    side = "training" if not records.between(0, start).any() else "validation"
     many = len(np.unique(records.places_N))
     what = f"values of {config.group}" if config.group else "different records"
     return InputError(
         f"no record is left for {side}",
         why=f"the split {config.split} decides for each of {many:,} {what}",
-        hint="add records, another --split, or --valid FILE",
+        hint="add records, or another --split" + (f", or --{option} FILE" if option else ""),
     )
 
 

@@ -193,11 +193,22 @@ class ListSources:
         """Number of carriage returns inside the records."""
         return sum(each.returns for each in (self.text, self.valid, self.test) if each)
 
-    def holds_out(self, shares: tuple[Fraction, Fraction, Fraction]) -> bool:
-        """Whether there are records for training and for validation."""
-        start, end, _ = self._borders(shares)
-        valid_N = self.valid.keys_N if self.valid else self.text.between(start, end).nonzero()[0]
-        return bool(len(valid_N)) and bool(self.text.between(0, start).any())
+    def empty_side(self, shares: tuple[Fraction, Fraction, Fraction]) -> str | None:
+        """The first of "training", "validation" and "testing" without a record, if any.
+
+        A side for testing is not needed if it has no share.
+        """
+        start, end, last = self._borders(shares)
+        if not self.text.between(0, start).any():
+            return "training"
+        for side, given, low, high, is_needed in (
+            ("validation", self.valid, start, end, True),
+            ("testing", self.test, end, last, shares[2] > 0),
+        ):
+            count = len(given.keys_N) if given else self.text.between(low, high).sum()
+            if not count and (is_needed or given):
+                return side
+        return None
 
     def split(
         self, shares: tuple[Fraction, Fraction, Fraction], *, at_line_ends: bool, stop: Stop
