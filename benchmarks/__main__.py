@@ -44,6 +44,7 @@ def quick(text: Path) -> Iterator[Row]:
     yield from whole.rows(text)
     yield from records.rows()
     yield from sampling.rows(text)
+    yield from sampling.records()
     yield from whole.start_up(text)
 
 

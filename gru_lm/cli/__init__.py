@@ -68,10 +68,13 @@ COMMANDS = {
     ),
     "sample": Entry(
         sample_cli,
-        ("prompt", "length", "samples", "temperature", "top-p", "top-k", "stop", "seed", "json"),
+        (
+            *("prompt", "length", "samples", "temperature", "top-p", "top-k", "stop", "seed"),
+            *("unique", "novel", "json"),
+        ),
         (
             'gru-lm sample runs/gru-1 --prompt "Once upon" --length 200',
-            "gru-lm sample runs/gru-1 --samples 3 --temperature 0.7 --json",
+            "gru-lm sample runs/names --samples 1000 --unique --novel",
         ),
     ),
     "eval": Entry(

@@ -54,9 +54,9 @@ def _readable(values: dict[str, Any]) -> dict[str, Any]:
             "embedding": f"{model['embed']}{', tied' if model['tied'] else ''}",
             "softmax": _softmax(model["vocab_size"], model["cutoffs"]),
         },
-        "text": _text_form(values["config"]),
         "tokenizer": values["tokenizer"],
         "vocabulary": f"{model['vocab_size']:,}",
+        **_records(values["config"]),
         "steps": f"{values['step']:,}",
         "tokens": f"{values['tokens']:,}",
         "best step": f"{values['best_step']:,}" if values["best_step"] >= 0 else "none yet",
@@ -65,19 +65,19 @@ def _readable(values: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _text_form(config: dict[str, Any]) -> str:
-    """Describe what a model was trained on.
+def _records(config: dict[str, Any]) -> dict[str, str]:
+    """Describe the records that a model was trained on; empty for running text.
 
-    >>> _text_form({"field": "smiles"})
-    "records: the field 'smiles' of each row"
+    >>> _records({"field": "smiles"})
+    {'records': "the field 'smiles' of each row"}
     """
     form = Form.of(config)
     if form is None:
-        return "running text"
+        return {}
     if form.field is None:
-        return f"records: each {form.unit}"
+        return {"records": f"each {form.unit}"}
     group = f", split by {form.group!r}" if form.group else ""
-    return f"records: the field {form.field!r} of each row{group}"
+    return {"records": f"the field {form.field!r} of each row{group}"}
 
 
 def _softmax(vocab_size: int, cutoffs: list[int]) -> str:

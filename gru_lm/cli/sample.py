@@ -33,13 +33,17 @@ def sample_cli(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Continue each line of FILE (-: standard input); an empty line continues nothing.",
+            help="Use each line of FILE as a prompt, an empty one too; - for standard input.",
             show_default=False,
         ),
     ] = None,
     length: Annotated[
         int | None,
-        typer.Option(min=0, help="Maximum number of tokens.", show_default="500; of a record 1000"),
+        typer.Option(
+            min=0,
+            help="Maximum number of tokens (default: 500; 1000 for records).",
+            show_default=False,
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Number of texts, for each prompt.")] = 1,
     unique: Annotated[
@@ -49,8 +53,8 @@ def sample_cli(
         bool,
         typer.Option(
             "--novel",
-            help="Records: drop those of the training list, held out or not, and draw others instead. "
-            "Of a list of N, a new record is mistaken for a known one with a chance of N in 2^64.",
+            help="Records: drop those in the list of the run, held out or not, and draw others instead. "
+            "With N records in the list, a new one is dropped by mistake with probability N / 2^64.",
         ),
     ] = False,
     temperature: Annotated[
@@ -102,10 +106,10 @@ def sample_cli(
     Prints the prompt and its continuation; several samples are separated by a blank line. Filters apply
     in this order: repetition penalty, temperature, top-k, top-p, min-p, typical.
 
-    A run of records draws whole records. Those that are lines are printed one a line, and so are values
-    of a table, their line breaks as spaces; paragraphs and files are separated by a blank line. A record
-    that reaches --length or a --stop string is printed too, unless --unique or --novel is given, as
-    neither is known of a part. They give up a prompt if fewer than 10 of 10,000 records qualify.
+    From a run of records, whole records are printed: lines and rows of tables one a line, line breaks
+    within a row as spaces; paragraphs and files with a blank line between them. --json is always exact.
+    A record cut by --length or --stop is printed too, but --unique and --novel accept only complete
+    ones; they stop early once fewer than 10 of 10,000 records are accepted.
     """
     form, checkpoint = _checked(
         run, prompt=prompt, prompts=prompts, unique=unique, novel=novel, stop_strings=stop_strings
@@ -260,7 +264,7 @@ def _count(selection: Selection) -> None:
         prompts = len(selection.prompts)
         of = f" for {selection.short:,} of {prompts:,} prompts" if prompts > 1 else ""
         console.warn(
-            f"stopped early{of}: fewer than {FEWEST} of the last {RECENT:,} records drawn qualified; "
+            f"stopped early{of}: fewer than {FEWEST} of the last {RECENT:,} records were accepted; "
             f"{selection.kept:,} of {selection.samples * prompts:,} were found"
         )
 

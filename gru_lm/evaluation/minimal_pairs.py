@@ -219,16 +219,17 @@ def score_pairs(
     tokenizer: Tokenizer,
     pairs: Sequence[Pair],
     *,
+    end_id: int | None = None,
     batch: int = BATCH,
     chunk: int = CHUNK,
     stop: Stop = never,
     progress: Callable[[int], None] = unheard,
 ) -> PairScores:
-    """Log-probability of every sentence including the end of its line, in nats, from the zero state.
+    """Log-probability of every sentence including its end, in nats, from the zero state.
 
-    Equals that of `score` for the sequence sentence + newline. Runs `batch` sequences of similar length
-    at once, `chunk` steps per pass. `stop` is called before every pass, `progress` with the number of
-    sentences done.
+    Equals that of `score` for the sequence sentence + newline, or `end_id` in place of the newline. Runs
+    `batch` sequences of similar length at once, `chunk` steps per pass. `stop` is called before every
+    pass, `progress` with the number of sentences done.
     """
     log_probs_N2 = np.empty((len(pairs), 2))
     tokens = unknown_tokens = 0
@@ -240,6 +241,8 @@ def score_pairs(
         for place, sentence in enumerate(chain.from_iterable(pair[:2] for pair in block)):
             encoded = chain.from_iterable(tokenizer.encode([sentence + "\n"]))
             tokens_T = np.fromiter(encoded, np.int32)
+            if end_id is not None:
+                tokens_T[-1] = end_id
             places.setdefault(tokens_T.tobytes(), []).append(place)
             tokens += len(tokens_T)
             unknown_tokens += int(np.count_nonzero(tokens_T == tokenizer.unknown_id))

@@ -102,9 +102,14 @@ class PerRecord:
             columns.append([self._names[records.document]] * len(records.tokens_R))
         columns.append(records.block.lines)
         if self._id_column is not None:
-            columns.append([escaped(each) for each in records.block.columns[self._id_column]])
+            columns.append([_cell(each) for each in records.block.columns[self._id_column]])
         columns += [records.tokens_R.tolist(), records.nats_R.tolist()]
         self._rows.write(zip(*columns, strict=True))
+
+
+def _cell(text: str) -> str:
+    """Escaped for a table, with its spaces."""
+    return " ".join(map(escaped, text.split(" ")))
 
 
 class Strangest:

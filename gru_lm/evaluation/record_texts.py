@@ -113,7 +113,7 @@ def _advance(progress: Callable[[float], None], per_token: float, tokens: int) -
     progress(tokens * per_token)
 
 
-def model_independent(documents: Sequence[Document], tokenizer: Tokenizer, *, stop: Stop) -> Counts:
+def sizes_of(documents: Sequence[Document], tokenizer: Tokenizer, *, stop: Stop) -> Counts:
     """The counts of texts or lists without a model: sizes, and charges (spelling.py)."""
     lists = [each for each in documents if isinstance(each, RecordDocument)]
     if not lists:

@@ -155,7 +155,7 @@ def ratio_interval(
 
 
 def scattered(keys_R: np.ndarray) -> np.ndarray:
-    """An order of records in which equal and similar ones are apart, given their keys; indices [R].
+    """A random order of records, given their keys; indices [R].
 
     It does not depend on their order in the list, except for records that are equal.
     """
@@ -164,8 +164,10 @@ def scattered(keys_R: np.ndarray) -> np.ndarray:
     first_R = np.flatnonzero(np.append(True, sorted_R[1:] != sorted_R[:-1]))
     times = np.diff(first_R, append=len(sorted_R))
     repeats_R = np.arange(len(sorted_R)) - np.repeat(first_R, times)  # among equal records
-    # The keys are hashes already; repeats are moved by a multiple of an odd number near 2^64 / φ.
+    # A hash of each key with its number among equal ones: SplitMix64 (Steele, Lea and Flood, 2014).
     places_R = sorted_R + repeats_R.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1)):
+        places_R = (places_R ^ (places_R >> np.uint64(shift))) * np.uint64(factor)
     return order_R[np.argsort(places_R, kind="stable")]
 
 

@@ -44,7 +44,7 @@ def details(tokenizer: Tokenizer) -> OfDistribution:
     def of_distribution(log_probs_nV: Tensor) -> Tensor:
         probs_nV = log_probs_nV.exp()
         entropy_n = torch.special.entr(probs_nV).sum(1)
-        if tokenizer.kind == "word":  # every token ends a word
+        if tokenizer.kind == "word":  # white space is not part of its tokens
             return torch.stack((entropy_n, torch.zeros_like(entropy_n)), 1)
         ended_n = probs_nV[:, ends_word_V.to(probs_nV.device)].double().sum(1).clamp(max=1.0)
         return torch.stack((entropy_n.double(), -ended_n.log()), 1)

@@ -1,6 +1,7 @@
 """Tables in Parquet, row by row, by the optional package pyarrow.
 
-Knows nothing of the other formats. Invariant: memory does not grow with the number of rows.
+Knows nothing of the other formats. Invariant: memory does not grow with the number of row
+groups, of which one is held, compressed.
 """
 
 from __future__ import annotations

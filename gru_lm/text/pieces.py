@@ -28,13 +28,12 @@ def listed(text: str) -> tuple[str, ...]:
     ('Cl', 'Br', ',', '<title>')
     """
     try:
-        rows = list(csv.reader([text], strict=True))
+        pieces = next(csv.reader([text], strict=True), []) or [""]
     except csv.Error as error:
         raise ValueError(
             'a piece that begins with " or holds a comma is put in quotation marks, and " within them '
             "is doubled"
         ) from error
-    pieces = rows[0] if rows else [""]
     for number, piece in enumerate(pieces, 1):
         if fault := _fault(piece):
             raise ValueError(f"piece {number} {fault}")

@@ -13,6 +13,7 @@ from gru_lm.cli import COMMANDS
 from gru_lm.cli.options import COMMON, MOST_COMMON
 from tests.conftest import Program, words
 from tests.inside import inside
+from tests.lists import list_run, names
 
 TINY = "--steps 2 --threads 1 --width 8 --layers 1 --batch 4 --bptt 16"
 # Options that make an example fast.
@@ -65,6 +66,8 @@ def test_help_ends_with_two_examples(command: list[str]) -> None:
 def test_examples_run(tmp_path: Path, trained: Path, name: str, number: int) -> None:
     for run in ("gru-1", "lstm-1"):
         shutil.copytree(trained, tmp_path / "runs" / run)
+    if name == "sample":
+        list_run(tmp_path / "runs" / "names", names(300), steps=20)
     for text in ("mytext.txt", "other.txt"):
         (tmp_path / text).write_text(words(300), encoding="utf-8")
     words_of_it = shlex.split(COMMANDS[name].examples[number])

@@ -102,7 +102,7 @@ def test_it_stops_with_a_warning_when_hardly_any_come(tmp_path: Path, sampled: S
     options = ("--samples", 50, "--min-p", 0.2, "--seed", 1)
     out, err = sampled(run, *options, "--unique")
     assert sorted(out.splitlines()) == three
-    assert "warning: stopped early: fewer than 10 of the last 10,000 records drawn" in err
+    assert "warning: stopped early: fewer than 10 of the last 10,000 records" in err
     assert "3 of 50 were found" in err
     out, err = sampled(run, *options, "--novel", "--prompts", "-", stdin=b"a\n\n")
     assert out == ""

@@ -111,7 +111,9 @@ RUNNING = {
     "long lines without spaces": some(
         32, 200, lambda rng: "".join(rng.choices("吾輩は猫である名前まだ無い", k=rng.randint(40, 120)))
     ),
-    "indented lines": some(33, 500, lambda rng: rng.choice(["", "", "  "]) + f"call {name(rng)}"),
+    "indented lines": some(
+        33, 500, lambda rng: rng.choice(["", "", "  "]) + f"call {name(rng)}" + " or" * rng.randint(0, 9)
+    ),
     "short paragraphs on lines": textwrap.wrap(PROSE, 300),
     "verse": some(4, 500, lambda rng: f"And {name(rng)} the {name(rng)}" + rng.choice(",!?")),
     "verse that goes on": some(5, 500, lambda rng: rng.choice("aATb") + f"nd so the {name(rng)}"),

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gru_lm.model import packing
 from gru_lm.model.cells import CELLS
 from gru_lm.model.language_model import LanguageModel, ModelConfig
 from gru_lm.model.native import build
@@ -167,6 +168,15 @@ def test_any_layout(cell: str, backend: str, layout: list[str]) -> None:
     assert_equal(expected, results(stack, inputs, starts_TB), 1e-5)
 
 
+@kernels
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_kernels_need_no_packed_sequences(cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(packing, "run")
+    starts_TB = starts_of(LAYOUTS["several"])
+    stack = stack_of(cell, "native")
+    results(stack, inputs_of(stack, starts_TB), starts_TB)
+
+
 @backends
 @pytest.mark.parametrize("cell", CELLS)
 def test_what_was_not_finite_does_not_pass(cell: str, backend: str) -> None:
@@ -309,14 +319,15 @@ def test_full_batches_of_records_are_as_running_text(head: str) -> None:
 def test_penalties_leave_out_padding_and_steps_across_a_start() -> None:
     model = model_of("tied", **RESET_WEIGHTS)
     inputs_BT, targets_BT, starts_BT, state_LSBH = batch()
+    targets_BT[2, 3] = -1  # within a sequence
     _, penalty, _ = model.loss(inputs_BT, targets_BT, state_LSBH, starts_BT=starts_BT)
     h_TBH, _ = model._outputs(inputs_BT, state_LSBH, None, starts_BT)
-    counted = [(t, b) for b, length in enumerate(LENGTHS) for t in range(length)]
+    counted = [(t, b) for b, t in (targets_BT >= 0).nonzero().tolist()]
     squares = [h_TBH[at].square().mean() for at in counted]
     changes = [
         (h_TBH[t, b] - h_TBH[t - 1, b]).square().mean()
         for t, b in counted
-        if t and not starts_BT[b, t]
+        if (t - 1, b) in counted and not starts_BT[b, t]
     ]
     expected = RESET_WEIGHTS["ar"] * torch.stack(squares).mean()
     expected = expected + RESET_WEIGHTS["tar"] * torch.stack(changes).mean()

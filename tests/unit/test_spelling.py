@@ -172,7 +172,7 @@ def test_the_training_text_tells_what_white_space_is_usual() -> None:
     assert count_spacing(TOKENIZERS["bpe"], [Text("a", windows)]) is None
 
 
-@pytest.mark.parametrize("kind", ["word", "foreign", "cased", "suffix", "bytes"])
+@pytest.mark.parametrize("kind", ["word", "whole", "foreign", "cased", "suffix", "bytes"])
 @settings(max_examples=60)
 @given(
     st.lists(
@@ -190,7 +190,7 @@ def test_texts_of_the_same_tokens_are_told_apart(kind: str, pieces: list[str]) -
     assert all(value > 0 for value in nats)
 
 
-@pytest.mark.parametrize("kind", ["word", "cased", "suffix", "bytes"])
+@pytest.mark.parametrize("kind", ["word", "whole", "cased", "suffix", "bytes"])
 def test_all_texts_of_the_same_tokens_together_have_a_probability_of_at_most_one(kind: str) -> None:
     tokenizer, found = TOKENIZERS[kind], dict[tuple[int, ...], float]()
     tokenizer = tokenizer.with_spacing(count_spacing(tokenizer, [Text("a", LEARNT)]))
@@ -261,6 +261,7 @@ TOKENIZERS = {
     "char": train_tokenizer("char", lambda: [LEARNT]),
     "bpe": train_tokenizer("bpe", lambda: [LEARNT]),
     "word": train_tokenizer("word", lambda: [LEARNT]),
+    "whole": train_tokenizer("word", lambda: [LEARNT], whole=["h", "zh", " z", "th", "at "]),
     "foreign": foreign(),
     "cased": foreign(normalization_rule_name="nmt_nfkc_cf"),
     "suffix": foreign(treat_whitespace_as_suffix=True),

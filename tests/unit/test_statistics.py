@@ -22,6 +22,7 @@ from gru_lm.evaluation.statistics import (
     direction,
     paired_difference,
     ratio_interval,
+    records_interval,
     rounded,
     seeds_difference,
     t_interval,
@@ -341,3 +342,41 @@ def test_rounding_goes_by_the_half_width(
     value: float, half: float, expected: tuple[str, str]
 ) -> None:
     assert rounded(value, half) == expected
+
+
+@pytest.mark.parametrize("records", [30, 20_000])
+def test_intervals_over_records_have_their_nominal_coverage(
+    records: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names of very different frequency: long ones are surprising, and some are there many times."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 1_000)
+    rng = np.random.default_rng(7)
+    nats = rng.gamma(2.0, 3.0, 500)
+    sizes = 2 + np.floor(nats * rng.random(500) * 2)
+    share = 1 / np.arange(1, 501)
+    share /= share.sum()
+    truth = (share * nats).sum() / (share * sizes).sum()
+    keys = rng.integers(0, 1 << 63, 500).astype(np.uint64)
+    held, lists = 0, 300
+    for _ in range(lists):
+        drawn = rng.choice(500, records, p=share)
+        low, high = records_interval(nats[drawn], sizes[drawn], keys[drawn]).interval or (0, 0)
+        held += low <= truth <= high
+    assert 0.92 <= held / lists <= 0.98
+
+
+def test_intervals_over_records_do_not_depend_on_their_order() -> None:
+    rng = np.random.default_rng(3)
+    of = rng.integers(0, 900, 5_000)  # many equal ones
+    nats, sizes = rng.gamma(2.0, 3.0, 900)[of], rng.integers(2, 12, 900)[of]
+    keys = rng.integers(0, 1 << 63, 900).astype(np.uint64)[of]
+    plain = records_interval(nats, sizes, keys)
+    assert plain.interval
+    for order in (np.argsort(nats), np.argsort(keys), rng.permutation(5_000)):
+        other = records_interval(nats[order], sizes[order], keys[order])
+        assert other.interval == pytest.approx(plain.interval, rel=1e-12)
+    assert records_interval(nats[:9], sizes[:9], keys[:9]).interval is None
+    # Sorted records in blocks would give an interval that is far too wide.
+    order = np.argsort(nats / sizes)
+    low, high = ratio_interval(nats[order], sizes[order]).interval or (0, 0)
+    assert high - low > 5 * (plain.interval[1] - plain.interval[0])

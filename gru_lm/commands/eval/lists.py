@@ -6,9 +6,9 @@ Imports no torch.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -24,8 +24,15 @@ if TYPE_CHECKING:
     from gru_lm.text.documents import Document
 
 
-def checked_mode(run: Path, mode: str | None, form: Form | None) -> str:
-    """The mode of scoring; by default that of the run. Raises UsageError if it does not fit the run."""
+def checked_form(
+    run: Path, config: Mapping[str, Any], mode: str | None, outputs: Outputs
+) -> tuple[Form | None, str]:
+    """The form of a run's records and the mode of scoring, by default that of the run.
+
+    `config`: its settings, as in a checkpoint. Raises UsageError if a mode or an output does not fit.
+    """
+    form = Form.of(config)
+    _check_outputs(run, form, outputs)
     if form is None and mode == RECORDS:
         raise UsageError(
             f"--mode {RECORDS} is for runs of records, and {run} was trained on running text",
@@ -37,11 +44,10 @@ def checked_mode(run: Path, mode: str | None, form: Form | None) -> str:
             why="the model knows each record from its start to its end only",
             hint="leave --mode out",
         )
-    return mode or (MODES[0] if form is None else RECORDS)
+    return form, mode or (MODES[0] if form is None else RECORDS)
 
 
-def check_options(run: Path, form: Form | None, outputs: Outputs) -> None:
-    """Raise UsageError for outputs that records, or running text, cannot have."""
+def _check_outputs(run: Path, form: Form | None, outputs: Outputs) -> None:
     if form is None:
         if outputs.strangest:
             raise UsageError(
@@ -93,7 +99,8 @@ def open_list(documents: Sequence[Document], form: Form, *, stop: Stop) -> ListP
             hint="name a file with records, as the run was trained on",
         )
     if listing.empty:
-        console.note(f"{listing.empty:,} empty records skipped")
+        records = "records" if listing.empty > 1 else "record"
+        console.note(f"{listing.empty:,} empty {records} skipped")
     return ListPart.of(listing, np.ones(len(listing.keys_N), bool), name="all")
 
 

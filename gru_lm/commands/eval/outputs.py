@@ -162,7 +162,8 @@ class Collectors:
             words=words,
             size=total.bytes,
         )
-        return figures, [] if words or self.tokenizer.kind == "word" else [caveat]
+        of_words = self.tokenizer.kind == "word" and not self.tokenizer.whole
+        return figures, [] if words or of_words else [caveat]
 
     def baselines(self, total: Counts, *, stop: Stop) -> list[dict[str, Any]]:
         """Figures of baselines without a neural model."""

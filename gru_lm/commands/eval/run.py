@@ -48,18 +48,15 @@ def evaluate(
     outputs = outputs or Outputs()
     _check_usage(run, files, mode, encoding, outputs)
 
-    from gru_lm.commands.eval.lists import check_column, check_options, checked_mode, open_list
+    from gru_lm.commands.eval.lists import checked_form, open_list
     from gru_lm.reporting import console
     from gru_lm.text.parts import ListPart
-    from gru_lm.text.records import Form
     from gru_lm.text.sources import open_documents, spool_stdin
     from gru_lm.training import directory as run_directory
 
     with tempfile.TemporaryDirectory(prefix="gru-lm-") as folder:
         checkpoint = run_directory.find(run, console.warn)
-        form = Form.of(checkpoint.meta["config"])
-        mode = checked_mode(run, mode, form)
-        check_options(run, form, outputs)
+        form, mode = checked_form(run, checkpoint.meta["config"], mode, outputs)
         stdin = Path(folder) / "stdin"
         documents: list[Document] = []
         part: Part | None = None
@@ -79,14 +76,11 @@ def evaluate(
         loaded = load_model(checkpoint, device=device, threads=threads, stop=stop)
         if not files and not outputs.pairs:
             part = own_text(loaded, "valid", stop=stop)
-            documents = list(part.documents)
         elif form and documents:
             part = open_list(documents, form, stop=stop)
-            documents = list(part.documents)
+        documents = list(part.documents) if part else documents
         check_outputs(outputs, documents)
         records = part if isinstance(part, ListPart) else None
-        if records and outputs.id_column is not None:
-            check_column(records, outputs.id_column)
         size, notes = _surveyed(loaded, documents, records, outputs, is_own=not files, stop=stop)
         if outputs.dynamic == "rms":
             own_text(loaded, "train", stop=stop)
@@ -125,10 +119,13 @@ def _surveyed(
 ) -> tuple[int, list[str]]:
     """The size of the text, for progress, and caveats. Raises InputError if it is unreadable."""
     from gru_lm.commands.eval.contamination import record_caveats, text_caveats
+    from gru_lm.commands.eval.lists import check_column
     from gru_lm.reporting import console
     from gru_lm.text.documents import survey
 
     if records:
+        if outputs.id_column is not None:
+            check_column(records, outputs.id_column)
         notes = unseen_returns(records.returns, loaded.seen, of="the list")
         notes += record_caveats(loaded, records, is_own=is_own, stop=stop)
         return records.characters, notes
@@ -169,10 +166,15 @@ def _pairs(loaded: LoadedModel, path: Path, *, stop: Stop) -> dict[str, Any]:
     """The accuracy of the model on minimal pairs."""
     from gru_lm.evaluation.minimal_pairs import judged, read_pairs, score_pairs
     from gru_lm.reporting import console
+    from gru_lm.text.records import Form
 
     pairs = read_pairs(path, stop=stop)
+    # To a model of records, a sentence is a record.
+    end_id = loaded.tokenizer.end_id if Form.of(loaded.checkpoint.meta["config"]) else None
     with console.progress("judging pairs", 2 * len(pairs)) as advance:
-        scores = score_pairs(loaded.model, loaded.tokenizer, pairs, stop=stop, progress=advance)
+        scores = score_pairs(
+            loaded.model, loaded.tokenizer, pairs, end_id=end_id, stop=stop, progress=advance
+        )
     return judged(pairs, scores)
 
 

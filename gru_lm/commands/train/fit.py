@@ -14,9 +14,8 @@ from typing import Any
 from gru_lm.commands.train.clock import SAVING, START, VALIDATION, Pace, Spent
 from gru_lm.config import Settings
 from gru_lm.errors import DivergedError, Stopped
-from gru_lm.evaluation import RECORDS
 from gru_lm.evaluation.metrics import Counts, caveats
-from gru_lm.evaluation.record_texts import model_independent
+from gru_lm.evaluation.record_texts import sizes_of
 from gru_lm.evaluation.scoring import Totals
 from gru_lm.evaluation.validation import measure_tokens, seconds_of
 from gru_lm.generation.sampling import complete
@@ -102,9 +101,7 @@ class Trainer:
                 # Counted now, since the remaining time is reserved for other work.
                 for name in ("valid", "test") if self.pace.test else ("valid",):
                     documents = getattr(self.data.texts, name).documents
-                    self.counts[name] = model_independent(
-                        documents, self.data.tokenizer, stop=self.stop
-                    )
+                    self.counts[name] = sizes_of(documents, self.data.tokenizer, stop=self.stop)
                 self.spent.on(VALIDATION)
                 steps = self._steps()
                 while True:
@@ -345,7 +342,7 @@ class Trainer:
         return figures | {
             "ci95": None,  # computed by `eval` only
             "caveats": found,
-            "mode": RECORDS if self.counts[part].records else "columns",
+            "mode": "records" if self.counts[part].records else "columns",
             "seconds": round(seconds, 3),
             "tokens_per_second": round(totals.tokens / seconds, 1) if seconds else None,
             "checkpoint": str(self.run.directory / BEST),

@@ -25,6 +25,7 @@ from gru_lm.text.record_batches import RecordTokens
 from gru_lm.text.record_keys import Keys, among, read_keys, write_keys
 from gru_lm.text.records import LINE
 from gru_lm.text.sources import open_documents
+from gru_lm.text.tables import format_of
 
 MEASURED = 1000  # training records
 BY_HEART = 0.7  # of the held-out loss; a lower training loss comes of learning by heart
@@ -53,7 +54,12 @@ def _recognised(config: Settings, *, stdin: Path, stop: Stop) -> str:
             "(--records none: as running text)"
         )
         return LINE
-    if found == "maybe":
+    if found == "maybe" and any(format_of(document.name) for document in documents):
+        console.note(
+            "the text is read as it is; with --field NAME, each row of the table would be a record, "
+            "and a random tenth of them held out"
+        )
+    elif found == "maybe":
         console.note(
             "the text looks like a list; with --records line, each line would be a record of its own, "
             "in no order, and a random tenth of them held out"
