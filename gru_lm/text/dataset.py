@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gru_lm import caches
+from gru_lm.errors import InputError
 from gru_lm.signals import Stop
 from gru_lm.text.documents import Document, readings
 from gru_lm.text.overlap import Sketch, sketch
@@ -106,7 +107,8 @@ def tokenize(
     """Tokenize all splits, or all but test, using the cache.
 
     A split long enough to benefit is encoded by up to `workers` processes. End-of-document tokens are
-    always used in training text, in held-out text only if `tokenizer.ends_documents`.
+    always used in training text, in held-out text only if `tokenizer.ends_documents`. Raises InputError
+    if the tokenizer cannot tell the ends of records from line ends within them.
     """
     with_test = with_test and texts.test.characters > 0
     ends = tokenizer.ends_documents
@@ -129,6 +131,9 @@ def tokenize(
         for part, ends in parts
     ]
     caches.trim(cache, f"*{SUFFIX}", keep=[store.path for store in stores])
+    if tokenizer.newline_id == tokenizer.end_id:
+        for (part, _), store in zip(parts, stores, strict=True):
+            _check_ends(part, store, tokenizer)
     return Data(
         seen=seen,
         texts=texts,
@@ -137,6 +142,16 @@ def tokenize(
         valid=valid,
         test=test[0] if test else None,
     )
+
+
+def _check_ends(part: Part, store: TokenStore, tokenizer: Tokenizer) -> None:
+    """Raise InputError if records of several lines would be cut at their line ends."""
+    if isinstance(part, ListPart) and len(store.record_ends(tokenizer.end_id)) != part.records:
+        raise InputError(
+            "records of several lines need a tokenizer that tells their ends from line ends",
+            why="the given one has a single piece for both",
+            hint="another tokenizer, such as --tokenizer bpe, or --records line",
+        )
 
 
 def _text(documents: Sequence[Document]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from gru_lm.text.record_keys import keys_of
 from gru_lm.training.checkpoint import read
 from tests.conftest import TINY, Program, words
 from tests.inside import error, inside, listing
+from tests.unit.test_foreign_tokenizers import made
 
 STEPS = ["--steps", 6, "--eval-every", 3]
 
@@ -306,3 +307,20 @@ def test_from_a_run_of_records_and_back(tmp_path: Path) -> None:
     assert "end" not in inside(tmp_path, "info", "y").err
     shutil.rmtree(tmp_path / "list")
     inside(tmp_path, "train", "--resume", "on", "--steps", 2)
+
+
+def test_a_tokenizer_with_one_piece_for_the_ends_of_lines_and_records(tmp_path: Path) -> None:
+    (tmp_path / "my.model").write_bytes(made("unigram"))
+    write(tmp_path / "list.txt", names(300))
+    paragraphs = [f"{name}\n{name}" for name in names(300)]
+    (tmp_path / "paragraphs.txt").write_text("\n\n".join(paragraphs), encoding="utf-8")
+    options = [*TINY[2:], *STEPS, "--tokenizer", "my.model", "--out", "run"]
+    message = error(tmp_path, "train", "paragraphs.txt", "--records", "paragraph", *options, code=3)
+    assert "a single piece for both" in message
+    assert not (tmp_path / "run").exists()
+    done = inside(tmp_path, "train", "list.txt", *options, "--json")
+    assert done.json()["valid"]["bits_per_byte"] > 0
+    figures = inside(tmp_path, "eval", "run", "--json").json()
+    assert figures["bits_per_byte"] == pytest.approx(
+        done.json()["valid"]["bits_per_byte"], rel=1e-5
+    )
