@@ -40,7 +40,8 @@ RECORD, PIPED, RESULT, RESULTS, PAGE, CURVES = (
     "report.html",
     "curves.png",
 )
-COMPARISON_FILES = (RECORD, PIPED, RESULT, PAGE, CURVES)
+PIPED_TABLES = ("piped.csv", "piped.tsv", "piped.jsonl")  # instead of PIPED
+COMPARISON_FILES = (RECORD, PIPED, *PIPED_TABLES, RESULT, PAGE, CURVES)
 
 # First bytes of generated files, which may be anywhere.
 JSON_MARK = "gru_lm"  # the first key of every JSON object that a command prints or writes
@@ -111,7 +112,9 @@ def holds_run(folder: Path) -> bool:
 def holds_comparison(folder: Path) -> bool:
     """Whether `folder` contains a comparison, even one without a completed run yet."""
     names = _names(folder)
-    return (LOCK in names or RESULTS in names) and not names.isdisjoint((RECORD, PIPED))
+    return (LOCK in names or RESULTS in names) and not names.isdisjoint(
+        (RECORD, PIPED, *PIPED_TABLES)
+    )
 
 
 def is_free(folder: Path) -> bool:

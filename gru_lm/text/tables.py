@@ -62,10 +62,7 @@ def read_rows(document: Document, field: str, columns: Sequence[str]) -> Iterato
     record of more than MOST_CHARACTERS; EnvironmentProblem if the package for Parquet is missing.
     """
     wanted = Columns(document, field, columns)
-    kind, first = format_of(document.name), ""
-    if document.name == "-":
-        first = _first_line(document)
-        kind = JSON_LINES if first.startswith("{") else TSV if "\t" in first else CSV
+    kind = piped_format(document) if document.name == "-" else format_of(document.name)
     if kind is None:
         raise not_a_table(document.name)
     if kind == PARQUET:
@@ -75,6 +72,12 @@ def read_rows(document: Document, field: str, columns: Sequence[str]) -> Iterato
     if kind == JSON_LINES:
         return _objects(document, wanted)
     return _cells(document, wanted, tabs=kind == TSV)
+
+
+def piped_format(document: Document) -> str:
+    """The format of a table from standard input, one of the formats of text."""
+    first = _first_line(document)
+    return JSON_LINES if first.startswith("{") else TSV if "\t" in first else CSV
 
 
 def _first_line(document: Document) -> str:

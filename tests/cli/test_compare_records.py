@@ -22,7 +22,7 @@ from gru_lm.evaluation.statistics import seeds_difference
 from gru_lm.text.listing import place
 from gru_lm.text.record_keys import keys_of
 from gru_lm.training.checkpoint import read
-from tests.conftest import TINY, words
+from tests.conftest import TINY, Program, words
 from tests.inside import error, inside, listing
 
 SETTINGS: dict[str, Any] = {
@@ -203,12 +203,30 @@ def test_a_table_with_groups(tmp_path: Path) -> None:
     assert again.json()["runs"] == done.json()["runs"]
 
 
-def test_a_list_from_standard_input(whole: Path, program: Any) -> None:
+def test_a_list_from_standard_input(whole: Path, program: Program) -> None:
     content = (whole.parent / "list.txt").read_text(encoding="utf-8")
     args = ["compare", "-", *OPTIONS, "--seeds", 1, "--out", "piped"]
     result = program.json(*args, stdin=content)
     expected = measured(whole)["gru-0.json"]
     assert result["runs"][0]["bits_per_byte"] == expected["bits_per_byte"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+def test_a_table_from_standard_input(tmp_path: Path, program: Program, suffix: str) -> None:
+    if suffix == "jsonl":
+        content = "".join(json.dumps({"name": name}) + "\n" for name in names(300))
+    else:
+        separator = "," if suffix == "csv" else "\t"
+        content = f"n{separator}name\n" + "".join(f"1{separator}{name}\n" for name in names(300))
+    args = ["compare", "-", *OPTIONS, "--seeds", 1, "--field", "name", "--out", "piped"]
+    result = program.json(*args, stdin=content)
+    assert result["on"] == "the test records"
+    assert (tmp_path / f"piped/piped.{suffix}").read_text() == content
+    assert not (tmp_path / "piped/piped.txt").exists()
+    before = listing(tmp_path)
+    message = program.error(*args[:-1], "new", "--field", "nmae", code=3, stdin=content)
+    assert "nmae" in message
+    assert listing(tmp_path) == before, "nothing is left"
 
 
 @pytest.mark.parametrize(

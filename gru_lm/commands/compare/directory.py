@@ -1,7 +1,7 @@
 """The directory of a comparison of cells.
 
     compare.json                  the question and the plans, fixed before the first run
-    piped.txt                     the text, if it came from standard input
+    piped.txt                     the text, if piped in; for a table, piped.csv, .tsv or .jsonl
     <cell>-<seed>/                the runs
     results/<cell>-<seed>.json    measurements of a completed run
     result.json curves.png report.html

@@ -39,7 +39,9 @@ from gru_lm.reporting.plots import curves_png
 from gru_lm.reporting.report import compare_page
 from gru_lm.signals import Stop, never
 from gru_lm.text.documents import Document
-from gru_lm.text.sources import spool_stdin
+from gru_lm.text.records import ROW, Form
+from gru_lm.text.sources import open_documents, spool_stdin
+from gru_lm.text.tables import FORMATS, piped_format
 from gru_lm.training import directory as run_directory
 from gru_lm.training import reports
 
@@ -97,6 +99,9 @@ def _planned(comparison: Comparison, question: Question, *, stop: Stop) -> Recor
         copy = directory / PIPED
         comparison.made.append(copy)
         spool_stdin(copy, stop=stop)
+        if form := Form.of(config.given()):
+            copy = _as_table(copy, form, config.encoding)
+            comparison.made.append(copy)
 
         def copied(spec: str | None) -> str | None:
             return str(copy.absolute()) if spec == "-" else spec
@@ -117,6 +122,15 @@ def _planned(comparison: Comparison, question: Question, *, stop: Stop) -> Recor
         mismatch=mismatch(prepared, match=question.match),
         format=FORMAT,
     )
+
+
+def _as_table(copy: Path, form: Form, encoding: str) -> Path:
+    """The copy of standard input; renamed by its format if it is a table, which its name has to tell."""
+    if form.unit != ROW:
+        return copy
+    (document,) = open_documents(["-"], encoding=encoding, form=form, stdin=copy)
+    kind = piped_format(document)
+    return copy.rename(copy.with_suffix(next(s for s, named in FORMATS.items() if named == kind)))
 
 
 def _plan_line(cell: str, record: Record) -> str:
