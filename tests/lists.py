@@ -6,12 +6,13 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch.nn.functional import nll_loss
 
 from gru_lm.layout import CONFIG, RECORDS, step_path
 from gru_lm.model.language_model import LanguageModel, ModelConfig
-from gru_lm.text.record_keys import keys_of, write_keys
+from gru_lm.text.record_keys import digest_of, keys_of, write_keys
 from gru_lm.text.tokenizer import Tokenizer, train_tokenizer
 from gru_lm.training.loop import TrainState
 from gru_lm.training.optimizers import make_optimizer
@@ -75,12 +76,13 @@ def list_run(
         model.initial_state(1),
         step=1,
     )
+    keys_M = np.unique(keys_of(records))
     form = {"field": "text"} if unit == "row" else {"records": unit}
     data = capture(
         state,
         tokenizer,
         config={**form, "optimizer": "adamw"},
-        data={"train": "", "valid": "", "test": ""},
+        data={"train": "", "valid": "", "test": "", "records": digest_of(keys_M)},
         held={"document_ends": True, "carriage_returns": False},
         lines={},
         environment=environment(torch.device("cpu"), "native"),
@@ -88,5 +90,5 @@ def list_run(
     folder.mkdir(parents=True)
     step_path(folder, 1).write_bytes(data)
     (folder / CONFIG).write_text("", encoding="utf-8")
-    write_keys(folder / RECORDS, keys_of(records))
+    write_keys(folder / RECORDS, keys_M)
     return folder

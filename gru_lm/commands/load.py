@@ -75,7 +75,7 @@ def own_text(loaded: LoadedModel, part: str, *, stop: Stop) -> Part:
     except InputError as error:
         error.hint = hint
         raise
-    if used.fingerprints()[part] != loaded.checkpoint.meta["data"][part]:
+    if used.fingerprints[part] != loaded.checkpoint.meta["data"][part]:
         what = {"valid": "held-out", "train": "training"}[part]
         raise InputError(
             f"the {what} text of {directory} has changed since its training", hint=hint

@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from gru_lm.signals import Stop
-from gru_lm.text.documents import Document, cut, readings, survey
+from gru_lm.text.borders import after, at_line_ends
+from gru_lm.text.documents import Document, cut, survey
 from gru_lm.text.listing import PLACES, Listing, Mask, place, survey_records
-from gru_lm.text.record_keys import Keys
+from gru_lm.text.record_keys import Keys, digest_of
 from gru_lm.text.records import Form
 from gru_lm.text.segments import LONGEST
 from gru_lm.text.sources import open_documents
 
 Progress = Callable[[int], None]
 
-_SPACE = re.compile(r"\s")
 SLICES = 32  # of an excerpt; fewer if they would be shorter than a segment
 
 
@@ -107,9 +107,18 @@ class Texts:
     valid: Part
     test: Part
 
+    @cached_property
+    def keys_M(self) -> Keys | None:  # noqa: N802
+        """The different keys of all records of lists, used or not, sorted; None for running text."""
+        parts = [part for part in (self.train, self.valid, self.test) if isinstance(part, ListPart)]
+        listings = {id(part.listing): part.listing.keys_N for part in parts}
+        return np.unique(np.concatenate([*listings.values()])) if listings else None
+
+    @cached_property
     def fingerprints(self) -> dict[str, str]:
-        """Fingerprints of the splits, compared when a run is resumed."""
-        return {name: getattr(self, name).fingerprint for name in ("train", "valid", "test")}
+        """Fingerprints of the splits, compared when a run is resumed, and of all records of lists."""
+        names = {name: getattr(self, name).fingerprint for name in ("train", "valid", "test")}
+        return names if self.keys_M is None else names | {"records": digest_of(self.keys_M)}
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,7 @@ class Sources:
         ends = self._ends(shares)
         if at_line_ends:
             ends = [
-                _after(self.text, end, until, stop)
+                after(self.text, end, until, stop)
                 for end, until in zip(ends, (*ends[1:], self.text.characters), strict=True)
             ]
         return Texts(
@@ -288,57 +297,7 @@ def excerpt(part: Part, characters: int | None, *, stop: Stop) -> Part:
     count = max(1, min(SLICES, characters // LONGEST))
     size = characters // count
     spans = [(i * n // count, i * n // count + size) for i in range(count)]
-    return part.cut(*_at_line_ends(part, spans, near=min(LONGEST, size // 8), stop=stop))
-
-
-def _after(whole: Part, position: int, until: int, stop: Stop) -> int:
-    """The position after the next newline, if that is before `until`, else after the next white space.
-
-    The search starts just before `position`. If there is neither, the end of the text.
-    """
-    if position in (0, whole.characters):
-        return position
-    at = position - 1
-    space = None
-    for pieces in readings(whole.cut((at, whole.characters)).documents):
-        for piece in pieces:
-            stop()
-            if space is None and (match := _SPACE.search(piece)):
-                space = at + match.end()
-            newline = piece.find("\n")
-            at += len(piece)
-            if newline >= 0 and (after := at - len(piece) + newline + 1) < max(until, position + 1):
-                return after
-            if at >= until and space is not None:
-                return space
-    return whole.characters if space is None else space
-
-
-def _at_line_ends(
-    part: Part, spans: Sequence[tuple[int, int]], *, near: int, stop: Stop
-) -> list[tuple[int, int]]:
-    """Move both borders of `spans` inwards to an end of line within `near` characters, if any."""
-    windows = [
-        part.cut(window)
-        for start, end in spans
-        for window in ((max(0, start - 1), start + near), (end - near, end))
-    ]
-    # Reads all windows in one pass over the text.
-    read = readings(document for window in windows for document in window.documents)
-    texts = []
-    for window in windows:
-        stop()
-        texts.append("".join(piece for _ in window.documents for piece in next(read)))
-    moved = []
-    for (start, end), head, tail in zip(spans, texts[::2], texts[1::2], strict=True):
-        after_first, after_last = head.find("\n") + 1, tail.rfind("\n") + 1
-        moved.append(
-            (
-                start - 1 + after_first if start and after_first else start,
-                end - near + after_last if after_last else end,
-            )
-        )
-    return moved
+    return part.cut(*at_line_ends(part, spans, near=min(LONGEST, size // 8), stop=stop))
 
 
 def _digest(*parts: str) -> str:

@@ -85,7 +85,9 @@ class RecordBatches:
         chapter, step = divmod(position, self.steps)
         inputs, targets, starts = _chapter(self, chapter)
         length = inputs.shape[1]
-        part = slice(step * length // self.steps, (step + 1) * length // self.steps)
+        begin = step * length // self.steps
+        # At least one column: a chapter of a few short records may have fewer columns than steps.
+        part = slice(begin, max(begin + 1, (step + 1) * length // self.steps))
         return Batch(inputs[:, part], targets[:, part], np.zeros(self.batch, bool), starts[:, part])
 
     def order(self, chapter: int) -> npt.NDArray[np.int64]:
@@ -179,7 +181,7 @@ def _cut(
     return np.repeat(starts, parts) + number * most, np.minimum(left, most), number == 0
 
 
-_ROUNDS = 6
+_ROUNDS = 8
 _MIX = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -188,24 +190,23 @@ def permuted(
 ) -> npt.NDArray[np.int64]:
     """Images of `numbers` under a keyed permutation of 0 .. size - 1.
 
-    A Feistel network on the smallest even number of bits (Luby and Rackoff 1988), applied again to
-    images beyond the size (Black and Rogaway 2002).
+    A Feistel network on pairs of digits to the base √size, rounded up (Luby and Rackoff 1988), applied
+    again to the few images beyond the size (Black and Rogaway 2002).
 
     >>> sorted(permuted(np.arange(6), 6, (0, 1)).tolist())
     [0, 1, 2, 3, 4, 5]
     """
-    half = np.uint64(max(1, (max(1, size - 1).bit_length() + 1) // 2))
-    mask = np.uint64((1 << int(half)) - 1)
+    base = np.uint64(math.isqrt(size - 1) + 1)
     keys = np.random.SeedSequence(key).generate_state(_ROUNDS, np.uint64)
     images = numbers.astype(np.uint64)
     pending = np.arange(len(images))
     while len(pending):
-        left, right = images[pending] >> half, images[pending] & mask
+        left, right = np.divmod(images[pending], base)
         for round_key in keys:
             mixed = (right + round_key) * _MIX
             mixed ^= mixed >> np.uint64(29)
             mixed *= _MIX
-            left, right = right, left ^ ((mixed >> np.uint64(32)) & mask)
-        images[pending] = left << half | right
+            left, right = right, (left + (mixed >> np.uint64(32))) % base
+        images[pending] = left * base + right
         pending = pending[images[pending] >= size]
     return images.astype(np.int64)

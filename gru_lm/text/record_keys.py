@@ -34,13 +34,18 @@ def keys_of(texts: Iterable[str]) -> Keys:
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64, copy=False)
 
 
-def write_keys(path: Path, keys_N: Keys) -> None:
-    """Write the distinct keys, sorted, as little-endian 64-bit integers, atomically."""
-    atomic.write_bytes(path, np.unique(keys_N).astype("<u8").tobytes())
+def digest_of(sorted_M: Keys) -> str:
+    """SHA-256 of a table of keys, as `write_keys` writes it."""
+    return hashlib.sha256(np.ascontiguousarray(sorted_M, "<u8").data).hexdigest()
 
 
-def read_keys(path: Path) -> Keys | None:
-    """The table at `path`, memory-mapped; None if there is none, or if it is not sorted."""
+def write_keys(path: Path, sorted_M: Keys) -> None:
+    """Write distinct, sorted keys as little-endian 64-bit integers, atomically."""
+    atomic.write_bytes(path, np.ascontiguousarray(sorted_M, "<u8").tobytes())
+
+
+def read_keys(path: Path, digest: str) -> Keys | None:
+    """The table at `path`, memory-mapped; None if there is none, or not the one of this `digest`."""
     try:
         size = path.stat().st_size
         if not size or size % 8:
@@ -48,7 +53,7 @@ def read_keys(path: Path) -> Keys | None:
         keys_N: Keys = np.memmap(path, "<u8", "r")
     except OSError:
         return None
-    return keys_N if bool((keys_N[1:] > keys_N[:-1]).all()) else None
+    return keys_N if digest_of(keys_N) == digest else None
 
 
 def among(keys_N: Keys, sorted_M: Keys) -> npt.NDArray[np.bool_]:

@@ -211,7 +211,14 @@ def test_a_list_from_standard_input(whole: Path, program: Program) -> None:
     assert result["runs"][0]["bits_per_byte"] == expected["bits_per_byte"]
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "jsonl"])
+@pytest.mark.parametrize(
+    "suffix",
+    [
+        pytest.param("csv", marks=pytest.mark.slow),
+        pytest.param("tsv", marks=pytest.mark.slow),
+        "jsonl",
+    ],
+)
 def test_a_table_from_standard_input(tmp_path: Path, program: Program, suffix: str) -> None:
     if suffix == "jsonl":
         content = "".join(json.dumps({"name": name}) + "\n" for name in names(300))

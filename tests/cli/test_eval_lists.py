@@ -243,6 +243,7 @@ def test_paragraphs_and_files_are_read_as_the_run_was_trained(tmp_path: Path) ->
     assert "paragraph" in error(tmp_path, "eval", run, "-", "--per-line", "-", code=2)
 
 
+@pytest.mark.slow
 def test_lines_of_standard_input_are_records(of_lines: Path) -> None:
     program = Program(of_lines.parent)
     done = program("eval", of_lines, "-", "--per-line", "-", stdin="mar\nanis")

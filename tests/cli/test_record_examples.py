@@ -12,7 +12,7 @@ import pytest
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-@pytest.mark.parametrize("name", ["names", "molecules"])
+@pytest.mark.parametrize("name", [pytest.param("names", marks=pytest.mark.slow), "molecules"])
 def test_an_example_runs_from_an_empty_folder(name: str, tmp_path: Path) -> None:
     scripts = Path(sys.executable).parent  # gru-lm, and python3 of the same version
     done = subprocess.run(

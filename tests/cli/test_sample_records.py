@@ -78,6 +78,7 @@ def test_records_are_printed_one_a_line_and_nothing_else(listed: Path, sampled: 
     assert "1 ended" in err
 
 
+@pytest.mark.slow
 def test_threads_change_nothing(listed: Path, program: Program) -> None:
     options = (listed, "--samples", 300, "--seed", 1, "--json")
     one, two = (program("sample", *options, "--threads", count).stdout for count in (1, 2))

@@ -58,7 +58,7 @@ POINTS: dict[str, Callable[[], None]] = {
     "mid-step": lambda: before(
         optimizers.Schedule, "__call__", lambda _, progress: progress >= 0.5
     ),
-    "validation": lambda: before(fit, "validate"),
+    "validation": lambda: before(fit, "measure_tokens"),
     "sampling": lambda: before(fit, "complete"),
     "saving": lambda: before(
         atomic, "write_bytes", lambda path, _: path.name == "step-00000004.safetensors"

@@ -79,7 +79,7 @@ def test_verdicts_name_the_list() -> None:
     assert said.startswith("no difference found between a and b on this list; ")
 
 
-@pytest.mark.parametrize("count", [25, 300])
+@pytest.mark.parametrize("count", [25, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_difference_that_is_not_there_is_seldom_found(count: int) -> None:
     rng = np.random.default_rng(0)
     outside = 0

@@ -183,6 +183,7 @@ def test_a_record_cut_at_the_end_of_the_sample_is_left_out() -> None:
     assert verdict(lines) == "records"
 
 
+@pytest.mark.slow
 def test_the_corpora_here_and_a_text_of_the_tests(tmp_path: Path) -> None:
     assert looks_like_list(open_documents(["@docstrings"])) is None
     path = tmp_path / "text.txt"

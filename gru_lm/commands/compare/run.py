@@ -116,7 +116,7 @@ def _planned(comparison: Comparison, question: Question, *, stop: Stop) -> Recor
         parameters={cell: parameters(each.model_config()) for cell, each in prepared.items()},
         kind=data.tokenizer.kind,
         tokenizer=data.tokenizer.fingerprint,
-        data=data.texts.fingerprints(),
+        data=data.texts.fingerprints,
         part="test" if data.test else "valid",
         spacing=True,
         mismatch=mismatch(prepared, match=question.match),
@@ -190,7 +190,7 @@ def _held_out(
     except InputError as error:
         error.hint = error.hint or "restore the text, or start again with another --out"
         raise
-    if used.fingerprints() != record.data:
+    if used.fingerprints != record.data:
         raise InputError(
             f"the text of {comparison.directory} has changed since it was planned",
             why=f"it was read from: {', '.join(config.text)}",

@@ -59,7 +59,8 @@ def text_caveats(
 def record_caveats(loaded: LoadedModel, part: ListPart, *, is_own: bool, stop: Stop) -> list[str]:
     """Caveats for records; `is_own`: they are the run's held-out ones."""
     keys_R, uses = part.keys(), _uses(loaded)
-    table = read_keys(loaded.checkpoint.path.parent / RECORDS)
+    checkpoint = loaded.checkpoint
+    table = read_keys(checkpoint.path.parent / RECORDS, str(checkpoint.meta["data"].get("records")))
     if table is None:
         return text_caveats(loaded, part.documents, is_own=is_own, is_tuned=False, stop=stop)
     sides = _sides(loaded, keys_R, table, stop)

@@ -103,7 +103,7 @@ def sample_records(
             f"{run if isinstance(run, Path) else run.path} is a run of running text, not of records",
             hint="gru-lm train LIST --records line",
         )
-    listed_M = known_keys(checkpoint.path.parent, needed=novel)
+    listed_M = known_keys(checkpoint, needed=novel)
     loaded = _loaded(checkpoint, device=device, threads=threads, stop=stop)
     from gru_lm.generation.records import draw_records
     from gru_lm.generation.selection import Selection
@@ -125,15 +125,16 @@ def sample_records(
     )
 
 
-def known_keys(directory: Path, *, needed: bool) -> Keys | None:
+def known_keys(checkpoint: Checkpoint, *, needed: bool) -> Keys | None:
     """The keys of all records of the run's list; None if they cannot be read and are not `needed`.
 
     Raises InputError if they are.
     """
     from gru_lm.text.record_keys import read_keys
 
+    directory = checkpoint.path.parent
     path = directory / RECORDS
-    listed_M = read_keys(path)
+    listed_M = read_keys(path, str(checkpoint.meta["data"].get("records")))
     if listed_M is not None or not needed:
         return listed_M
     if not (directory / CONFIG).exists():

@@ -311,7 +311,7 @@ class Trainer:
             self.state,
             self.data.tokenizer,
             config=self.settings.portable(),
-            data=self.data.texts.fingerprints(),
+            data=self.data.texts.fingerprints,
             held=self.data.seen,
             lines=self.data.lines,
             environment=self.environment,

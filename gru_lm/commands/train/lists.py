@@ -22,7 +22,7 @@ from gru_lm.text.dataset import Data
 from gru_lm.text.parts import ListPart, ListSources, Sources, Texts
 from gru_lm.text.recognise import looks_like_list
 from gru_lm.text.record_batches import RecordTokens
-from gru_lm.text.record_keys import Keys, among, read_keys, write_keys
+from gru_lm.text.record_keys import among, read_keys, write_keys
 from gru_lm.text.records import LINE
 from gru_lm.text.sources import open_documents
 from gru_lm.text.tables import format_of
@@ -113,23 +113,9 @@ def compare_losses(model: LanguageModel, data: Data, *, held_out: float, stop: S
         )
 
 
-def all_keys(texts: Texts) -> Keys | None:
-    """The keys of all records of all parts; None for running text."""
-    listings = {
-        id(part.listing): part.listing
-        for part in (texts.train, texts.valid, texts.test)
-        if isinstance(part, ListPart)
-    }
-    if not listings:
-        return None
-    return np.concatenate([listing.keys_N for listing in listings.values()])
-
-
 def remember(directory: Path, texts: Texts) -> None:
     """Write the keys of all records into a run directory, unless they are there."""
-    keys = all_keys(texts)
-    if keys is None:
+    if texts.keys_M is None:
         return
-    known = read_keys(directory / RECORDS)
-    if known is None or not np.array_equal(known, np.unique(keys)):
-        write_keys(directory / RECORDS, keys)
+    if read_keys(directory / RECORDS, texts.fingerprints["records"]) is None:
+        write_keys(directory / RECORDS, texts.keys_M)

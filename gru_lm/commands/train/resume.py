@@ -145,7 +145,7 @@ def _texts(
         )
     try:
         _, texts = read_again(config, stdin=run.text, is_word=is_word, stop=stop)
-        current = texts.fingerprints()
+        current = texts.fingerprints
         if changed := [part for part in current if current[part] != fingerprints[part]]:
             # Parts of TEXT change together, a separate --valid or --test file alone.
             own = {"valid": config.valid, "test": config.test}.get(changed[0])
