@@ -175,4 +175,5 @@ def _print_result(result: dict[str, Any]) -> None:
         f"({result['tokens_per_second']:,.0f} tokens/s), {result['parameters']:,} parameters"
     )
     console.result(f"run: {result['run']}")
-    console.note("next: gru-lm sample {run}    or: gru-lm eval {run} FILE".format(**result))
+    more = " --samples 20 --novel" if result["valid"] and "records" in result["valid"] else ""
+    console.note("next: gru-lm sample {run}{0}    or: gru-lm eval {run} FILE".format(more, **result))

@@ -63,6 +63,7 @@ MOST_EPOCHS = 60.0  # more only overfit
 RISK_WITHOUT_DROPOUT = {False: 12.0, True: 5.0}
 DROPOUT_PER_DOUBLING = {False: 0.115, True: 0.066}
 LEAST_DROPOUT, MOST_DROPOUT = 0.05, 0.5  # less than LEAST_DROPOUT made no difference
+LIST_DROP = 1.6  # DropConnect of lists of characters, over the dropout of running text
 BASE_RATES = {"muon": 5e-3, "adamw": 5e-3, "sgd": 1.0, "nt-asgd": 10.0}  # for a GRU of BASE_WIDTH
 BASE_WIDTH = 256
 # Factors relative to the GRU, for cells whose best rate clearly differs (python -m benchmarks rates).
@@ -122,13 +123,14 @@ def plan_model(
     tokens: int,
     vocab_size: int,
     device: str,
+    is_list: bool = False,
     precision: str = "float32",
     speed: Callable[[Plan], float] | None = None,
     elapsed: float = 0.0,
 ) -> Plan:
     """Plan model size and training for `tokens` training tokens.
 
-    `vocab_size`: pieces that occur. `speed` measures the training speed of a plan in tokens per second;
+    `vocab_size`: pieces that occur. `is_list`: the tokens are records. `speed` measures the training speed of a plan in tokens per second;
     without it, or without a budget in minutes, the speed is assumed. `precision`: default precision.
     `elapsed`: seconds of the budget already used. Raises InputError if there are too few tokens.
     """
@@ -185,6 +187,8 @@ def plan_model(
     dropout = _given(settings.dropout, _dropout(plan, epochs, **text))
     # Inputs of a small vocabulary come from a table without dropout; use DropConnect instead.
     inputs, recurrent = (0.0, dropout) if vocab_size <= SMALL else (dropout, 0.0)
+    if is_list and recurrent and settings.dropout is None:
+        dropout, recurrent = 0.0, round(LIST_DROP * recurrent, 2)
     rate = _given(settings.lr, _rate(plan, trained))
     return dataclasses.replace(
         plan,

@@ -230,6 +230,7 @@ def plan_for(
             tokens=len(data.train.tokens),
             vocab_size=int((data.counts_V > 0).sum()),
             device=device.type,
+            is_list=data.is_list,
             precision=fastest_precision(device),
             speed=trials,
             elapsed=read_seconds,

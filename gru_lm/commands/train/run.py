@@ -182,7 +182,7 @@ def _fit(
     """Train, measure and plot; returns the result."""
     data = prepared.data.with_lines(stop=stop)
     overlap = data.lines["valid"].part_in(data.lines["train"])
-    if prepared.settings.valid and overlap >= LEAST:
+    if prepared.settings.valid and overlap >= LEAST and not data.is_list:  # lists: describe()
         console.warn(f"{overlap:.0%} of the lines of the held-out text are in the training text")
     if not with_test:
         data = dataclasses.replace(data, test=None)
