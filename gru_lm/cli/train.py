@@ -176,4 +176,6 @@ def _print_result(result: dict[str, Any]) -> None:
     )
     console.result(f"run: {result['run']}")
     more = " --samples 20 --novel" if result["valid"] and "records" in result["valid"] else ""
-    console.note("next: gru-lm sample {run}{0}    or: gru-lm eval {run} FILE".format(more, **result))
+    console.note(
+        "next: gru-lm sample {run}{0}    or: gru-lm eval {run} FILE".format(more, **result)
+    )

@@ -130,9 +130,10 @@ def plan_model(
 ) -> Plan:
     """Plan model size and training for `tokens` training tokens.
 
-    `vocab_size`: pieces that occur. `is_list`: the tokens are records. `speed` measures the training speed of a plan in tokens per second;
-    without it, or without a budget in minutes, the speed is assumed. `precision`: default precision.
-    `elapsed`: seconds of the budget already used. Raises InputError if there are too few tokens.
+    `vocab_size`: pieces that occur. `is_list`: the tokens are records. `speed` measures the training
+    speed of a plan in tokens per second; without it, or without a budget in minutes, the speed is
+    assumed. `precision`: default precision. `elapsed`: seconds of the budget already used. Raises
+    InputError if there are too few tokens.
     """
     if settings.cell not in (None, *CELLS):
         raise unknown_name("cell", settings.cell or "", CELLS)
@@ -188,7 +189,7 @@ def plan_model(
     # Inputs of a small vocabulary come from a table without dropout; use DropConnect instead.
     inputs, recurrent = (0.0, dropout) if vocab_size <= SMALL else (dropout, 0.0)
     if is_list and recurrent and settings.dropout is None:
-        dropout, recurrent = 0.0, round(LIST_DROP * recurrent, 2)
+        dropout, recurrent = 0.0, round(min(MOST_DROPOUT, LIST_DROP * recurrent), 2)
     rate = _given(settings.lr, _rate(plan, trained))
     return dataclasses.replace(
         plan,
