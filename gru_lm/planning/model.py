@@ -185,18 +185,12 @@ def plan_model(
     epochs = trained / tokens
     if epochs > MOST_EPOCHS and not (settings.epochs or settings.steps or settings.tokens):
         trained, most_epochs = MOST_EPOCHS * tokens, MOST_EPOCHS
-    dropout = _given(settings.dropout, _dropout(plan, epochs, **text))
-    # Inputs of a small vocabulary come from a table without dropout; use DropConnect instead.
-    inputs, recurrent = (0.0, dropout) if vocab_size <= SMALL else (dropout, 0.0)
-    if is_list and recurrent and settings.dropout is None:
-        dropout, recurrent = 0.0, round(min(MOST_DROPOUT, LIST_DROP * recurrent), 2)
+    planned = _dropout(plan, epochs, **text)
     rate = _given(settings.lr, _rate(plan, trained))
     return dataclasses.replace(
         plan,
         epochs=most_epochs,
-        dropout=dropout,
-        input_dropout=_given(settings.input_dropout, inputs),
-        weight_drop=_given(settings.weight_drop, recurrent),
+        **_dropouts(settings, planned, vocab_size=vocab_size, is_list=is_list),
         lr=rate,
         weight_decay=_given(settings.weight_decay, _decay(plan, rate, tokens=tokens)),
         beta2=_given(settings.beta2, BETA2_REPEATED if epochs > REPEATED else BETA2_NEW),
@@ -265,6 +259,22 @@ def _dropout(plan: Plan, epochs: float, *, tokens: int, vocab_size: int) -> floa
     doublings = math.log2(max(1.0, risk / RISK_WITHOUT_DROPOUT[plan.tied]))
     dropout = round(min(MOST_DROPOUT, DROPOUT_PER_DOUBLING[plan.tied] * doublings), 2)
     return dropout if dropout >= LEAST_DROPOUT else 0.0
+
+
+def _dropouts(
+    settings: Settings, planned: float, *, vocab_size: int, is_list: bool
+) -> dict[str, float]:
+    """Dropout of units, embeddings and recurrent weights, at the given or the `planned` rate."""
+    units = _given(settings.dropout, planned)
+    # Inputs of a small vocabulary come from a table without dropout; use DropConnect instead.
+    inputs, recurrent = (0.0, units) if vocab_size <= SMALL else (units, 0.0)
+    if is_list and recurrent and settings.dropout is None:
+        units, recurrent = 0.0, round(min(MOST_DROPOUT, LIST_DROP * recurrent), 2)
+    return {
+        "dropout": units,
+        "input_dropout": _given(settings.input_dropout, inputs),
+        "weight_drop": _given(settings.weight_drop, recurrent),
+    }
 
 
 def _rate(plan: Plan, trained: float) -> float:

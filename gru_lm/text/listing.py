@@ -14,6 +14,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +25,8 @@ from gru_lm.text.record_keys import Keys, keys_of
 from gru_lm.text.records import Block, Form, read_records
 
 PLACES = 1 << 64
+_BIN_BITS = 16
+_CHUNK = 1 << 20  # records
 
 Mask = npt.NDArray[np.bool_]
 
@@ -82,6 +85,11 @@ class Listing:
     returns: int
     fingerprint: str
 
+    @cached_property
+    def different_M(self) -> Keys:  # noqa: N802
+        """The different keys, sorted."""
+        return np.unique(self.keys_N)
+
     def between(self, low: int, high: int) -> Mask:
         """Mask of the records with places in [low, high)."""
         mask_N = np.full(len(self.places_N), low < PLACES)
@@ -113,17 +121,28 @@ class Listing:
 
         Records of equal places are taken together, and at least those of the lowest place.
         """
-        order = np.flatnonzero(is_kept_N)
-        order = order[np.argsort(self.places_N[order], kind="stable")]
-        places = self.places_N[order]
-        total = np.cumsum(self.characters_N[order], dtype=np.int64)
-        last_of_place = np.append(places[1:] != places[:-1], True)
-        fitting = np.flatnonzero(last_of_place & (total <= characters))
-        end = (fitting if len(fitting) else np.flatnonzero(last_of_place))[
-            -1 if len(fitting) else 0
-        ]
-        mask_N = np.zeros_like(is_kept_N)
-        mask_N[order[: int(end) + 1]] = True
+        # Totals by the highest bits of the place first: only records of one bin need to be sorted.
+        sums = np.zeros(1 << _BIN_BITS)
+        shift = np.uint64(64 - _BIN_BITS)
+        for start in range(0, len(is_kept_N), _CHUNK):
+            kept = slice(start, start + _CHUNK)
+            places, sizes = self.places_N[kept][is_kept_N[kept]], self.characters_N[kept]
+            bins = (places >> shift).astype(np.int64)
+            sums += np.bincount(bins, sizes[is_kept_N[kept]], minlength=len(sums))
+        totals = np.cumsum(sums)
+        last = int(np.searchsorted(totals, characters, side="right"))  # the bin that does not fit
+        if last == len(sums):
+            return is_kept_N
+        low, high = last << int(shift), (last + 1) << int(shift)
+        mask_N = is_kept_N & self.between(0, low)
+        left = characters - (totals[last - 1] if last else 0)
+        at = np.flatnonzero(is_kept_N & self.between(low, high))
+        at = at[np.argsort(self.places_N[at], kind="stable")]
+        places = self.places_N[at]
+        ends = np.flatnonzero(np.append(places[1:] != places[:-1], True))  # of equal places
+        fitting = ends[np.cumsum(self.characters_N[at], dtype=np.int64)[ends] <= left]
+        if len(fitting) or not mask_N.any():
+            mask_N[at[: 1 + int(fitting[-1] if len(fitting) else ends[0])]] = True
         return mask_N
 
 

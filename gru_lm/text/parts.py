@@ -111,8 +111,10 @@ class Texts:
     def keys_M(self) -> Keys | None:  # noqa: N802
         """The different keys of all records of lists, used or not, sorted; None for running text."""
         parts = [part for part in (self.train, self.valid, self.test) if isinstance(part, ListPart)]
-        listings = {id(part.listing): part.listing.keys_N for part in parts}
-        return np.unique(np.concatenate([*listings.values()])) if listings else None
+        listings = [*{id(part.listing): part.listing for part in parts}.values()]
+        if len(listings) < 2:
+            return listings[0].different_M if listings else None
+        return np.unique(np.concatenate([listing.different_M for listing in listings]))
 
     @cached_property
     def fingerprints(self) -> dict[str, str]:

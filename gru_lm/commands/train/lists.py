@@ -73,7 +73,7 @@ def describe(whole: Texts) -> None:
     if not (isinstance(train, ListPart) and isinstance(valid, ListPart)):
         return
     listing = train.listing
-    total, different = len(listing.keys_N), len(np.unique(listing.keys_N))
+    total, different = len(listing.keys_N), len(listing.different_M)
     empty = f"; {listing.empty:,} empty ones skipped" if listing.empty else ""
     sides = f"{train.records:,} for training, {valid.records:,} held out"
     if isinstance(test, ListPart) and test.records:
@@ -87,9 +87,12 @@ def repeated(whole: Texts) -> dict[str, str]:
     """Warnings for "valid" and "test" if some of their records are training records."""
     said = {}
     if isinstance(whole.train, ListPart):
-        known = np.unique(whole.train.keys())
+        listing, known = whole.train.listing, None
         for name, what in (("valid", "held-out"), ("test", "test")):
             part = getattr(whole, name)
+            if part.listing is listing and not listing.form.group:
+                continue  # equal records are on the same side
+            known = np.unique(whole.train.keys()) if known is None else known
             share = float(among(part.keys(), known).mean()) if part.records else 0.0
             if share:
                 said[name] = f"{share:.1%} of the {what} records are among the training records too"
