@@ -263,7 +263,7 @@ def _dropout(plan: Plan, epochs: float, *, tokens: int, vocab_size: int) -> floa
 
 def _dropouts(
     settings: Settings, planned: float, *, vocab_size: int, is_list: bool
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Dropout of units, embeddings and recurrent weights, at the given or the `planned` rate."""
     units = _given(settings.dropout, planned)
     # Inputs of a small vocabulary come from a table without dropout; use DropConnect instead.
