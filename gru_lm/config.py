@@ -49,7 +49,9 @@ class Settings:
 
     text: tuple[str, ...] = ("@docstrings",)
     start_from: str | None = None  # --from: a run, or one of its checkpoints
-    valid: str | None = _option(TEXT, "Validation text (default: the last tenth of TEXT).")
+    valid: str | None = _option(
+        TEXT, "Validation text (default: the last tenth of TEXT; of a list, a random tenth)."
+    )
     test: str | None = _option(TEXT, "Test text, measured once, at the end.")
     split: str = _option(
         TEXT, "Shares of TEXT for training, validation and, optionally, testing.", "0.9,0.1"

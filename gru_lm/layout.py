@@ -109,6 +109,11 @@ def holds_run(folder: Path) -> bool:
     return is_started or BEST in names or any(step_of(Path(name)) is not None for name in names)
 
 
+def is_piped_text(path: Path) -> bool:
+    """Whether `path` is standard input as a run keeps it."""
+    return path.name == PIPED_TEXT and holds_run(path.parent)
+
+
 def holds_comparison(folder: Path) -> bool:
     """Whether `folder` contains a comparison, even one without a completed run yet."""
     names = _names(folder)

@@ -41,7 +41,8 @@ MODEL_COLUMNS = (
     minutes="Minutes per run (default: 1); all cells train for the steps of the slowest in that time.",
     split="Shares of TEXT for training, validation and testing (default: 0.8,0.1,0.1).",
     valid="Validation text, instead of a part of TEXT.",
-    test="Test text, on which the cells are compared (default: the last tenth of TEXT).",
+    test="Test text, on which the cells are compared (default: the last tenth of TEXT; of a list, a "
+    "random tenth).",
     width="Hidden units per layer of the first cell, in the order gru, gru-before, lstm, "
     "lstm-thread, rnn; the others get matching widths.",
     cell=None,

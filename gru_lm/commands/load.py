@@ -120,6 +120,13 @@ def _without(side: str, sources: ListSources, config: Settings) -> InputError:
             hint="name a file with records, or say with --records or --field what they are",
         )
     many = len(np.unique(records.places_N))
+    if many == 1 and config.group is None:
+        return InputError(
+            f"no record is left for {side}: all of {', '.join(config.text)} is one record",
+            why=f"each {records.form.unit} is a record",
+            hint="another --records, such as --records line"
+            + (f", or --{option} FILE" if option else ""),
+        )
     what = f"values of {config.group}" if config.group else "different records"
     return InputError(
         f"no record is left for {side}",

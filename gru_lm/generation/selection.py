@@ -40,6 +40,7 @@ class Selection:
 
     `unique`: only records that ended and were not drawn before, for this prompt or an earlier one.
     `novel`: only records that ended and are not in the list with the sorted keys `listed_M`.
+    `paragraphs`: only records without a blank line, as no record of the list has one.
 
     Draws are judged in the order of prompts and of numbers. Counts: `drawn` records were judged, `ended`
     of them are complete, `unique` of these are different (None: not counted), and `novel` of these are
@@ -54,6 +55,7 @@ class Selection:
         *,
         unique: bool = False,
         novel: bool = False,
+        paragraphs: bool = False,
         listed_M: Keys | None = None,
     ) -> None:
         assert listed_M is not None or not novel, "novelty needs the keys of the list"
@@ -63,6 +65,7 @@ class Selection:
         self.unique: int | None = 0
         self.novel: int | None = None if listed_M is None else 0
         self._must = unique, novel
+        self._paragraphs = paragraphs
         self._listed_M = listed_M
         self._seen: set[int] = set()
         self.prompt = 0  # whose draws are judged now
@@ -81,7 +84,7 @@ class Selection:
         missing = self.samples - self._found
         return (
             math.ceil(missing * (self._judged + 1) / (self._found + 1))
-            if any(self._must)
+            if any(self._must) or self._paragraphs
             else missing
         )
 
@@ -112,6 +115,8 @@ class Selection:
                 if self.novel is not None:
                     self.novel += new and not record.listed
         accepted = (new or not must_be_unique) and (record.listed is False or not must_be_novel)
+        if self._paragraphs:
+            accepted &= _is_paragraph(self.prompts[record.prompt] + record.text, record.ended)
         self.kept += accepted
         self._found += accepted
         self._recent += accepted
@@ -131,3 +136,9 @@ class Selection:
     def _next_prompt(self) -> None:
         self.prompt += 1
         self._judged = self._found = self._recent = 0
+
+
+def _is_paragraph(text: str, ended: bool) -> bool:
+    """Whether no line is blank, except the last of a text that was cut."""
+    lines = text.split("\n")
+    return all(line.strip() for line in (lines if ended else lines[:-1]))

@@ -143,7 +143,7 @@ def _figures(result: dict[str, Any]) -> None:
     if "files" in result:
         shown = [name for name in labels if name in (*BESIDE, "records", "tokens", "bytes")]
         rows = [
-            [each["file"], *(_shown(each[name], style[name]) for name in shown)]
+            [each["file"], *(_shown(each.get(name), style[name]) for name in shown)]
             for each in (*result["files"], {**result, "file": "total"})
         ]
         console.table(["file", *(labels[name] for name in shown)], rows)

@@ -22,7 +22,7 @@ from gru_lm.signals import Stop, never, unheard
 from gru_lm.text import corpora, files
 from gru_lm.text.documents import CHUNK, Document, FileDocument, identity_of
 from gru_lm.text.records import ROW, Form
-from gru_lm.text.tables import FORMATS, PARQUET, format_of, not_a_table
+from gru_lm.text.tables import FORMATS, PARQUET, format_of, is_piped, not_a_table
 
 HEAD = 1 << 13  # bytes inspected to decide whether a file is text
 
@@ -168,7 +168,7 @@ def _file_document(name: str, path: Path, opening: _Opening, *, named: bool = Tr
     """
     table = format_of(name) if opening.tables else None
     with files.reading(name, path) as (raw, stream):
-        if opening.tables and name != "-" and table is None:
+        if opening.tables and table is None and not is_piped(name):
             raise not_a_table(name)
         identity = identity_of(os.fstat(raw.fileno()))
         head = stream.read(HEAD)

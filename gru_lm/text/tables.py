@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from gru_lm import layout
 from gru_lm.errors import InputError
 from gru_lm.text import files
 from gru_lm.text.columns import Columns
@@ -54,15 +55,16 @@ def not_a_table(name: str) -> InputError:
 def read_rows(document: Document, field: str, columns: Sequence[str]) -> Iterator[Block]:
     """A record for each row of a table: its cell in the column `field`, with those in `columns`.
 
-    The format is that of the name; standard input is JSON Lines if it begins with {, TSV if its first
-    line has a tab, else CSV. The separator of CSV is the first of , ; and tab that its header has.
+    The format is that of the name; standard input, or a run's copy of it, is JSON Lines if it begins
+    with {, TSV if its first line has a tab, else CSV. The separator of CSV is the first of , ; and tab
+    that its header has.
     Blank lines, and objects without the field, are empty records. Raises InputError for a name that is
     not that of a table, a column that is missing or ambiguous, and, with the line, for a row that cannot
     be parsed or has another width than the header, a value that is neither text nor a number, and a
     record of more than MOST_CHARACTERS; EnvironmentProblem if the package for Parquet is missing.
     """
     wanted = Columns(document, field, columns)
-    kind = piped_format(document) if document.name == "-" else format_of(document.name)
+    kind = piped_format(document) if is_piped(document.name) else format_of(document.name)
     if kind is None:
         raise not_a_table(document.name)
     if kind == PARQUET:
@@ -72,6 +74,11 @@ def read_rows(document: Document, field: str, columns: Sequence[str]) -> Iterato
     if kind == JSON_LINES:
         return _objects(document, wanted)
     return _cells(document, wanted, tabs=kind == TSV)
+
+
+def is_piped(name: str) -> bool:
+    """Whether a document is standard input, or a run's copy of it, whose name says nothing."""
+    return name == "-" or layout.is_piped_text(Path(name))
 
 
 def piped_format(document: Document) -> str:

@@ -251,8 +251,8 @@ def train_tokenizer(
         if vocab_size not in (None, 257 + len(whole)):
             raise UsageError(
                 f"--vocab-size {vocab_size} cannot be combined with --tokenizer byte",
-                why="its vocabulary is the 256 bytes, the end of a document"
-                + (f" and {len(whole):,} whole pieces" if whole else ""),
+                why="its vocabulary is the 256 bytes and the end of a document"
+                + (f", and {len(whole):,} whole pieces" if whole else ""),
                 hint="omit --vocab-size, or use --tokenizer bpe",
             )
         return _bytes(whole)

@@ -6,14 +6,19 @@ import csv
 import io
 import json
 import math
+import os
 import random
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from gru_lm.commands.eval.lines import answer_lines
 from gru_lm.commands.load import load_model
+from gru_lm.layout import RECORDS
 from gru_lm.training.directory import find
 from tests.conftest import TINY, Program
 from tests.inside import error, inside
@@ -312,3 +317,39 @@ def test_sentences_of_pairs_are_records(of_lines: Path, tmp_path: Path) -> None:
     found = evaluated(of_lines, "--pairs", tmp_path / "pairs.jsonl")["pairs"]
     right = [by_hand(of_lines, a)[1] < by_hand(of_lines, b)[1] for a, b in pairs]
     assert found["accuracy"] == pytest.approx(sum(right) / 3)
+
+
+def test_an_empty_list_beside_others(of_lines: Path, tmp_path: Path) -> None:
+    (tmp_path / "blank.txt").write_text("\n \n", encoding="utf-8")
+    (tmp_path / "names.txt").write_text("\n".join(names(30)), encoding="utf-8")
+    done = inside(tmp_path, "eval", of_lines, "blank.txt", "names.txt")
+    assert "2 empty records skipped" in done.err
+    result = inside(tmp_path, "eval", of_lines, "blank.txt", "names.txt", "--json").json()
+    assert result["records"] == 30
+    assert [each["tokens"] > 0 for each in result["files"]] == [False, True]
+
+
+def test_a_lost_table_of_records_is_said(of_lines: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(of_lines, run)
+    (run / RECORDS).write_bytes((run / RECORDS).read_bytes()[:-8])
+    (tmp_path / "names.txt").write_text("\n".join(names(30)), encoding="utf-8")
+    said = inside(tmp_path, "eval", run, "names.txt").err
+    assert "records.u64 of the run is missing or damaged" in said
+    assert "train --resume" in said
+
+
+def test_the_ends_of_lines_from_windows_are_no_part_of_records(of_lines: Path) -> None:
+    lines = [b"emma\nliam\n", b"emma\r\nliam\r\n"]
+    answers = []
+    for data in lines:
+        source, sink = os.pipe()
+        os.write(sink, data)
+        os.close(sink)
+        rows: list[str] = []
+        with os.fdopen(source, encoding="utf-8") as stdin, pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdin", stdin)
+            answer_lines(of_lines, rows.append, stop=lambda: None)
+        answers.append(rows)
+    assert answers[0] == answers[1]
+    assert len(answers[0]) == 3

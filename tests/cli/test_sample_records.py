@@ -242,7 +242,7 @@ def test_a_bare_checkpoint_has_no_table(copied: Path, sampled: Sampled, tmp_path
     bare = tmp_path / "elsewhere.safetensors"
     shutil.copy(step_path(copied, 1), bare)
     said = refused(sampled, bare, "--novel", code=3)
-    assert "not a run directory" in said
+    assert "needs the run that" in said
     assert "gru-lm train --resume" in said
     assert len(sampled(bare, "--unique", "--samples", 9)[0].splitlines()) == 9
     in_place, _ = sampled(step_path(copied, 1), "--novel", "--samples", 9)

@@ -6,12 +6,15 @@ import gzip
 import json
 import random
 import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gru_lm import cli
 from gru_lm.text.record_keys import keys_of
 from gru_lm.training.checkpoint import read
 from tests.conftest import TINY, Program, words
@@ -324,3 +327,31 @@ def test_a_tokenizer_with_one_piece_for_the_ends_of_lines_and_records(tmp_path: 
     assert figures["bits_per_byte"] == pytest.approx(
         done.json()["valid"]["bits_per_byte"], rel=1e-5
     )
+
+
+def test_settings_reproduce_a_run_on_a_piped_table(tmp_path: Path) -> None:
+    rows = "".join(f'{n},"{name}"\n' for n, name in enumerate(names(300)))
+    source = tmp_path / "piped"
+    source.write_text("id,name\n" + rows, encoding="utf-8")
+    command = ["train", "-", "--field", "name", "--out", "run", *TINY, "--steps", "4"]
+    with source.open(encoding="utf-8") as stdin, pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        patch.setattr(sys, "stdin", stdin)
+        assert cli.run([str(each) for each in command], started=time.monotonic()) == 0
+    inside(tmp_path, "train", "--config", "run/config.toml", "--out", "again")
+    assert weights(tmp_path / "run") == weights(tmp_path / "again")
+    assert "records" in inside(tmp_path, "eval", "run", "run/text.txt").out
+    shutil.copy(tmp_path / "run/text.txt", tmp_path / "text.txt")
+    assert "not a table" in error(tmp_path, "eval", "run", "text.txt", code=3)
+
+
+def test_what_cannot_be_parted_and_groups_of_unequal_size_are_named(tmp_path: Path) -> None:
+    write(tmp_path / "list.txt", names(200))
+    one = error(tmp_path, "train", "list.txt", "--records", "paragraph", "--out", "run", code=3)
+    assert "is one record" in one
+    assert "--records line" in one
+    many = names(400)
+    rows = "".join(f"{name},{min(n, 20)}\n" for n, name in enumerate(many))
+    (tmp_path / "list.csv").write_text("name,of\n" + rows, encoding="utf-8")
+    said = inside(tmp_path, "train", "list.csv", "--field", "name", "--group", "of", *TINY).err
+    assert "are held out instead of 10.0%" in said

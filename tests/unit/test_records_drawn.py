@@ -50,6 +50,17 @@ def few_rows(patch: pytest.MonkeyPatch, most: int) -> None:
         patch.setattr(rows, name, most)
 
 
+def test_no_paragraph_has_a_blank_line() -> None:
+    chosen = Selection([""], 3, paragraphs=True)
+    texts = ["a\n\nb", "a\nb", "\na", "a\n", "c", " ", "d\n \ne", "f"]
+    kept = [text for text in texts if chosen.accepts(Record(text=text, stop="end"))]
+    assert kept == ["a\nb", "c", "f"]
+    assert (chosen.drawn, chosen.kept, chosen.done) == (8, 3, True)
+    cut = Selection(["a\n"], 2, paragraphs=True)
+    assert cut.accepts(Record(text="b\n", stop="length"))
+    assert not cut.accepts(Record(text="\nb", stop="length"))
+
+
 CHOICES = (
     Choice(),
     Choice(temperature=0),

@@ -339,4 +339,6 @@ def _unnamed(asked: Mapping[str, Any]) -> Path:
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "not set"
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)

@@ -62,7 +62,12 @@ def record_caveats(loaded: LoadedModel, part: ListPart, *, is_own: bool, stop: S
     checkpoint = loaded.checkpoint
     table = read_keys(checkpoint.path.parent / RECORDS, str(checkpoint.meta["data"].get("records")))
     if table is None:
-        return text_caveats(loaded, part.documents, is_own=is_own, is_tuned=False, stop=stop)
+        notes = text_caveats(loaded, part.documents, is_own=is_own, is_tuned=False, stop=stop)
+        return [
+            *notes,
+            f"{RECORDS} of the run is missing or damaged: which records it was trained on is unknown "
+            "(gru-lm train --resume RUN writes it again)",
+        ]
     sides = _sides(loaded, keys_R, table, stop)
     if sides is None:
         share = float(among(keys_R, table).mean())

@@ -60,7 +60,9 @@ def answer_lines(
     answer("line\ttokens\tnats")
     number = 0
     for lines in _lines(encoding, stop):
-        for tokens, nats in _scored(loaded, lines, end_id, stop):
+        # The \r of a line end is not part of a record.
+        texts = [line.removesuffix("\r") for line in lines] if form else lines
+        for tokens, nats in _scored(loaded, texts, end_id, stop):
             number += 1
             answer(f"{number}\t{tokens}\t{nats:.9g}")
 

@@ -13,7 +13,7 @@ from gru_lm.errors import InputError, UsageError
 from gru_lm.layout import CONFIG, RECORDS
 from gru_lm.reporting import console
 from gru_lm.signals import Stop, never
-from gru_lm.text.records import LINE, Form
+from gru_lm.text.records import LINE, PARAGRAPH, Form
 from gru_lm.training import directory as run_directory
 
 if TYPE_CHECKING:
@@ -109,7 +109,14 @@ def sample_records(
     from gru_lm.generation.selection import Selection
 
     _warn_of(prompts, loaded)
-    selection = Selection(prompts, samples, unique=unique, novel=novel, listed_M=listed_M)
+    selection = Selection(
+        prompts,
+        samples,
+        unique=unique,
+        novel=novel,
+        paragraphs=form.unit == PARAGRAPH,
+        listed_M=listed_M,
+    )
     return selection, draw_records(
         loaded.model,
         loaded.tokenizer,
@@ -139,12 +146,13 @@ def known_keys(checkpoint: Checkpoint, *, needed: bool) -> Keys | None:
         return listed_M
     if not (directory / CONFIG).exists():
         raise InputError(
-            f"--novel needs {path}, but {directory} is not a run directory",
+            f"--novel needs the run that {checkpoint.path} is from: {path} is missing",
             why="a checkpoint does not hold the keys of the records that it was trained on",
             hint="give the run itself; gru-lm train --resume RUN writes a lost table again",
         )
     raise InputError(
-        f"--novel needs {path}, which is {'damaged' if path.exists() else 'missing'}",
+        f"--novel needs {path}, which is "
+        f"{'damaged, or of another run' if path.exists() else 'missing'}",
         hint=f"gru-lm train --resume {directory} writes it again",
     )
 

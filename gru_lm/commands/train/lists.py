@@ -23,7 +23,7 @@ from gru_lm.text.parts import ListPart, ListSources, Sources, Texts
 from gru_lm.text.recognise import looks_like_list
 from gru_lm.text.record_batches import RecordTokens
 from gru_lm.text.record_keys import among, read_keys, write_keys
-from gru_lm.text.records import LINE
+from gru_lm.text.records import LINE, ROW
 from gru_lm.text.sources import open_documents
 from gru_lm.text.tables import format_of
 
@@ -67,20 +67,29 @@ def _recognised(config: Settings, *, stdin: Path, stop: Stop) -> str:
     return "none"
 
 
-def describe(whole: Texts) -> None:
-    """Print what a list holds, and a warning if held-out lists repeat training records."""
+def describe(whole: Texts, *, held_out: float) -> None:
+    """Print what a list holds, and warnings if held-out lists repeat training records, or if groups
+    leave a share far from `held_out` for validation.
+    """
     train, valid, test = whole.train, whole.valid, whole.test
     if not (isinstance(train, ListPart) and isinstance(valid, ListPart)):
         return
     listing = train.listing
     total, different = len(listing.keys_N), len(listing.different_M)
-    empty = f"; {listing.empty:,} empty ones skipped" if listing.empty else ""
+    kind = "empty or without the field" if listing.form.unit == ROW else "empty"
+    empty = f"; skipped, since {kind}: {listing.empty:,}" if listing.empty else ""
     sides = f"{train.records:,} for training, {valid.records:,} held out"
     if isinstance(test, ListPart) and test.records:
         sides += f", {test.records:,} for testing"
     console.note(f"records: {total:,} ({different:,} different), {sides}{empty}")
     for said in repeated(whole).values():
         console.warn(said)
+    share = valid.records / total
+    if listing.form.group and valid.listing is listing and not 0.5 < share / held_out < 2:
+        console.warn(
+            f"{share:.1%} of the records are held out instead of {held_out:.1%}: the groups by "
+            f"{listing.form.group} are few or of unequal size"
+        )
 
 
 def repeated(whole: Texts) -> dict[str, str]:
