@@ -34,29 +34,33 @@ def fitted(
     cell: str = "gru",
     width: int = 24,
     steps: int = 80,
+    shared: bool = False,
 ) -> tuple[LanguageModel, Tokenizer]:
-    """A small model of records, each from the zero state to its end, and its tokenizer."""
+    """A small model of records, each from the zero state to its end, and its tokenizer.
+
+    `shared`: tokens that do not occur share a row, as in models that `train` makes.
+    """
     torch.manual_seed(0)
     text = "".join(record + "\n" for record in records)
     tokenizer = train_tokenizer(kind, lambda: [text], vocab_size=vocab_size)
     V = tokenizer.vocab_size
-    model = LanguageModel(
-        ModelConfig(cell=cell, vocab_size=V, layers=1, width=width, embed=8), backend="native"
-    )
     tokens = [[*tokenizer.encode_text(record), tokenizer.end_id] for record in records]
     flat = torch.tensor([token for each in tokens for token in each])
+    rows = len(flat.unique()) + 1 if shared else 0
+    config = ModelConfig(cell=cell, vocab_size=V, layers=1, width=width, embed=8, rows=rows)
+    model = LanguageModel(config, backend="native")
     model.set_unigram(torch.bincount(flat, minlength=V))
     optimizer = torch.optim.AdamW(model.parameters(), 0.02)
     rng = random.Random(0)
     for _ in range(steps):
-        rows = rng.choices(tokens, k=32)
-        T = max(map(len, rows))
-        inputs_BT = torch.full((len(rows), T), tokenizer.newline_id)
-        targets_BT = torch.full((len(rows), T), -1)
-        for row, each in enumerate(rows):
+        batch = rng.choices(tokens, k=32)
+        T = max(map(len, batch))
+        inputs_BT = torch.full((len(batch), T), tokenizer.newline_id)
+        targets_BT = torch.full((len(batch), T), -1)
+        for row, each in enumerate(batch):
             inputs_BT[row, 1 : len(each)] = torch.tensor(each[:-1])
             targets_BT[row, : len(each)] = torch.tensor(each)
-        log_probs_BTV, _ = model.log_probs(inputs_BT, model.initial_state(len(rows)))
+        log_probs_BTV, _ = model.log_probs(inputs_BT, model.initial_state(len(batch)))
         loss = nll_loss(log_probs_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=-1)
         optimizer.zero_grad()
         torch.autograd.backward(loss)

@@ -17,6 +17,7 @@ from gru_lm.generation.sampling import never_drawn, next_tokens
 from gru_lm.generation.selection import Record
 from gru_lm.generation.uniform import sequences, uniform
 from gru_lm.generation.writing import Writer, whole_pieces
+from gru_lm.model.heads import FullSoftmax
 from gru_lm.model.language_model import LanguageModel
 from gru_lm.model.stepper import make_stepper
 from gru_lm.text.tokenizer import Tokenizer
@@ -51,6 +52,8 @@ class Rows:
         self._length, self._choice, self._seed, self._check = length, choice, seed, check
         self._end = tokenizer.end_id
         never = {*never_drawn(tokenizer, allow_unknown=allow_unknown)}
+        if isinstance(model.head, FullSoftmax):  # bytes and characters that no record has
+            never |= {*model.head.unseen()}
         if one_line:
             never |= {token for token in range(V) if b"\n" in tokenizer.surface(token)}
         self._never = sorted(never - {self._end})

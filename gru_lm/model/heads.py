@@ -121,6 +121,13 @@ class FullSoftmax(nn.Module):
             self.weight = nn.Parameter(weight_VH)
         self.row_V, self._shared = None, 0.0
 
+    def unseen(self) -> list[int]:
+        """The tokens that share a row, as they were absent from the training text."""
+        if self.row_V is None:
+            return []
+        shared: list[int] = self._is_shared(self.row_V).nonzero()[:, 0].tolist()
+        return shared
+
     def check(self) -> None:
         """Check the mapping from tokens to rows, e.g. after loading. Raises ValueError if invalid."""
         if self.row_V is None:

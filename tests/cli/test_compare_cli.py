@@ -174,7 +174,7 @@ def test_a_finished_one_is_told_again_and_another_is_refused(whole: Path) -> Non
         ("--cells", "gru,rnn", "--cells is gru,lstm, not gru,rnn"),
         ("--seeds", 5, "--seeds is 3, not 5"),
         ("--steps", 9, "--steps is 2, not 9"),
-        ("--lr", 0.5, "--lr is None, not 0.5"),
+        ("--lr", 0.5, "--lr is not set, not 0.5"),
     ):
         message = error(whole.parent, "compare", "--out", "done", option, value, code=2)
         assert named in message

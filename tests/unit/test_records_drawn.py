@@ -50,6 +50,12 @@ def few_rows(patch: pytest.MonkeyPatch, most: int) -> None:
         patch.setattr(rows, name, most)
 
 
+def test_characters_that_no_record_has_are_never_drawn() -> None:
+    of = fitted(LIST, steps=5, shared=True)
+    made, _ = drawn(of, samples=2000, choice=Choice(temperature=5))
+    assert {*"".join(record.text for record in made)} <= {*"".join(LIST)}
+
+
 def test_no_paragraph_has_a_blank_line() -> None:
     chosen = Selection([""], 3, paragraphs=True)
     texts = ["a\n\nb", "a\nb", "\na", "a\n", "c", " ", "d\n \ne", "f"]
