@@ -122,15 +122,11 @@ def sizes_of(documents: Sequence[Document], tokenizer: Tokenizer, *, stop: Stop)
     for document in lists:
         for block in document.blocks():
             stop()
-            total += _counted(text := _joined(block), block)
+            total += _counted(text := block.text, block)
             if not tokenizer.lossless:
                 for _, charged_N in _charged(tokenizer, charges, text):
                     total += Counts(spelling_nats=float(charged_N.sum()))
     return total
-
-
-def _joined(block: Block) -> str:
-    return "".join(f"{text}\n" for text in block.texts)
 
 
 def _counted(text: str, block: Block) -> Counts:
@@ -149,7 +145,7 @@ def _encoded(
             if not block.texts:
                 continue
             # Encoding them together is much faster, and lines are encoded independently.
-            text = _joined(block)
+            text = block.text
             coverings, charged = zip(*_charged(tokenizer, charges, text), strict=True)
             tokens_N = np.concatenate([each.tokens_N for each in coverings]).astype(np.int32)
             sizes_N2 = np.concatenate([each.sizes_N2 for each in coverings])

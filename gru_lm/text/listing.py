@@ -37,7 +37,7 @@ class RecordDocument:
 
     document: Document
     form: Form
-    is_kept_N: Mask | None = None  # None: all
+    is_kept_N: Mask
 
     @property
     def name(self) -> str:
@@ -48,23 +48,23 @@ class RecordDocument:
         """The records in blocks, with these columns. Raises InputError if they cannot be read."""
         before = 0
         for block in read_records(self.document, self.form, columns=columns):
-            count = len(block.texts)
-            if self.is_kept_N is None:
+            kept = self.is_kept_N[before : before + len(block.texts)]
+            before += len(block.texts)
+            if kept.all():
                 yield block
             else:
-                at = np.flatnonzero(self.is_kept_N[before : before + count]).tolist()
+                at = np.flatnonzero(kept).tolist()
                 yield Block(
                     [block.texts[i] for i in at],
                     [block.lines[i] for i in at],
                     {name: [values[i] for i in at] for name, values in block.columns.items()},
                     block.empty,
                 )
-            before += count
 
     def pieces(self) -> Iterator[str]:
         for block in self.blocks():
             if block.texts:
-                yield "\n".join(block.texts) + "\n"
+                yield block.text
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +156,7 @@ def survey_records(
     empty = returns = 0
     for document in documents:
         count = starts[-1]
-        for block in RecordDocument(document, form).blocks(columns):
+        for block in read_records(document, form, columns=columns):
             stop()
             keys.append(keys_of(block.texts))
             places.append(keys_of(block.columns[form.group]) if form.group else keys[-1])

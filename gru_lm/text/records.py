@@ -45,6 +45,11 @@ class Block(NamedTuple):
     columns: dict[str, list[str]]  # the columns asked for: a value for each record
     empty: int  # empty records among them, which are left out
 
+    @property
+    def text(self) -> str:
+        """The records as text: each is followed by a newline, which is its end."""
+        return "".join(f"{text}\n" for text in self.texts)
+
 
 def read_records(document: Document, form: Form, *, columns: Sequence[str] = ()) -> Iterator[Block]:
     r"""The records of a document, in blocks.

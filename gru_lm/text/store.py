@@ -198,7 +198,7 @@ def _encoded_records(
             for block in document.blocks():
                 if not block.texts:
                     continue
-                text = "\n".join(block.texts) + "\n"
+                text = block.text
                 is_lines.append(text.count("\n") == len(block.texts))
                 deque(measured(iter([text])), maxlen=0)
                 yield [text] if is_lines[-1] else [*block.texts, ""]

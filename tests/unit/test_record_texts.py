@@ -43,7 +43,7 @@ RECORDS = [
 
 
 def listed(text: str, unit: str = LINE, name: str = "a") -> RecordDocument:
-    return RecordDocument(Text(name, text), Form(unit=unit))
+    return RecordDocument(Text(name, text), Form(unit=unit), np.ones(len(text) + 1, bool))
 
 
 def lines(records: list[str]) -> RecordDocument:

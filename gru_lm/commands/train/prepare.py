@@ -142,7 +142,7 @@ def prepare(
     planned = plan_tokenizer(config, characters=characters, records=records)
     kind = tokenizer.kind if tokenizer else checked_kind(planned)
     whole = sources.split(config.shares(), at_line_ends=kind == "word", stop=stop)
-    describe(whole, held_out=float(config.shares()[1]) or 1.0)
+    describe(whole, held_out=float(config.shares()[1]))
     asked = config
     config = plan_part(config, whole, kind=kind, device=device)
     texts = used_texts(whole, config, stop=stop)
