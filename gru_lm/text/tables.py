@@ -47,7 +47,7 @@ def format_of(name: str) -> str | None:
 def not_a_table(name: str) -> InputError:
     """The error for a file whose name is not that of a table."""
     hint = (
-        f"--field is for {', '.join(FORMATS)}; without it, --records line makes each line a record"
+        f"runs with --field read {', '.join(FORMATS)}; for other lists, train with --records line"
     )
     return files.NotTextError(f"{name}: not a table, by its name", hint=hint)
 
